@@ -1,0 +1,152 @@
+"""The records that travel along the flow. Frozen, small, and checked when they are made.
+
+Axes: N regions, K candidates, P points, H W the pixels of a view or image, h w a coarser grid over the same area.
+Frame: pixels of the original image (or of the view cut from it), x right, y down. Sizes are (H, W), points are
+(x, y) = (column, row) pixel indices, boxes are half-open xyxy, so `mask[y0:y1, x0:x1]` is the box.
+"""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+BoolArray: TypeAlias = NDArray[np.bool_]
+FloatArray: TypeAlias = NDArray[np.float32]
+IntArray: TypeAlias = NDArray[np.int64]
+ImageArray: TypeAlias = NDArray[np.uint8]
+Size: TypeAlias = tuple[int, int]
+"""(H, W) in pixels."""
+
+FOREGROUND, BACKGROUND, ABSENT = 1, 0, -1
+"""Point labels, as segment-anything numbers them."""
+
+Layout: TypeAlias = Literal["instances", "indexed", "semantic"]
+"""How the regions of a sample relate: `instances` may overlap; `indexed` ones share one map, so they may not;
+`semantic` ones share a map and are classes, so each is split into parts before it is refined."""
+
+
+@dataclass(frozen=True, slots=True)
+class Rle:
+    """A mask as COCO's compressed run lengths: column order, starting with background."""
+
+    size: Size
+    counts: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Region:
+    """One coarse mask as it stands in the user's file.
+
+    `mask` is None where the file holds none that can be decoded; `keep` then says why. A region with a `keep` reason
+    is not refined: it goes through untouched with the status `kept:<reason>`.
+    """
+
+    id: int
+    category: int | None
+    mask: Rle | None
+    keep: str | None = None
+
+    def __post_init__(self) -> None:
+        if self.mask is None and self.keep is None:
+            raise ValueError(f"region {self.id} has neither a mask nor a reason to keep it as it is")
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One image, by path, and its coarse regions in the order of the file.
+
+    `size` is what the annotations say the image measures, (H, W). `void` marks pixels that no region may claim or
+    lose (the 255 of PASCAL VOC).
+    """
+
+    key: str
+    image: Path
+    size: Size
+    regions: tuple[Region, ...]
+    layout: Layout = "instances"
+    void: Rle | None = None
+
+    def __post_init__(self) -> None:
+        for region in self.regions:
+            if region.mask is not None and region.mask.size != self.size:
+                raise ValueError(f"region {region.id} is {region.mask.size}, its sample {self.key} is {self.size}")
+
+
+@dataclass(frozen=True, slots=True)
+class Prompts:
+    """What a segmenter is asked about N regions of one view.
+
+    points: float32 (N, P, 2), (x, y) pixel indices in the view.
+    labels: int64 (N, P), 1 foreground, 0 background, -1 no point (its coordinates mean nothing).
+    boxes: float32 (N, 4), half-open xyxy in the view, or None.
+    masks: float32 (N, h, w), logits spread over the whole view on a grid of any size, or None.
+    """
+
+    points: FloatArray
+    labels: IntArray
+    boxes: FloatArray | None
+    masks: FloatArray | None
+
+    def __post_init__(self) -> None:
+        n, p = self.labels.shape
+        expected = {"points": (n, p, 2), "boxes": (n, 4)}
+        for name, shape in expected.items():
+            array = getattr(self, name)
+            if array is not None and array.shape != shape:
+                raise ValueError(f"{name} are {array.shape}, expected {shape}")
+        if self.masks is not None and (self.masks.ndim != 3 or len(self.masks) != n):
+            raise ValueError(f"masks are {self.masks.shape}, expected ({n}, h, w)")
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def take(self, rows: slice | Sequence[int]) -> "Prompts":
+        """The same prompts for some of the regions."""
+        return Prompts(
+            self.points[rows],
+            self.labels[rows],
+            None if self.boxes is None else self.boxes[rows],
+            None if self.masks is None else self.masks[rows],
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Annotation:
+    """What became of one region: its mask, and how far to trust it.
+
+    mask: refined, or the coarse one where the status is `kept:<reason>`; None where the file held none.
+    predicted_iou: the model's own estimate in 0..1, None where the model was not asked.
+    coarse_iou: IoU of the refined proposal with the coarse mask, None where there was no proposal.
+    """
+
+    mask: Rle | None
+    status: str
+    predicted_iou: float | None = None
+    coarse_iou: float | None = None
+
+    @property
+    def refined(self) -> bool:
+        return self.status == REFINED
+
+
+REFINED = "refined"
+
+
+def kept(reason: str) -> str:
+    """The status of a region that keeps its coarse mask."""
+    return f"kept:{reason}"
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """What comes back for a sample: one annotation per region, in the same order.
+
+    `error` is the sentence to show when the whole sample could not be refined; its annotations are then all kept.
+    """
+
+    key: str
+    annotations: tuple[Annotation, ...]
+    error: str | None = None

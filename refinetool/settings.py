@@ -1,0 +1,106 @@
+"""Every default of the tool, once. Functions elsewhere take plain keyword arguments without defaults."""
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+
+@dataclass(frozen=True, slots=True)
+class PromptSettings:
+    """How prompts are mined from a coarse mask. Numbers are the paper's unless said otherwise."""
+
+    point: Literal["distance", "random", "box-center"] = "distance"
+    use_point: bool = True
+    use_negative: bool = True
+    use_box: bool = True
+    use_mask: bool = True
+    border_is_background: bool = False
+    """Whether the frame of the image counts as the mask's boundary when the deepest pixel is sought."""
+    box: Literal["tight", "elastic"] = "elastic"
+    elastic_threshold: float = 0.1
+    """Share of similar pixels in the strip beside a box edge above which the edge moves (the paper's lambda)."""
+    elastic_similarity: float = 0.5
+    """Cosine above which a pixel counts as similar."""
+    elastic_step: float = 0.1
+    """Width of the strip as a share of the box side."""
+    elastic_step_px: float = 10.0
+    """Upper bound of that width, in pixels."""
+    elastic_rounds: int = 1
+    gaussian_shape: Literal["radial", "distance"] = "radial"
+    gaussian_amplitude: float = 15.0
+    """Peak logit of the mask prompt (the paper's omega)."""
+    gaussian_span: float = 4.0
+    """How slowly the mask prompt fades (the paper's gamma)."""
+    gaussian_background: Literal["negative", "zero"] = "negative"
+    weaken_expanded: bool = False
+    """Whether a mask whose box was extended gets a mask prompt of amplitude 1 (the release does)."""
+    release: bool = False
+    """Chamfer distances, the (0, 0) fallback point, inclusive boxes and cancelled border steps of the authors' release."""
+
+
+@dataclass(frozen=True, slots=True)
+class ViewSettings:
+    """What the model sees of the image for a region."""
+
+    mode: Literal["auto", "frame", "crop"] = "auto"
+    margin: float = 0.35
+    """What a crop adds around the region's box, on each side, as a share of the box side."""
+    min_side_px: int = 96
+    max_aspect: float = 2.0
+    """A crop's longer side is at most this many times the shorter one, where the image has room."""
+    small_object: float = 0.001
+    """With `auto` and a frame model, regions under this share of the image's area get a crop ..."""
+    large_image_px: int = 1500
+    """... if the image's longer side is at least this."""
+
+
+@dataclass(frozen=True, slots=True)
+class SplitSettings:
+    """How a class mask is split into parts (SAMRefiner's split-then-merge)."""
+
+    rule: Literal["paper", "relaxed"] = "relaxed"
+    merge_ratio: float = 0.5
+    """The paper's mu."""
+    min_area_px: int = 5
+    fixed_point: bool = False
+    """Whether merging repeats until nothing changes, instead of one sweep."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuardSettings:
+    """When the coarse mask is kept. Defaults are measured on train lists; see docs/design/guard.md."""
+
+    min_predicted_iou: float = 0.5
+    min_coarse_iou: float = 0.3
+    max_area_ratio: float = 3.0
+    """Refined area over coarse area, or its inverse, above which the refined mask is doubtful."""
+
+
+@dataclass(frozen=True, slots=True)
+class SnapSettings:
+    """The edge-aware filter after selection, at native resolution."""
+
+    mode: Literal["auto", "none", "guided"] = "auto"
+    radius: float = 0.2
+    """Filter radius as a share of the radius of a disc of the mask's area."""
+    epsilon: float = 1e-4
+    """Variance, on a 0..1 colour scale, below which the guide counts as flat."""
+
+
+@dataclass(frozen=True, slots=True)
+class RefineSettings:
+    """One refinement job, apart from model and files."""
+
+    passes: int = 1
+    selection: Literal["auto", "single", "predicted", "coarse"] = "auto"
+    include_crowd: bool = False
+    prompt_batch: int = 32
+    """Regions per decoder call: bounds memory."""
+    image_batch: int = 8
+    """Views per encoder call."""
+    max_pixels: int = 178_956_970
+    """Images that claim more pixels are refused unread (Pillow's bound: a quarter of a gibibyte in RGB, twice)."""
+    prompts: PromptSettings = field(default_factory=PromptSettings)
+    view: ViewSettings = field(default_factory=ViewSettings)
+    split: SplitSettings = field(default_factory=SplitSettings)
+    guard: GuardSettings = field(default_factory=GuardSettings)
+    snap: SnapSettings = field(default_factory=SnapSettings)
