@@ -51,7 +51,7 @@ class StorageError(RefinetoolError):
     """An output can't be written: permissions, a full disk, a path in the way."""
 
 
-class Interrupted(RefinetoolError):
+class Interrupted(RefinetoolError):  # noqa: N818 - a state, not a fault
     """The user stopped the run; finished work is in the journal."""
 
     exit_code = 130

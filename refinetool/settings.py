@@ -34,7 +34,7 @@ class PromptSettings:
     weaken_expanded: bool = False
     """Whether a mask whose box was extended gets a mask prompt of amplitude 1 (the release does)."""
     release: bool = False
-    """Chamfer distances, the (0, 0) fallback point, inclusive boxes and cancelled border steps of the authors' release."""
+    """Follow the authors' release: chamfer distances, fallback point (0, 0), inclusive boxes, unclipped steps."""
 
 
 @dataclass(frozen=True, slots=True)
