@@ -19,6 +19,10 @@ IntArray: TypeAlias = NDArray[np.int64]
 ImageArray: TypeAlias = NDArray[np.uint8]
 Size: TypeAlias = tuple[int, int]
 """(H, W) in pixels."""
+Point: TypeAlias = tuple[int, int]
+"""(x, y) pixel indices."""
+Box: TypeAlias = tuple[int, int, int, int]
+"""Half-open (x0, y0, x1, y1) in pixels."""
 
 FOREGROUND, BACKGROUND, ABSENT = 1, 0, -1
 """Point labels, as segment-anything numbers them."""
