@@ -1,0 +1,286 @@
+"""Pure mask algebra: run lengths, boxes, overlap, boundaries, distances, parts and outlines.
+
+A mask is bool (H, W). Boxes are half-open xyxy, so `mask[y0:y1, x0:x1]` is the box. Nothing here modifies its input.
+Whatever can be read off a part of the image is computed on the box of the mask: masks are small, images are not.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+from scipy import ndimage
+
+from refinetool.errors import MaskError
+from refinetool.records import BoolArray, FloatArray, IntArray, Rle, Size
+
+Box: TypeAlias = tuple[int, int, int, int]
+"""(x0, y0, x1, y1) in pixels, half-open."""
+
+
+# --- run lengths
+
+
+def encode(mask: BoolArray) -> Rle:
+    """The run lengths of a mask, bool (H, W)."""
+    runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
+    return Rle(size=(mask.shape[0], mask.shape[1]), counts=runs["counts"])
+
+
+def decode(rle: Rle) -> BoolArray:
+    """The mask, bool (H, W) in row-major memory, that run lengths stand for."""
+    return np.ascontiguousarray(coco_mask.decode(_as_coco(rle)), dtype=np.bool_)
+
+
+def area(rle: Rle) -> int:
+    """Number of mask pixels, without decoding."""
+    return int(coco_mask.area(_as_coco(rle)))
+
+
+def union(rles: Sequence[Rle]) -> Rle:
+    """The mask that covers what any of the given ones covers; at least one, all of one size."""
+    runs = coco_mask.merge([_as_coco(rle) for rle in rles])
+    return Rle(size=rles[0].size, counts=runs["counts"])
+
+
+def _as_coco(rle: Rle) -> dict[str, Any]:
+    return {"size": list(rle.size), "counts": rle.counts}
+
+
+# --- boxes and overlap
+
+
+def bounding_box(mask: BoolArray) -> Box | None:
+    """The tight box (x0, y0, x1, y1), half-open; None for an empty mask."""
+    rows = np.flatnonzero(mask.any(axis=1))
+    if rows.size == 0:
+        return None
+    y0, y1 = int(rows[0]), int(rows[-1]) + 1
+    columns = np.flatnonzero(mask[y0:y1].any(axis=0))
+    return int(columns[0]), y0, int(columns[-1]) + 1, y1
+
+
+def iou(a: BoolArray, b: BoolArray) -> float:
+    """Intersection over union in 0..1; two empty masks count as equal (1.0, as DAVIS has it)."""
+    either = int(np.count_nonzero(a | b))
+    return int(np.count_nonzero(a & b)) / either if either else 1.0
+
+
+# --- boundaries
+
+
+def boundary_width(size: Size, ratio: float) -> int:
+    """Width in pixels of the boundary band of an image of size (H, W): `ratio` of its diagonal, at least 1."""
+    return max(1, round(ratio * math.hypot(*size)))
+
+
+def boundary(mask: BoolArray, width_px: int) -> BoolArray:
+    """The inner boundary band, bool (H, W): mask pixels within `width_px` (chessboard) of a pixel outside the mask.
+
+    The frame of the image counts as boundary, as in the boundary IoU of Cheng et al. 2021.
+    """
+    band = np.zeros(mask.shape, dtype=np.bool_)
+    box = bounding_box(mask)
+    if box is None:
+        return band
+    x0, y0, x1, y1 = box
+    inside = np.ascontiguousarray(mask[y0:y1, x0:x1])
+    # Outside its box a mask is background, so eroding the crop with zeros around it is exact.
+    kernel = np.ones((3, 3), dtype=np.uint8)
+    eroded = cv2.erode(
+        inside.view(np.uint8), kernel, iterations=width_px, borderType=cv2.BORDER_CONSTANT, borderValue=(0,)
+    )
+    band[y0:y1, x0:x1] = inside & (eroded == 0)
+    return band
+
+
+def boundary_iou(a: BoolArray, b: BoolArray, ratio: float) -> float:
+    """IoU of the inner boundary bands, whose width is `ratio` of the image diagonal; two empty masks give 1.0."""
+    width_px = boundary_width((a.shape[0], a.shape[1]), ratio)
+    return iou(boundary(a, width_px), boundary(b, width_px))
+
+
+# --- distances
+
+
+def distance_inside(mask: BoolArray, border_is_background: bool) -> FloatArray:
+    """How deep each pixel lies in the mask.
+
+    Args:
+        mask: bool (H, W).
+        border_is_background: Whether what lies beyond the frame of the image counts as background.
+
+    Returns:
+        float32 (H, W): exact Euclidean distance in pixels, centre to centre, to the nearest pixel outside the mask;
+        0 outside the mask. A mask that fills the image has no background within the frame: its distance is then the
+        one to the first pixel beyond the frame, whatever `border_is_background` says.
+    """
+    depth = np.zeros(mask.shape, dtype=np.float32)
+    box = bounding_box(mask)
+    if box is None:
+        return depth
+    x0, y0, x1, y1 = box
+    inside = mask[y0:y1, x0:x1]
+    # The background nearest to a mask pixel lies in the box or in the ring around it: the crop gives exact distances,
+    # provided that no ring is added where the box ends at the frame and nothing is known beyond it.
+    height, width = mask.shape
+    ring = np.array([[y0 > 0, y1 < height], [x0 > 0, x1 < width]])
+    if border_is_background or not (ring.any() or not inside.all()):
+        ring[:] = True
+    padded = np.pad(inside, ring.astype(np.intp)).view(np.uint8)
+    distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    top, left = int(ring[0, 0]), int(ring[1, 0])
+    depth[y0:y1, x0:x1] = distance[top : top + y1 - y0, left : left + x1 - x0]
+    return depth
+
+
+# --- parts and holes
+
+
+@dataclass(frozen=True, slots=True)
+class Components:
+    """The R connected parts (8 neighbours) of a mask, in row-major order of their first pixel.
+
+    labels: int32 (H, W), 0 background, r + 1 for part r.
+    boxes: int64 (R, 4), half-open xyxy.
+    areas: int64 (R,), pixels.
+    """
+
+    labels: NDArray[np.int32]
+    boxes: IntArray
+    areas: IntArray
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    def crop(self, part: int) -> BoolArray:
+        """The mask of one part within its box, bool (y1 - y0, x1 - x0)."""
+        x0, y0, x1, y1 = self.boxes[part]
+        return np.equal(self.labels[y0:y1, x0:x1], part + 1)
+
+
+_EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)
+
+
+def components(mask: BoolArray) -> Components:
+    """The connected parts of a mask, with their boxes and areas; no array per part is made."""
+    labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS, output=np.int32)
+    slices = ndimage.find_objects(labels, max_label=count)
+    boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], dtype=np.int64).reshape(count, 4)
+    areas = np.bincount(labels.ravel(), minlength=count + 1)[1:].astype(np.int64)
+    return Components(labels=labels, boxes=boxes, areas=areas)
+
+
+def has_holes(mask: BoolArray) -> bool:
+    """Whether some background can't be left, king's moves allowed, without crossing the mask.
+
+    Exactly the masks without holes are the ones that rings of `outline` can carry (COCO's readers fill a second ring
+    instead of cutting it out).
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return False
+    x0, y0, x1, y1 = box
+    outside = np.pad(~mask[y0:y1, x0:x1], 1, constant_values=True)
+    _, parts = ndimage.label(outside, structure=_EIGHT_NEIGHBOURS)
+    return int(parts) > 1
+
+
+# --- outlines
+
+
+def outline(mask: BoolArray) -> list[IntArray]:
+    """The outline of a mask along the edges of its pixels.
+
+    Returns:
+        One ring per 4-connected part and per hole: int64 (P, 2) corners (x, y), 0..W and 0..H, P >= 4, each corner a
+        turn by 90 degrees, the ring closed implicitly, the mask on the right hand of whoever walks along (parts
+        clockwise, holes counter-clockwise on the screen). Parts that touch at a corner get rings of their own, so
+        rings never cross. If the mask has no holes, pycocotools rasterises the rings to exactly the mask.
+
+    Every corner of the outline ends one horizontal and one vertical edge. Within a row of corners the horizontal edges
+    join the first with the second, the third with the fourth ...; likewise the vertical ones within a column. Rings
+    are the cycles of taking these edges in turn.
+    """
+    box = bounding_box(mask)
+    if box is None:
+        return []
+    x0, y0, x1, y1 = box
+    padded = np.pad(mask[y0:y1, x0:x1], 1)
+    top_left, top_right, bottom_left, bottom_right = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
+    edge_left, edge_right, edge_up = top_left != bottom_left, top_right != bottom_right, top_left != top_right
+    turn_y, turn_x = np.nonzero(edge_left != edge_right)
+    touch_y, touch_x = np.nonzero(edge_left & edge_right & edge_up)  # two pixels meet at a corner: a turn for each
+
+    # At a touching corner the edge to the left goes with the one up where the top-left pixel is in the mask.
+    falling = top_left[touch_y, touch_x]
+    ys = np.concatenate([turn_y, touch_y, touch_y])
+    xs = np.concatenate([turn_x, touch_x, touch_x])
+    to_right = np.concatenate([edge_right[turn_y, turn_x], np.zeros_like(falling), np.ones_like(falling)])
+    to_bottom = np.concatenate([~edge_up[turn_y, turn_x], ~falling, falling])
+
+    across = _joined(np.lexsort((to_right, xs, ys)))
+    along = _joined(np.lexsort((to_bottom, ys, xs)))
+    corners = np.stack([xs + x0, ys + y0], axis=1).astype(np.int64)
+    starts = np.flatnonzero(to_right & bottom_right[ys, xs])
+    return [corners[ring] for ring in _cycles(across, along, starts.tolist())]
+
+
+def _joined(order: IntArray) -> list[int]:
+    """Partner of each corner when sorted corners are joined two by two."""
+    partner = np.empty_like(order)
+    partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
+    joined: list[int] = partner.tolist()
+    return joined
+
+
+def _cycles(across: list[int], along: list[int], starts: list[int]) -> list[list[int]]:
+    seen = [False] * len(across)
+    rings = []
+    for start in starts:
+        ring = []
+        corner = start
+        while not seen[corner]:
+            other = across[corner]
+            seen[corner] = seen[other] = True
+            ring += [corner, other]
+            corner = along[other]
+        if ring:
+            rings.append(ring)
+    return rings
+
+
+# --- arrays from elsewhere
+
+
+def as_bool(array: NDArray[Any], source: str) -> BoolArray:
+    """A mask that came from outside as bool (H, W).
+
+    Args:
+        array: (H, W) of any type that holds only 0 and 1, or only 0 and 255.
+        source: What to call it in an error, such as a file and a record.
+
+    Raises:
+        MaskError: The array is not 2-D, or holds anything else: probabilities and logits have to be thresholded by
+            whoever knows their threshold.
+    """
+    if array.ndim != 2:
+        raise MaskError(f"{source}: the mask has shape {array.shape}; expected (H, W).")
+    if array.dtype == np.bool_:
+        return np.asarray(array)
+    if not (np.issubdtype(array.dtype, np.number)) or np.issubdtype(array.dtype, np.complexfloating):
+        raise MaskError(f"{source}: the mask has values of type {array.dtype}; expected bool, 0/1 or 0/255.")
+    if not np.isfinite(array).all():
+        raise MaskError(f"{source}: the mask contains NaN or infinite values; expected bool, 0/1 or 0/255.")
+    high = array.max(initial=0)
+    if high not in (0, 1, 255) or not ((array == 0) | (array == high)).all():
+        strange = array[(array != 0) & (array != 1) & (array != 255)]
+        found = f"the value {strange[0]:g}" if strange.size else "both 1 and 255"
+        raise MaskError(
+            f"{source}: the mask contains {found}; expected bool, 0/1 or 0/255. Threshold probabilities first."
+        )
+    return np.asarray(array != 0)
