@@ -1,0 +1,138 @@
+"""Edge snapping: pull the border of a mask onto the colour edges beside it, at the image's own resolution.
+
+The guided filter says what a mask would look like if, in every small window, it were a linear function of the
+colours (He, Sun and Tang, "Guided Image Filtering", TPAMI 2013, colour guide). Where colours step, the result steps
+with them; where they are flat, it is the mask averaged twice.
+
+Axes: C = 3 colours, H W pixels of the image or of a crop of it.
+"""
+
+import math
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from refinetool.masks import bounding_box
+from refinetool.records import BoolArray, FloatArray, ImageArray
+
+Planes: TypeAlias = NDArray[np.float64]
+"""float64 (H, W). A variance is the difference of two means: float32 would lose it in flat regions."""
+
+DENSE_RADIUS_PX = 32
+"""From twice this radius on, windows are fitted on a reduced grid where the radius is about this many cells (He and
+Sun, "Fast Guided Filter", 2015): what is averaged over so many pixels varies too slowly to need them all. With a mask
+as large as a 12-megapixel photograph the process needs 0.7 GB in place of 3.0 GB, and a fifth of the time."""
+
+
+def guided_snap(image: ImageArray, mask: BoolArray, *, radius_share: float, epsilon: float) -> BoolArray:
+    """Move the border of a mask to where the guided filter's answer crosses 0.5.
+
+    Only the mask's box and the filter's reach around it are computed. The result is that of the whole image, exactly
+    below twice DENSE_RADIUS_PX, else as closely as the reduced grid allows.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        mask: bool (H, W), same frame.
+        radius_share: filter radius as a share of the radius of a disc of the mask's area; never under one pixel.
+        epsilon: colour variance on a 0..1 scale below which a window counts as flat.
+
+    Returns:
+        bool (H, W), a new array; empty for an empty mask, and possibly for one thinner than the filter.
+    """
+    snapped = np.zeros_like(mask)
+    box = bounding_box(mask)
+    if box is None:
+        return snapped
+    radius_px = snap_radius(int(np.count_nonzero(mask)), radius_share=radius_share)
+    # A pixel sees windows up to one radius away, which see pixels up to one more: nothing is nonzero beyond twice the
+    # radius, and what is nonzero there depends on twice the radius again.
+    reach_px = 4 * radius_px
+    x0, y0, x1, y1 = box
+    crop = slice(max(0, y0 - reach_px), y1 + reach_px), slice(max(0, x0 - reach_px), x1 + reach_px)
+    snapped[crop] = guided_filter(image[crop], mask[crop], radius_px=radius_px, epsilon=epsilon) > 0.5
+    return snapped
+
+
+def snap_radius(area_px: int, *, radius_share: float) -> int:
+    """The filter radius in pixels for a mask of this area."""
+    return max(1, round(radius_share * math.sqrt(area_px / math.pi)))
+
+
+def guided_filter(
+    image: ImageArray, values: BoolArray | FloatArray, *, radius_px: int, epsilon: float
+) -> NDArray[np.float64]:
+    """Filter a map so that its edges follow the image's.
+
+    In each window of side 2 r + 1 the map is fitted by a linear function of the colours, slopes shrunk by epsilon;
+    each pixel is the mean of what all windows that hold it say about it. Windows are cut off at the image's rim.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        values: bool or float (H, W), usually in 0..1: a mask or a probability.
+        radius_px: r, at least 1.
+        epsilon: variance on a 0..1 colour scale.
+
+    Returns:
+        float64 (H, W); may leave the range of `values` slightly.
+    """
+    reduced_by = max(1, radius_px // DENSE_RADIUS_PX)
+    height, width = values.shape
+    grid = max(1, width // reduced_by), max(1, height // reduced_by)
+    planes = _mean_fit(
+        np.asarray(cv2.resize(image, grid, interpolation=cv2.INTER_AREA), dtype=np.uint8),
+        np.asarray(cv2.resize(values.astype(np.float64), grid, interpolation=cv2.INTER_AREA), dtype=np.float64),
+        radius_px=round(radius_px / reduced_by),
+        epsilon=epsilon,
+    )
+    *slopes, filtered = (np.asarray(cv2.resize(plane, (width, height)), dtype=np.float64) for plane in planes)
+    for channel, slope in enumerate(slopes):
+        filtered += slope * _colour(image, channel)
+    return filtered
+
+
+def _mean_fit(image: ImageArray, target: Planes, *, radius_px: int, epsilon: float) -> list[Planes]:
+    """At each pixel, the mean over its windows of the fit's three slopes and of its offset."""
+    weight = 1 / _window_sum(np.ones_like(target), radius_px)
+
+    def mean(plane: Planes) -> Planes:
+        return _window_sum(plane, radius_px) * weight
+
+    colours = [_colour(image, channel) for channel in range(3)]
+    mean_colours = [mean(colour) for colour in colours]
+    mean_target = mean(target)
+    covariance = {
+        (i, j): mean(colours[i] * colours[j]) - mean_colours[i] * mean_colours[j] + (epsilon if i == j else 0)
+        for i in range(3)
+        for j in range(i, 3)
+    }
+    slopes = _solve(covariance, [mean(colours[i] * target) - mean_colours[i] * mean_target for i in range(3)])
+    offset = mean_target.copy()
+    for slope, mean_colour in zip(slopes, mean_colours, strict=True):
+        offset -= slope * mean_colour
+    return [mean(plane) for plane in (*slopes, offset)]
+
+
+def _colour(image: ImageArray, channel: int) -> Planes:
+    return image[..., channel] / 255 - 0.5
+
+
+def _window_sum(plane: Planes, radius_px: int) -> Planes:
+    side = 2 * radius_px + 1
+    total = cv2.boxFilter(plane, -1, (side, side), normalize=False, borderType=cv2.BORDER_CONSTANT)
+    return np.asarray(total, dtype=np.float64)
+
+
+def _solve(matrix: dict[tuple[int, int], Planes], right: list[Planes]) -> list[Planes]:
+    """Solve a symmetric positive definite 3 x 3 system at every pixel by elimination (upper triangle given)."""
+    m01, m02 = matrix[0, 1] / matrix[0, 0], matrix[0, 2] / matrix[0, 0]
+    pivot1, rest12 = matrix[1, 1] - m01 * matrix[0, 1], matrix[1, 2] - m01 * matrix[0, 2]
+    m12 = rest12 / pivot1
+    pivot2 = matrix[2, 2] - m02 * matrix[0, 2] - m12 * rest12
+    right1 = right[1] - m01 * right[0]
+    right2 = right[2] - m02 * right[0] - m12 * right1
+    x2 = right2 / pivot2
+    x1 = right1 / pivot1 - m12 * x2
+    x0 = right[0] / matrix[0, 0] - m01 * x1 - m02 * x2
+    return [x0, x1, x2]
