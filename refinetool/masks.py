@@ -7,7 +7,7 @@ Whatever can be read off a part of the image is computed on the box of the mask:
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, TypeAlias
+from typing import Any
 
 import cv2
 import numpy as np
@@ -16,11 +16,7 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from refinetool.errors import MaskError
-from refinetool.records import BoolArray, FloatArray, IntArray, Rle, Size
-
-Box: TypeAlias = tuple[int, int, int, int]
-"""(x0, y0, x1, y1) in pixels, half-open."""
-
+from refinetool.records import BoolArray, Box, FloatArray, IntArray, Rle, Size
 
 # --- run lengths
 
@@ -32,8 +28,74 @@ def encode(mask: BoolArray) -> Rle:
 
 
 def decode(rle: Rle) -> BoolArray:
-    """The mask, bool (H, W) in row-major memory, that run lengths stand for."""
-    return np.ascontiguousarray(coco_mask.decode(_as_coco(rle)), dtype=np.bool_)
+    """The mask, bool (H, W), that run lengths stand for. Raises what `run_lengths` raises."""
+    mask = np.zeros(rle.size, dtype=np.bool_)
+    found = decode_crop(rle)
+    if found is not None:
+        crop, (x0, y0, x1, y1) = found
+        mask[y0:y1, x0:x1] = crop
+    return mask
+
+
+def decode_crop(rle: Rle) -> tuple[BoolArray, Box] | None:
+    """The mask within its tight box, bool (y1 - y0, x1 - x0), and that box; None for an empty mask.
+
+    Reads the runs and fills only the columns of the box: for objects that are small beside their image.
+    """
+    height = rle.size[0]
+    runs = run_lengths(rle)
+    ends = np.cumsum(runs)
+    lit = np.flatnonzero(runs[1::2])
+    if lit.size == 0:
+        return None
+    first, last = ends[2 * lit[0]], ends[2 * lit[-1] + 1] - 1
+    x0, x1 = int(first // height), int(last // height) + 1
+    starts = np.clip(ends - runs, x0 * height, x1 * height)
+    within = np.clip(ends, x0 * height, x1 * height) - starts
+    strip = np.repeat(np.arange(len(runs)) % 2 == 1, within).reshape(x1 - x0, height)
+    rows = np.flatnonzero(strip.any(axis=0))
+    y0, y1 = int(rows[0]), int(rows[-1]) + 1
+    return np.ascontiguousarray(strip[:, y0:y1].T), (x0, y0, x1, y1)
+
+
+def run_lengths(rle: Rle) -> IntArray:
+    """The lengths of the runs, int64 (R,): background, mask, background ... in column order; COCO's uncompressed form.
+
+    Each number stands as base 32 digits, lowest first, one per character: 5 bits and a sixth for "more follows", the
+    last digit's highest bit being the sign. From the fourth number on, what stands is the difference to the number
+    two before.
+
+    Raises:
+        MaskError: The characters are no such numbers, or their runs don't add up to the size.
+    """
+    digits = np.frombuffer(rle.counts, dtype=np.uint8).astype(np.int64) - 48
+    if digits.size and (digits.min() < 0 or digits.max() > 63 or digits[-1] & 32):
+        raise MaskError(f"the run lengths {_shortened(rle.counts)} are not in COCO's compressed form.")
+    last = np.flatnonzero(digits & 32 == 0)
+    first = np.concatenate([np.zeros(min(1, last.size), dtype=np.int64), last[:-1] + 1])
+    place = np.arange(digits.size) - np.repeat(first, last - first + 1)
+    if place.size and place.max() > _MAX_DIGITS:
+        raise MaskError(f"the run lengths {_shortened(rle.counts)} hold a number too long to be one.")
+    runs = np.add.reduceat((digits & 31) << (5 * place), first) if first.size else np.zeros(0, dtype=np.int64)
+    runs -= np.where(digits[last] & 16, 1 << (5 * (last - first + 1)), 0)
+    runs[1::2] = np.cumsum(runs[1::2])
+    runs[2::2] = np.cumsum(runs[2::2])
+    height, width = rle.size
+    if (runs < 0).any() or runs.sum() != height * width:
+        raise MaskError(
+            f"the run lengths {_shortened(rle.counts)} cover {runs.sum()} pixels, the size {height} x {width} has "
+            f"{height * width}."
+        )
+    return runs
+
+
+_MAX_DIGITS = 7
+"""Eight digits of five bits: more than the pixels of any image."""
+
+
+def _shortened(counts: bytes) -> str:
+    text = counts[:24].decode("ascii", errors="replace")
+    return f"'{text}...'" if len(counts) > 24 else f"'{text}'"
 
 
 def area(rle: Rle) -> int:

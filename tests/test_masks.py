@@ -12,7 +12,7 @@ from scipy import ndimage
 
 from refinetool import masks
 from refinetool.errors import MaskError
-from refinetool.records import BoolArray, IntArray
+from refinetool.records import BoolArray, IntArray, Rle
 
 any_mask = st.tuples(st.integers(1, 14), st.integers(1, 14)).flatmap(lambda shape: arrays(np.bool_, shape))
 
@@ -49,7 +49,7 @@ def test_run_lengths_decode_to_the_mask_they_were_made_from(mask: BoolArray) -> 
     rle = masks.encode(mask)
     assert rle.size == mask.shape
     assert np.array_equal(masks.decode(rle), mask)
-    assert masks.decode(rle).dtype == np.bool_
+    assert np.array_equal(coco_mask.decode({"size": list(rle.size), "counts": rle.counts}), mask)
     assert masks.area(rle) == mask.sum()
 
 
@@ -57,6 +57,34 @@ def test_run_lengths_count_columns_from_the_background() -> None:
     rle = masks.encode(np.array([[False, True], [True, True]]))
     uncompressed = coco_mask.frPyObjects({"size": [2, 2], "counts": [1, 3]}, 2, 2)
     assert rle.counts == uncompressed["counts"]
+
+
+@given(st.one_of(any_mask, blobs()))
+def test_run_lengths_are_those_counted_along_columns(mask: BoolArray) -> None:
+    expected, lit = [0], False
+    for pixel in mask.ravel(order="F"):
+        if pixel != lit:
+            expected.append(0)
+            lit = not lit
+        expected[-1] += 1
+    assert masks.run_lengths(masks.encode(mask)).tolist() == expected
+
+
+@pytest.mark.parametrize("counts", [b"52", b"zzzz", b"\xff", b"", b"P", b"TTTTTTTTTTTTTTTTT1", b"L?"])
+def test_run_lengths_that_do_not_fit_are_refused(counts: bytes) -> None:
+    with pytest.raises(MaskError, match="the run lengths"):
+        masks.run_lengths(Rle((3, 4), counts))
+
+
+@given(st.one_of(any_mask, blobs()))
+def test_a_crop_is_the_mask_within_its_box(mask: BoolArray) -> None:
+    found = masks.decode_crop(masks.encode(mask))
+    if found is None:
+        assert not mask.any()
+        return
+    crop, box = found
+    assert box == masks.bounding_box(mask)
+    assert np.array_equal(crop, mask[box[1] : box[3], box[0] : box[2]])
 
 
 @given(arrays(np.bool_, (3, 5, 7)))
