@@ -248,8 +248,8 @@ def has_holes(mask: BoolArray) -> bool:
         return False
     x0, y0, x1, y1 = box
     outside = np.pad(~mask[y0:y1, x0:x1], 1, constant_values=True)
-    _, parts = ndimage.label(outside, structure=_EIGHT_NEIGHBOURS)
-    return int(parts) > 1
+    labels, _ = cv2.connectedComponents(outside.view(np.uint8), connectivity=8)
+    return labels > 2  # the mask itself is label 0, what surrounds it label 1
 
 
 # --- outlines
@@ -275,8 +275,8 @@ def outline(mask: BoolArray) -> list[IntArray]:
     padded = np.pad(mask[y0:y1, x0:x1], 1)
     top_left, top_right, bottom_left, bottom_right = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     edge_left, edge_right, edge_up = top_left != bottom_left, top_right != bottom_right, top_left != top_right
-    turn_y, turn_x = np.nonzero(edge_left != edge_right)
-    touch_y, touch_x = np.nonzero(edge_left & edge_right & edge_up)  # two pixels meet at a corner: a turn for each
+    turn_y, turn_x = _where(edge_left != edge_right)
+    touch_y, touch_x = _where(edge_left & edge_right & edge_up)  # two pixels meet at a corner: a turn for each
 
     # At a touching corner the edge to the left goes with the one up where the top-left pixel is in the mask.
     falling = top_left[touch_y, touch_x]
@@ -290,6 +290,12 @@ def outline(mask: BoolArray) -> list[IntArray]:
     corners = np.stack([xs + x0, ys + y0], axis=1).astype(np.int64)
     starts = np.flatnonzero(to_right & bottom_right[ys, xs])
     return [corners[ring] for ring in _cycles(across, along, starts.tolist())]
+
+
+def _where(flags: BoolArray) -> tuple[IntArray, IntArray]:
+    """(y, x) of the true pixels; a 2-D `np.nonzero` takes ten times as long."""
+    y, x = np.divmod(np.flatnonzero(flags), flags.shape[1])
+    return y, x
 
 
 def _joined(order: IntArray) -> list[int]:
