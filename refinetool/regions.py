@@ -1,0 +1,235 @@
+"""Split-then-merge: class masks become parts that a segmenter can handle, and the answers one label map again.
+
+A class mask may hold many objects, far apart, which one set of prompts can't describe. `split` cuts it into connected
+components and joins those that lie close (SAMRefiner, Algorithm 1), on their boxes and areas alone. After refinement
+`merge` paints what was found into one map, in which no pixel has two owners.
+"""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refinetool.masks import bounding_box, components
+from refinetool.records import BoolArray, Box, IntArray, Size
+from refinetool.settings import SplitSettings
+
+LabelMap: TypeAlias = NDArray[np.int32]
+"""int32 (H, W): the index of the region that owns each pixel."""
+
+NOBODY = -1
+"""In a label map: background."""
+
+DROPPED = -1
+"""In place of a part's number: a component too small to be refined."""
+
+RELAXATION = 0.1
+"""How far the density of a merged part may fall below that of its sparser half under the `relaxed` rule."""
+
+LOOK_AHEAD = 1024
+"""How many components a growing one is compared with at a time. Speed only."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parts:
+    """The G parts of a class mask: unions of its connected components, in row-major order of their first pixels.
+
+    size: (H, W) of the class mask.
+    boxes: int64 (G, 4), half-open xyxy.
+    areas: int64 (G,), pixels.
+    """
+
+    size: Size
+    boxes: IntArray
+    areas: IntArray
+    _window: Box
+    _components: NDArray[np.int32]
+    """Component numbers from 1 within the window, 0 for background."""
+    _part_of: IntArray
+    """(R + 1,): the part of each component, or `DROPPED`, which is also what entry 0 says of the background."""
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+    def box(self, part: int) -> Box:
+        """The tight box of one part."""
+        x0, y0, x1, y1 = self.boxes[part].tolist()
+        return x0, y0, x1, y1
+
+    def crop(self, part: int) -> BoolArray:
+        """The mask of one part within its box, bool (y1 - y0, x1 - x0)."""
+        (x0, y0, x1, y1), (left, top, _, _) = self.box(part), self._window
+        return np.equal(self._part_of[self._components[y0 - top : y1 - top, x0 - left : x1 - left]], part)
+
+    def mask(self, part: int) -> BoolArray:
+        """The mask of one part, bool (H, W)."""
+        return _pasted(self.crop(part), self.box(part), size=self.size)
+
+    def dropped(self) -> BoolArray:
+        """bool (H, W): the components that are in no part, because they are too small."""
+        trivial = (self._components > 0) & (self._part_of[self._components] == DROPPED)
+        return _pasted(trivial, self._window, size=self.size)
+
+
+@dataclass(frozen=True, slots=True)
+class Claim:
+    """What one part asks for in the merged map.
+
+    owner: Index of the region (the class, or the instance) it belongs to.
+    box: Half-open xyxy in the image.
+    mask: bool (y1 - y0, x1 - x0), the part within the box.
+    predicted_iou: How sure the model is of the mask; None for a coarse mask that was kept or never refined.
+    """
+
+    owner: int
+    box: Box
+    mask: BoolArray
+    predicted_iou: float | None
+
+
+def split(class_mask: BoolArray, *, settings: SplitSettings) -> Parts:
+    """Cut a class mask into parts that each make one region.
+
+    Components (8 neighbours) of fewer than `min_area_px` pixels are dropped; the others are joined by `group`.
+
+    Args:
+        class_mask: bool (H, W); an empty one has no parts.
+    """
+    height, width = class_mask.shape
+    window = bounding_box(class_mask) or (0, 0, 1, 1)
+    left, top, right, bottom = window
+    found = components(class_mask[top:bottom, left:right])
+    large = np.flatnonzero(found.areas >= settings.min_area_px)
+    boxes, areas = found.boxes[large] + np.array([left, top, left, top]), found.areas[large]
+    part_of_large = group(
+        boxes, areas, rule=settings.rule, merge_ratio=settings.merge_ratio, fixed_point=settings.fixed_point
+    )
+    part_of = np.full(len(found) + 1, DROPPED, dtype=np.int64)
+    part_of[large + 1] = part_of_large
+    boxes, areas = _joined(boxes, areas, part_of_large)
+    return Parts((height, width), boxes, areas, _window=window, _components=found.labels, _part_of=part_of)
+
+
+def merge(claims: Iterable[Claim], *, void: BoolArray | None, size: Size) -> LabelMap:
+    """Paint the parts of all regions into one map.
+
+    Parts of one region are united. Where regions compete, the part with the highest predicted IoU wins, of equals the
+    later one. Parts without a predicted IoU, being coarse, lie below all others. Void pixels and pixels that nobody
+    claims belong to nobody.
+
+    Args:
+        void: bool (H, W), or None where the sample has no void.
+        size: (H, W).
+
+    Returns:
+        int32 (H, W): the owner of each pixel or `NOBODY`; `owners == n` is the mask of region n.
+    """
+    owners = np.full(size, NOBODY, dtype=np.int32)
+    for claim in sorted(claims, key=lambda claim: -np.inf if claim.predicted_iou is None else claim.predicted_iou):
+        x0, y0, x1, y1 = claim.box
+        owners[y0:y1, x0:x1][claim.mask] = claim.owner
+    if void is not None:
+        owners[void] = NOBODY
+    return owners
+
+
+# --- Algorithm 1, on boxes and areas
+
+
+def group(
+    boxes: IntArray, areas: IntArray, *, rule: Literal["paper", "relaxed"], merge_ratio: float, fixed_point: bool
+) -> IntArray:
+    """Decide which components make one part.
+
+    Two components are joined if together they fill enough of the box around both (the paper's mu = `merge_ratio`):
+    their boxes more than mu of it, and their pixels more than mu of it.
+
+    - `paper` tests pairs of the original components; what is joined directly or through others is one part.
+    - `relaxed`, as in the authors' release, lets a component grow while it is compared with those after it, and asks
+      the pixels for no more than the density of the sparser of the two, less 0.1.
+
+    Args:
+        boxes: int64 (R, 4), half-open xyxy.
+        areas: int64 (R,), pixels.
+        fixed_point: Whether the parts are joined again as if they were components, until none are.
+
+    Returns:
+        int64 (R,): the number 0..G-1 of each component's part, in the order of the parts' first components.
+    """
+    sweep = _sweep_pairs if rule == "paper" else _sweep_growing
+    part_of = np.arange(len(areas))
+    while True:
+        # The first component stands for its part; the rank of the firsts is the number of the part.
+        firsts, step = np.unique(sweep(boxes, areas, merge_ratio), return_inverse=True)
+        part_of = step[part_of]
+        if not fixed_point or len(firsts) == len(areas):
+            return part_of
+        boxes, areas = _joined(boxes, areas, step)
+
+
+def _sweep_pairs(boxes: IntArray, areas: IntArray, merge_ratio: float) -> IntArray:
+    """The first component of the part each component ends up in, by the `paper` rule."""
+    first = np.arange(len(areas))
+    corners, box_areas = np.ascontiguousarray(boxes.T), _area(boxes.T)
+    for i in range(len(areas)):
+        limit = merge_ratio * _area(_around(corners[:, i, None], corners))
+        partners = (box_areas[i] + box_areas > limit) & (areas[i] + areas > limit)
+        partners[i] = True
+        met = np.unique(first[partners])
+        if len(met) > 1:
+            first[np.isin(first, met)] = met[0]
+    return first
+
+
+def _sweep_growing(boxes: IntArray, areas: IntArray, merge_ratio: float) -> IntArray:
+    """The first component of the part each component ends up in, by the `relaxed` rule."""
+    first = np.arange(len(areas))
+    corners, areas = boxes.T.copy(), areas.copy()
+    box_areas = _area(corners)
+    alone = np.ones(len(areas), dtype=np.bool_)
+    for i in range(len(areas)):
+        start = i + 1 if alone[i] else len(areas)
+        while start < len(areas):
+            rest = start + np.flatnonzero(alone[start : start + LOOK_AHEAD])
+            together = _area(_around(corners[:, i, None], corners[:, rest]))
+            density = np.minimum(areas[i] / box_areas[i], areas[rest] / box_areas[rest])
+            close = box_areas[i] + box_areas[rest] > merge_ratio * together
+            dense = (areas[i] + areas[rest]) / together > np.minimum(merge_ratio, density - RELAXATION)
+            partners = rest[close & dense]
+            if not partners.size:
+                start += LOOK_AHEAD
+                continue
+            j = partners[0]
+            first[j], alone[j] = i, False
+            corners[:, i], areas[i] = _around(corners[:, i], corners[:, j]), areas[i] + areas[j]
+            box_areas[i] = _area(corners[:, i])
+            start = j + 1
+    return first
+
+
+def _around(corners: IntArray, others: IntArray) -> IntArray:
+    """The boxes around one box and each of the others; coordinates come first: (4, ...)."""
+    return np.concatenate([np.minimum(corners[:2], others[:2]), np.maximum(corners[2:], others[2:])])
+
+
+def _area(corners: IntArray) -> IntArray:
+    return np.asarray((corners[2] - corners[0]) * (corners[3] - corners[1]))
+
+
+def _joined(boxes: IntArray, areas: IntArray, part_of: IntArray) -> tuple[IntArray, IntArray]:
+    """Boxes (G, 4) and areas (G,) of the parts, given those of the R components and the part of each."""
+    count = int(part_of.max(initial=-1)) + 1
+    corners = np.full((count, 4), np.iinfo(np.int64).max)
+    np.minimum.at(corners, part_of, boxes * [1, 1, -1, -1])  # the largest end is the smallest of the negatives
+    total = np.zeros(count, dtype=np.int64)
+    np.add.at(total, part_of, areas)
+    return corners * [1, 1, -1, -1], total
+
+
+def _pasted(crop: BoolArray, box: Box, *, size: Size) -> BoolArray:
+    x0, y0, x1, y1 = box
+    mask = np.zeros(size, dtype=np.bool_)
+    mask[y0:y1, x0:x1] = crop
+    return mask
