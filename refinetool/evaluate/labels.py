@@ -1,0 +1,124 @@
+"""Mean IoU of label maps, compared pixel by pixel with sums over the whole data set."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Self
+
+import numpy as np
+from numpy.typing import NDArray
+
+from refinetool import masks
+from refinetool.errors import DataError
+from refinetool.evaluate.pairing import Match
+from refinetool.evaluate.report import Measure, Report, share
+from refinetool.records import Sample
+
+LABELS = 256
+"""Label maps have 8 bits."""
+
+BACKGROUND, VOID = 0, 255
+"""Labels of PASCAL VOC; no figure counts pixels that are void in the ground truth."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelCounts:
+    """Pixels per label over a data set, int64 (LABELS,): the diagonal and the margins of the confusion matrix."""
+
+    right: NDArray[np.int64] = field(default_factory=lambda: np.zeros(LABELS, dtype=np.int64))
+    truth: NDArray[np.int64] = field(default_factory=lambda: np.zeros(LABELS, dtype=np.int64))
+    guess: NDArray[np.int64] = field(default_factory=lambda: np.zeros(LABELS, dtype=np.int64))
+
+    def add(self, guess: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
+        """Count the pixels of one image: two lists of labels, uint8 (pixels,)."""
+        self.right[:] += np.bincount(truth[truth == guess], minlength=LABELS)
+        self.truth[:] += np.bincount(truth, minlength=LABELS)
+        self.guess[:] += np.bincount(guess, minlength=LABELS)
+
+    def merge(self, other: "LabelCounts") -> None:
+        for mine, theirs in ((self.right, other.right), (self.truth, other.truth), (self.guess, other.guess)):
+            mine[:] += theirs
+
+    def iou(self) -> dict[int, float]:
+        """IoU of each label that occurs on either side, over all pixels of the data set."""
+        union = self.truth + self.guess - self.right
+        return {int(label): float(self.right[label] / union[label]) for label in np.flatnonzero(union)}
+
+
+@dataclass(slots=True)
+class LabelTally:
+    """Mean IoU over the classes of label maps.
+
+    Pixels that are void in the ground truth are left out. Elsewhere a prediction can't abstain: what is void there is
+    counted as background, as is common for pseudo-labels.
+    """
+
+    with_coarse: bool
+    after: LabelCounts = field(default_factory=LabelCounts)
+    before: LabelCounts = field(default_factory=LabelCounts)
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, match: Match) -> None:
+        scored = match.coarse if self.with_coarse else match.prediction
+        if scored is None or match.truth is None:
+            kind = "extra" if scored is not None else "missing" if match.truth is not None else "added"
+            self.counts[kind] += 1
+            return
+        self.counts["scored"] += 1
+        self.counts["lost"] += match.prediction is None
+        truth = _label_map(match.truth)
+        valid = truth != VOID
+        guess = np.full_like(truth, VOID) if match.prediction is None else _label_map(match.prediction)
+        self.counts["compared_px"] += int(np.count_nonzero(valid))
+        self.counts["void_in_prediction_px"] += int(np.count_nonzero(guess[valid] == VOID))
+        self.after.add(_without_void(guess[valid]), truth[valid])
+        if match.coarse is not None:
+            self.before.add(_without_void(_label_map(match.coarse)[valid]), truth[valid])
+
+    def merge(self, other: Self) -> None:
+        self.after.merge(other.after)
+        self.before.merge(other.before)
+        self.counts.update(other.counts)
+
+    def result(self) -> Report:
+        after, before = self.after.iou(), self.before.iou()
+        mean = Measure(
+            name="mIoU",
+            reduction="mean over classes",
+            value=share(sum(after.values()), len(after)),
+            before=share(sum(before.values()), len(before)) if self.with_coarse else None,
+        )
+        classes = tuple(
+            Measure(
+                name=f"IoU of class {label}",
+                reduction="over all pixels",
+                value=after.get(label),
+                before=before.get(label),
+            )
+            for label in sorted(after.keys() | before.keys())
+        )
+        return Report(
+            measures=(mean, *classes),
+            better=None,
+            worse=None,
+            counts={name: self.counts[name] for name in (*IMAGE_COUNTS, "compared_px", "void_in_prediction_px")},
+        )
+
+
+IMAGE_COUNTS = ("scored", "missing", "lost", "added", "extra")
+
+
+def _label_map(sample: Sample) -> NDArray[np.uint8]:
+    """uint8 (H, W): the label, which is the region's id, of each pixel."""
+    labels = np.full(sample.size, BACKGROUND, dtype=np.uint8)
+    for region in sample.regions:
+        if region.mask is not None:
+            if not 0 <= region.id < VOID:
+                raise DataError(f"Image {sample.key} has a class {region.id}; label maps hold classes from 0 to 254.")
+            labels[masks.decode(region.mask)] = region.id
+    if sample.void is not None:
+        labels[masks.decode(sample.void)] = VOID
+    return labels
+
+
+def _without_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+    return np.where(labels == VOID, np.uint8(BACKGROUND), labels)

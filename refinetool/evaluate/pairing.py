@@ -1,0 +1,70 @@
+"""Which image of one file is which of another."""
+
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from itertools import zip_longest
+
+from refinetool.errors import DataError, UsageError
+from refinetool.records import Sample, Size
+
+
+@dataclass(frozen=True, slots=True)
+class Match:
+    """One image in up to three files, None where a file does not have it."""
+
+    key: str
+    prediction: Sample | None
+    truth: Sample | None
+    coarse: Sample | None
+
+    def __post_init__(self) -> None:
+        samples = self._samples()
+        if len({sample.layout == "semantic" for sample in samples.values()}) > 1:
+            layouts = " and ".join(f"{sample.layout} in the {name}" for name, sample in samples.items())
+            raise UsageError(
+                f"Image {self.key}: {layouts}. Class maps can only be compared with class maps, objects with objects."
+            )
+        if len({sample.size for sample in samples.values()}) > 1:
+            sizes = ", ".join(f"{_width_by_height(sample.size)} in the {name}" for name, sample in samples.items())
+            raise DataError(
+                f"Image {self.key}: masks are {sizes}. Masks are not resized for evaluation; make the files from the "
+                "same images."
+            )
+
+    @property
+    def semantic(self) -> bool:
+        return any(sample.layout == "semantic" for sample in self._samples().values())
+
+    def _samples(self) -> dict[str, Sample]:
+        named = {"prediction": self.prediction, "ground truth": self.truth, "coarse file": self.coarse}
+        return {name: sample for name, sample in named.items() if sample is not None}
+
+
+def _width_by_height(size: Size) -> str:
+    return f"{size[1]} x {size[0]}"
+
+
+def matches(prediction: Iterable[Sample], truth: Iterable[Sample], coarse: Iterable[Sample] | None) -> Iterator[Match]:
+    """Join the samples of two or three files by key.
+
+    The files are read at one pace, and an image is handed out as soon as each of them has delivered it: where they hold
+    the same images in the same order, one image is in memory at a time. Those that some file lacks come last.
+    """
+    sources = [prediction, truth, *(() if coarse is None else (coarse,))]
+    waiting: dict[str, dict[int, Sample]] = {}
+    for row in zip_longest(*sources):
+        for source, sample in enumerate(row):
+            if sample is None:
+                continue
+            found = waiting.setdefault(sample.key, {})
+            if source in found:
+                raise DataError(f"Image {sample.key} occurs twice in one file; keep one of its entries.")
+            found[source] = sample
+            if len(found) == len(sources):
+                yield _match(sample.key, waiting.pop(sample.key))
+    for key, found in waiting.items():
+        yield _match(key, found)
+
+
+def _match(key: str, found: Mapping[int, Sample]) -> Match:
+    return Match(key=key, prediction=found.get(0), truth=found.get(1), coarse=found.get(2))
