@@ -1,0 +1,569 @@
+"""Running many samples: same outcomes for any threads and batches, bounded memory, nothing lost when it ends early.
+
+The refiner here is NumPy and small: a refined mask is the coarse one, moved one pixel to the right.
+"""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from refinetool.errors import DataError, ImageError, Interrupted, StorageError
+from refinetool.journal import Journal
+from refinetool.masks import decode, encode, iou
+from refinetool.pipeline import IN_FLIGHT_BYTES
+from refinetool.records import REFINED, Annotation, Outcome, Region, Sample, kept
+from refinetool.runners import Progress, Summary, run, stop_on_interrupt
+
+SIZE = (12, 16)
+
+
+def sample_of(number: int, folder: Path) -> Sample:
+    """One image with 0 to 3 regions; every fourth region is a crowd, to be kept."""
+    generator = np.random.default_rng(number)
+    regions = []
+    for row in range(number % 4):
+        mask = np.zeros(SIZE, dtype=bool)
+        x, y = generator.integers(0, 8, 2)
+        mask[y : y + 4, x : x + 5] = True
+        regions.append(Region(10 * number + row, 1, encode(mask), keep="crowd" if row == 3 else None))
+    return Sample(f"image {number}", folder / f"{number}.jpg", SIZE, tuple(regions))
+
+
+def samples_of(count: int, folder: Path) -> list[Sample]:
+    folder.mkdir(exist_ok=True)
+    samples = [sample_of(number, folder) for number in range(count)]
+    for sample in samples:
+        if not sample.image.exists():
+            sample.image.write_bytes(b"pixels")
+    return samples
+
+
+@dataclass
+class Read:
+    """A prepared sample with one view per region."""
+
+    sample: Sample
+    masks: list[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.masks)
+
+
+@dataclass
+class Shift:
+    """The fake refiner. Counts what it is asked and how many samples are between prepare and segment."""
+
+    slowest: float = 0.0
+    batches: list[tuple[str, ...]] = field(default_factory=list)
+    prepared: list[str] = field(default_factory=list)
+    waiting: int = 0
+    most_waiting: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+    def prepare(self, sample: Sample) -> Read:
+        with self.lock:
+            self.prepared.append(sample.key)
+            self.waiting += 1
+            self.most_waiting = max(self.most_waiting, self.waiting)
+        self.dawdle(sample)
+        if not sample.image.exists():
+            raise ImageError(f"{sample.image}: no such image", reason="image-unreadable")
+        return Read(sample, [decode(region.mask) for region in sample.regions if region.keep is None])
+
+    def segment(self, batch: Sequence[Read]) -> list[list[np.ndarray]]:
+        self.batches.append(tuple(read.sample.key for read in batch))
+        with self.lock:
+            self.waiting -= len(batch)
+        return [[np.roll(mask, 1, axis=1) for mask in read.masks] for read in batch]
+
+    def finish(self, read: Read, refined: list[np.ndarray]) -> Outcome:
+        self.dawdle(read.sample)
+        answers = iter(zip(read.masks, refined, strict=True))
+        return Outcome(read.sample.key, tuple(self.annotation(region, answers) for region in read.sample.regions))
+
+    def annotation(self, region: Region, answers: Iterator[tuple[np.ndarray, np.ndarray]]) -> Annotation:
+        if region.keep is not None:
+            return Annotation(region.mask, kept(region.keep))
+        coarse, refined = next(answers)
+        return Annotation(encode(refined), REFINED, 0.875, iou(coarse, refined))
+
+    def dawdle(self, sample: Sample) -> None:
+        """Take a time that has nothing to do with the order of the samples."""
+        time.sleep(self.slowest * (int(sample.image.stem) * 7 % 10) / 10)
+
+
+def expected(sample: Sample) -> Outcome:
+    """What the fake makes of a sample, asked directly."""
+    refiner = Shift()
+    read = refiner.prepare(sample)
+    return refiner.finish(read, refiner.segment([read])[0])
+
+
+@dataclass
+class Job:
+    """A call of `run`, with its journal and all that it reported."""
+
+    path: Path
+    refiner: Shift = field(default_factory=Shift)
+    threads: int = 2
+    batch: int = 4
+    stop: threading.Event = field(default_factory=threading.Event)
+    reports: list[Progress] = field(default_factory=list)
+    found: dict[str, Outcome | None] = field(default_factory=dict)
+
+    def run(self, samples: Sequence[Sample] | Iterator[Sample], total: int | None = None) -> Summary:
+        with Journal(self.path, job={}, fresh=False) as journal:
+            try:
+                return run(
+                    samples,
+                    self.refiner,
+                    journal=journal,
+                    threads=self.threads,
+                    batch=self.batch,
+                    total=len(samples) if total is None else total,  # type: ignore[arg-type]
+                    on_progress=self.reports.append,
+                    stop=self.stop,
+                )
+            finally:
+                self.found = {f"image {number}": journal.find(f"image {number}") for number in range(400)}
+
+
+def journalled(path: Path) -> list[dict[str, object]]:
+    """The lines of a journal without the header and the seconds."""
+    records = [json.loads(line) for line in path.read_text().splitlines()[1:]]
+    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+
+
+# --- what comes out ------------------------------------------------------------------------------------------------
+
+
+def test_every_sample_gets_its_outcome(tmp_path: Path) -> None:
+    samples = samples_of(23, tmp_path / "images")
+    job = Job(tmp_path / "j")
+    job.run(samples)
+    for sample in samples:
+        assert job.found[sample.key] == (expected(sample) if sample.regions else None)
+
+
+def test_threads_and_batches_change_nothing(tmp_path: Path) -> None:
+    samples = samples_of(23, tmp_path / "images")
+    journals = []
+    for threads in (1, 4):
+        for batch in (1, 7):
+            job = Job(tmp_path / f"{threads}-{batch}", refiner=Shift(slowest=0.01), threads=threads, batch=batch)
+            job.run(samples)
+            journals.append(journalled(job.path))
+    assert len(journals[0]) == 17
+    assert journals[1:] == journals[:1] * 3
+
+
+def test_batches_follow_from_the_input_and_not_from_timing(tmp_path: Path) -> None:
+    samples = samples_of(23, tmp_path / "images")
+    jobs = [Job(tmp_path / str(threads), refiner=Shift(slowest=0.01), threads=threads) for threads in (1, 4)]
+    for job in jobs:
+        job.run(samples)
+    assert jobs[0].refiner.batches == jobs[1].refiner.batches
+    # 1, 2, 3 regions in turn: two samples hold 3 views, three hold 6, and the fourth view closes a batch
+    assert jobs[0].refiner.batches[:3] == [
+        ("image 1", "image 2", "image 3"),
+        ("image 5", "image 6", "image 7"),
+        ("image 9", "image 10", "image 11"),
+    ]
+
+
+def test_samples_that_need_no_model_do_not_pile_up_in_a_batch(tmp_path: Path) -> None:
+    samples = samples_of(40, tmp_path / "images")
+    crowds = [replace(s, regions=tuple(replace(r, keep="crowd") for r in s.regions)) for s in samples]
+    job = Job(tmp_path / "j")
+    assert job.run(crowds).kept == {"crowd": 60}
+    assert max(map(len, job.refiner.batches)) == 4
+
+
+def test_the_summary_counts_what_happened(tmp_path: Path) -> None:
+    samples = samples_of(12, tmp_path / "images")
+    samples[3] = replace(samples[3], regions=(*samples[3].regions, Region(99, None, None, keep="empty")))
+    samples[7].image.unlink()
+    summary = Job(tmp_path / "j").run(samples)
+    changes = [1 - a.coarse_iou for s in samples if s.image.exists() for a in expected(s).annotations if a.refined]
+    assert (summary.images, summary.masks, summary.refined) == (12, 19, 15)
+    assert summary.kept == {"empty": 1, "image-unreadable": 3}
+    assert (summary.failed, summary.errors) == (1, (f"{samples[7].image}: no such image",))
+    assert summary.mean_change == pytest.approx(np.mean(changes))
+    assert 0.2 < summary.mean_change < 0.5, "4x5 rectangles moved by a pixel: 1 - 4/6, unless cut by the border"
+    assert (summary.reused, summary.redone) == (0, 0)
+    assert summary.images_per_second == pytest.approx(9 / summary.seconds), "three images hold nothing to refine"
+
+
+def test_nothing_at_all(tmp_path: Path) -> None:
+    summary = Job(tmp_path / "j").run([])
+    assert (summary.images, summary.masks, summary.mean_change, summary.kept) == (0, 0, None, {})
+
+
+def test_progress_climbs_to_the_total(tmp_path: Path) -> None:
+    job = Job(tmp_path / "j")
+    summary = job.run(samples_of(12, tmp_path / "images"))
+    assert [report.done for report in job.reports] == list(range(1, 13))
+    last = job.reports[-1]
+    assert (last.total, last.masks, last.refined, last.kept, last.failed) == (12, summary.masks, summary.refined, 0, 0)
+    assert last.seconds_left == 0
+    assert job.reports[0].seconds_left is None, "the first image holds nothing, so there is no rate yet"
+
+
+# --- memory --------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(("threads", "batch"), [(1, 1), (3, 4)])
+def test_few_samples_are_prepared_ahead(tmp_path: Path, threads: int, batch: int) -> None:
+    job = Job(tmp_path / "j", threads=threads, batch=batch)
+    handed_out = []
+
+    def source() -> Iterator[Sample]:
+        for sample in samples_of(300, tmp_path / "images"):
+            handed_out.append(sample.key)
+            done = job.reports[-1].done if job.reports else 0
+            assert len(handed_out) - done <= 2 * (2 * batch + threads) + batch + 1
+            yield sample
+
+    job.run(source(), total=300)
+    assert job.refiner.most_waiting <= 2 * batch + threads + batch
+    assert len(handed_out) == 300
+
+
+def test_large_samples_are_prepared_one_at_a_time(tmp_path: Path) -> None:
+    huge = [
+        replace(s, size=(20_000, 20_000), regions=tuple(replace(r, mask=None, keep="crowd") for r in s.regions))
+        for s in samples_of(40, tmp_path / "images")
+    ]
+    assert IN_FLIGHT_BYTES < 3 * 20_000**2
+    job = Job(tmp_path / "j", threads=4, batch=8)
+    job.run(huge)
+    assert job.refiner.most_waiting <= 2
+    assert {len(batch) for batch in job.refiner.batches} == {1}
+
+
+def test_the_next_batch_is_prepared_while_the_model_works(tmp_path: Path) -> None:
+    class Patient(Shift):
+        def segment(self, batch: Sequence[Read]) -> list[list[np.ndarray]]:
+            if not self.batches:
+                deadline = time.monotonic() + 10
+                while self.waiting < len(batch) + 4 and time.monotonic() < deadline:
+                    time.sleep(0.001)
+                assert self.waiting >= len(batch) + 4
+            return super().segment(batch)
+
+    Job(tmp_path / "j", refiner=Patient(), batch=4, threads=2).run(samples_of(40, tmp_path / "images"))
+
+
+# --- what goes wrong -----------------------------------------------------------------------------------------------
+
+
+def test_an_unreadable_sample_keeps_its_masks_and_its_neighbours_go_on(tmp_path: Path) -> None:
+    class Picky(Shift):
+        def prepare(self, sample: Sample) -> Read:
+            if sample.key == "image 6":
+                raise DataError("masks.json, image 6: nonsense")
+            return super().prepare(sample)
+
+    samples = samples_of(12, tmp_path / "images")
+    samples[3] = replace(samples[3], regions=(*samples[3].regions, Region(99, None, None, keep="empty")))
+    samples[3].image.unlink()
+    job = Job(tmp_path / "j", refiner=Picky())
+    assert job.run(samples).failed == 2
+    unreadable = job.found["image 3"]
+    assert [a.status for a in unreadable.annotations] == ["kept:image-unreadable"] * 3 + ["kept:empty"]
+    assert [a.mask for a in unreadable.annotations] == [region.mask for region in samples[3].regions]
+    assert unreadable.error == f"{samples[3].image}: no such image"
+    assert {a.status for a in job.found["image 6"].annotations} == {"kept:unreadable"}
+    assert job.found["image 7"] == expected(samples[7])
+
+
+@pytest.mark.parametrize("stage", ["prepare", "segment", "finish"])
+def test_a_bug_is_raised_after_what_was_in_flight_is_kept(
+    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = getattr(Shift, stage)
+
+    def broken(self: Shift, first: object, *rest: object) -> object:
+        first_sample = (first[0] if isinstance(first, list) else first) if stage != "prepare" else None
+        key = first.key if stage == "prepare" else first_sample.sample.key  # type: ignore[union-attr]
+        if key == "image 9":
+            raise ZeroDivisionError("a bug")
+        return healthy(self, first, *rest)
+
+    monkeypatch.setattr(Shift, stage, broken)
+    job = Job(tmp_path / "j")
+    with pytest.raises(ZeroDivisionError) as caught:
+        job.run(samples_of(200, tmp_path / "images"))
+    assert "while refining image 9" in caught.value.__notes__[0]
+    done = {record["key"] for record in journalled(job.path)}
+    lost = {"image 9", "image 10", "image 11"} if stage == "segment" else {"image 9"}
+    assert done == set(job.refiner.prepared) - lost
+    assert {"image 1", "image 7", "image 13"} <= done
+    assert len(job.refiner.prepared) < 60, "no more samples are handed out"
+
+
+def test_an_error_in_the_data_set_itself_comes_after_what_was_read(tmp_path: Path) -> None:
+    def source() -> Iterator[Sample]:
+        yield from samples_of(9, tmp_path / "images")
+        raise DataError("masks.json, line 10: not JSON")
+
+    job = Job(tmp_path / "j")
+    with pytest.raises(DataError, match="line 10"):
+        job.run(source(), total=20)
+    assert len(journalled(job.path)) == 6
+
+
+def out_of_memory(name: str) -> Exception:
+    """As Python, torch on a device and torch on the CPU say it."""
+    torch_like = type("OutOfMemoryError", (RuntimeError,), {})
+    return {
+        "python": MemoryError(),
+        "numpy": np._core._exceptions._ArrayMemoryError((1,), np.dtype(bool)),
+        "device": torch_like("CUDA out of memory"),
+        "cpu": RuntimeError("[enforce fail at alloc_cpu.cpp] DefaultCPUAllocator: can't allocate memory"),
+    }[name]
+
+
+@pytest.mark.parametrize("name", ["python", "numpy", "device", "cpu"])
+def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, name: str) -> None:
+    class Small(Shift):
+        def segment(self, batch: Sequence[Read]) -> list[list[np.ndarray]]:
+            answers = super().segment(batch)
+            if len(batch) > 1 or batch[0].sample.key == "image 5":
+                raise out_of_memory(name)
+            return answers
+
+    samples = samples_of(12, tmp_path / "images")
+    job = Job(tmp_path / "j", refiner=Small())
+    summary = job.run(samples)
+    assert summary.kept == {"out-of-memory": 1}
+    assert "5.jpg: out of memory" in summary.errors[0]
+    assert [key for key, outcome in job.found.items() if outcome and outcome.error] == ["image 5"]
+    assert all(job.found[s.key] == expected(s) for s in samples if s.regions and s.key != "image 5")
+    assert job.refiner.batches[:4] == [
+        ("image 1", "image 2", "image 3"),
+        ("image 1",),
+        ("image 2", "image 3"),
+        ("image 2",),
+    ]
+
+
+@pytest.mark.parametrize("stage", ["prepare", "finish"])
+def test_memory_that_runs_out_around_the_model_costs_one_image(
+    tmp_path: Path, stage: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    healthy = getattr(Shift, stage)
+
+    def greedy(self: Shift, first: Sample | Read, *rest: object) -> object:
+        if (first if isinstance(first, Sample) else first.sample).key == "image 2":
+            raise MemoryError
+        return healthy(self, first, *rest)
+
+    monkeypatch.setattr(Shift, stage, greedy)
+    assert Job(tmp_path / "j").run(samples_of(8, tmp_path / "images")).kept == {"out-of-memory": 2}
+
+
+def test_a_full_disk_ends_the_run_with_what_was_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    healthy = Journal.append
+
+    def full(self: Journal, outcome: Outcome, *, seconds: float) -> None:
+        if outcome.key == "image 9":
+            raise StorageError("the disk is full")
+        healthy(self, outcome, seconds=seconds)
+
+    samples = samples_of(60, tmp_path / "images")
+    job = Job(tmp_path / "j")
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "append", full)
+        with pytest.raises(StorageError, match="disk is full"):
+            job.run(samples)
+    assert [record["key"] for record in journalled(job.path)] == [f"image {n}" for n in (1, 2, 3, 5, 6, 7)]
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("refine")]
+    again = Job(tmp_path / "j")
+    assert again.run(samples).reused == 6
+    assert "image 7" not in again.refiner.prepared
+
+
+# --- stopped and resumed -------------------------------------------------------------------------------------------
+
+
+def test_a_stop_finishes_what_is_in_flight_and_a_resume_does_the_rest(tmp_path: Path) -> None:
+    samples = samples_of(100, tmp_path / "images")
+    Job(tmp_path / "whole").run(samples)
+    job = Job(tmp_path / "j")
+
+    def source() -> Iterator[Sample]:
+        for sample in samples:
+            if sample.key == "image 41":
+                job.stop.set()
+            yield sample
+
+    with pytest.raises(Interrupted, match=r"stopped after 41 of 100 images; they are kept in .*j$"):
+        job.run(source(), total=100)
+    assert len(job.refiner.prepared) == len(journalled(job.path)) == 30
+    again = Job(tmp_path / "j")
+    summary = again.run(samples)
+    assert (summary.reused, summary.redone) == (30, 0)
+    assert not set(again.refiner.prepared) & set(job.refiner.prepared)
+    assert journalled(tmp_path / "j") == journalled(tmp_path / "whole")
+    assert again.reports[-1].reused == 30
+
+
+def test_a_stop_after_the_last_sample_stops_nothing(tmp_path: Path) -> None:
+    job = Job(tmp_path / "j")
+    samples = samples_of(5, tmp_path / "images")
+
+    def source() -> Iterator[Sample]:
+        yield from samples
+        job.stop.set()
+
+    assert job.run(source(), total=5).images == 5
+
+
+def test_changed_and_failed_samples_are_done_again_and_counted(tmp_path: Path) -> None:
+    samples = samples_of(12, tmp_path / "images")
+    samples[3].image.unlink()
+    first = Job(tmp_path / "j").run(samples)
+    samples[3].image.write_bytes(b"here again")
+    samples[5] = replace(samples[5], regions=sample_of(6, tmp_path).regions)
+    again = Job(tmp_path / "j")
+    summary = again.run(samples)
+    assert again.refiner.prepared == ["image 3", "image 5"]
+    assert (first.failed, summary.failed, summary.reused, summary.redone) == (1, 0, 7, 2)
+    assert summary.refined == summary.masks == 19
+    assert again.found["image 5"] == expected(samples[5])
+
+
+def test_the_second_interrupt_would_kill_and_the_handler_is_put_back() -> None:
+    before = signal.getsignal(signal.SIGINT)
+    with stop_on_interrupt() as stop:
+        assert not stop.is_set()
+        signal.raise_signal(signal.SIGINT)
+        assert stop.is_set()
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_DFL
+    assert signal.getsignal(signal.SIGINT) is before
+
+
+def test_signals_are_left_alone_in_other_threads_and_where_they_are_ignored() -> None:
+    seen = []
+
+    def elsewhere() -> None:
+        with stop_on_interrupt() as stop:
+            seen.append((stop.is_set(), signal.getsignal(signal.SIGINT)))
+
+    before = signal.getsignal(signal.SIGINT)
+    thread = threading.Thread(target=elsewhere)
+    thread.start()
+    thread.join()
+    assert seen == [(False, before)]
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stop_on_interrupt():
+            assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+# --- killed from outside -------------------------------------------------------------------------------------------
+
+
+class Slow(Shift):
+    """Takes its time and writes down, for another process to read, which samples it was asked."""
+
+    def __init__(self, log: Path, seconds: float) -> None:
+        super().__init__()
+        self.log, self.seconds = log, seconds
+
+    def segment(self, batch: Sequence[Read]) -> list[list[np.ndarray]]:
+        with self.log.open("a") as lines:
+            lines.writelines(f"{read.sample.key}\n" for read in batch)
+        time.sleep(self.seconds)
+        return super().segment(batch)
+
+
+def child(folder: str) -> None:
+    """What the other process runs."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    root = Path(folder)
+    with stop_on_interrupt() as stop:
+        job = Job(root / "j", refiner=Slow(root / "asked", 0.05), stop=stop)
+        try:
+            job.run(samples_of(400, root / "images"))
+        except Interrupted as interrupted:
+            print(interrupted, flush=True)
+            sys.exit(interrupted.exit_code)
+
+
+def started(folder: Path) -> "subprocess.Popen[str]":
+    """A run in another process, with some samples already in its journal."""
+    command = "import sys; sys.path.insert(0, sys.argv[1]); import test_runners; test_runners.child(sys.argv[2])"
+    process = subprocess.Popen(
+        [sys.executable, "-c", command, str(Path(__file__).parent), str(folder)], stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline and process.poll() is None:
+        if (folder / "j").exists() and (folder / "j").read_bytes().count(b"\n") > 10:
+            return process
+        time.sleep(0.005)
+    process.kill()
+    raise AssertionError("the run did not get going")
+
+
+def resumed(folder: Path) -> tuple[Summary, set[object], set[object]]:
+    """Finish a run that was killed; what the journal held before, and what was asked after."""
+    text = (folder / "j").read_text()
+    before = {json.loads(line)["key"] for line in text[: text.rindex("\n")].splitlines()[1:]}
+    job = Job(folder / "j")
+    summary = job.run(samples_of(400, folder / "images"))
+    return summary, before, set(job.refiner.prepared)
+
+
+def test_a_killed_run_continues_where_it_was(tmp_path: Path) -> None:
+    samples_of(400, tmp_path / "images")
+    Job(tmp_path / "whole").run(samples_of(400, tmp_path / "images"))
+    process = started(tmp_path)
+    process.kill()
+    process.communicate(timeout=10)
+    assert process.returncode == -signal.SIGKILL
+    summary, before, asked = resumed(tmp_path)
+    assert 10 <= len(before) < 300
+    assert not before & asked
+    assert (summary.images, summary.reused, len(asked)) == (400, len(before), 300 - len(before))
+    assert journalled(tmp_path / "j") == journalled(tmp_path / "whole")
+
+
+def test_an_interrupt_ends_a_run_in_good_order(tmp_path: Path) -> None:
+    samples_of(400, tmp_path / "images")
+    process = started(tmp_path)
+    os.kill(process.pid, signal.SIGINT)
+    said, _ = process.communicate(timeout=20)
+    assert process.returncode == 130
+    assert said.startswith("stopped after ")
+    asked = (tmp_path / "asked").read_text().split("\n")[:-1]
+    summary, before, rest = resumed(tmp_path)
+    assert before == set(asked), "all that the model was asked is in the journal"
+    assert len(rest) == 300 - len(before)
+    assert summary.images == 400
+
+
+def test_a_second_interrupt_kills_at_once(tmp_path: Path) -> None:
+    samples_of(400, tmp_path / "images")
+    process = started(tmp_path)
+    os.kill(process.pid, signal.SIGINT)
+    time.sleep(0.06)
+    os.kill(process.pid, signal.SIGINT)
+    process.communicate(timeout=10)
+    assert process.returncode in (-signal.SIGINT, 130), "killed, unless it was already done"
+    summary, before, asked = resumed(tmp_path)
+    assert not before & asked
+    assert summary.images == 400
