@@ -1,0 +1,280 @@
+"""Names of models and what stands behind each: `load_backend` turns a name into a `Backend`.
+
+torch and the segmentation packages are imported when a model is loaded, not with this module.
+"""
+
+import hashlib
+import pickle
+from collections.abc import Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal, TypeGuard
+
+from refinetool.backends import Backend, Selection, weights
+from refinetool.backends.names import suggest
+from refinetool.errors import UsageError, WeightsError
+
+if TYPE_CHECKING:
+    from torch import Tensor, nn
+
+    from refinetool.backends.square import Precision, SquareBackend
+
+EMBEDDED = "embedded"
+RANDOM_PREFIX = "random:"
+
+
+@dataclass(frozen=True, slots=True)
+class Model:
+    """One model by name.
+
+    variant: What the package that builds it calls it.
+    view: What `--view auto` means for it.
+    selection: The candidate it is best taken from.
+    """
+
+    name: str
+    about: str
+    family: Literal["embedded", "sam", "sam-hq", "sam2"]
+    variant: str
+    view: Literal["frame", "crop"]
+    selection: Selection
+
+
+MODELS: dict[str, Model] = {
+    model.name: model
+    for model in (
+        Model(EMBEDDED, "small SAM2 that comes with refinetool", "embedded", "", "crop", "single"),
+        Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", "sam", "vit_b", "frame", "predicted"),
+        Model("sam-vit-l", "SAM, ViT-L encoder, 312 M parameters", "sam", "vit_l", "frame", "predicted"),
+        Model("sam-vit-h", "SAM, ViT-H encoder, 641 M parameters", "sam", "vit_h", "frame", "predicted"),
+        Model("sam-hq-vit-b", "HQ-SAM, ViT-B encoder", "sam-hq", "vit_b", "frame", "predicted"),
+        Model("sam-hq-vit-l", "HQ-SAM, ViT-L encoder", "sam-hq", "vit_l", "frame", "predicted"),
+        Model("sam-hq-vit-h", "HQ-SAM, ViT-H encoder", "sam-hq", "vit_h", "frame", "predicted"),
+        Model("sam-hq-vit-tiny", "Light HQ-SAM, TinyViT encoder", "sam-hq", "vit_tiny", "frame", "predicted"),
+        Model("sam2.1-hiera-t", "SAM 2.1, Hiera-T encoder", "sam2", "sam2.1/sam2.1_hiera_t", "frame", "predicted"),
+        Model("sam2.1-hiera-s", "SAM 2.1, Hiera-S encoder", "sam2", "sam2.1/sam2.1_hiera_s", "frame", "predicted"),
+        Model("sam2.1-hiera-b+", "SAM 2.1, Hiera-B+ encoder", "sam2", "sam2.1/sam2.1_hiera_b+", "frame", "predicted"),
+        Model("sam2.1-hiera-l", "SAM 2.1, Hiera-L encoder", "sam2", "sam2.1/sam2.1_hiera_l", "frame", "predicted"),
+        Model("sam2-hiera-t", "SAM 2, Hiera-T encoder", "sam2", "sam2/sam2_hiera_t", "frame", "predicted"),
+        Model("sam2-hiera-s", "SAM 2, Hiera-S encoder", "sam2", "sam2/sam2_hiera_s", "frame", "predicted"),
+        Model("sam2-hiera-b+", "SAM 2, Hiera-B+ encoder", "sam2", "sam2/sam2_hiera_b+", "frame", "predicted"),
+        Model("sam2-hiera-l", "SAM 2, Hiera-L encoder", "sam2", "sam2/sam2_hiera_l", "frame", "predicted"),
+    )
+}
+
+
+def load_backend(name: str, *, checkpoint: str | None, device: str, precision: str) -> Backend:
+    """Build a model by name and put weights into it.
+
+    Args:
+        name: One of `MODELS`.
+        checkpoint: A file of weights; `random:SEED` for random ones, the same on every call; None for those that come
+            with the package (`embedded`) or were fetched into the cache.
+        device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
+        precision: `fp32`, `bf16`, or `auto`: bf16 on GPUs that have it.
+
+    Raises:
+        UsageError: a name, device, precision or seed that does not exist.
+        WeightsError: the weights are missing, unreadable, not the published ones, or do not fit the model.
+    """
+    model = find_model(name)
+    place = pick_device(device)
+    chosen_precision = pick_precision(precision, place)
+    network, digest = _random(model, checkpoint) if is_random(checkpoint) else _loaded(model, checkpoint)
+    return _adapter(model)(
+        network,
+        name=model.name,
+        view=model.view,
+        selection=model.selection,
+        fingerprint=hashlib.sha256(f"{model.name} {digest}".encode()).hexdigest(),
+        device=place,
+        precision=chosen_precision,
+    )
+
+
+def find_model(name: str) -> Model:
+    """A model of the table by its name; UsageError if there is none."""
+    try:
+        return MODELS[name]
+    except KeyError:
+        raise UsageError(f"there is no model {name!r}; {suggest(name, MODELS)}") from None
+
+
+def pick_device(device: str) -> str:
+    """The torch device that a user's choice stands for; UsageError if there is no such device here."""
+    import torch
+
+    if device == "auto":
+        return "cuda" if torch.cuda.is_available() else "cpu"
+    if device == "cpu":
+        return device
+    kind, _, index = device.partition(":")
+    if kind != "cuda" or not (index.isdecimal() or device == "cuda"):
+        raise UsageError(f"there is no device {device!r}; the choices are auto, cpu, cuda and cuda:N")
+    count = torch.cuda.device_count() if torch.cuda.is_available() else 0
+    if int(index or 0) >= count:
+        raise UsageError(f"device {device} was asked for, but torch finds {count} GPUs; try --device auto")
+    return device
+
+
+def pick_precision(precision: str, device: str) -> "Precision":
+    """What `auto` stands for on a device; UsageError for other words."""
+    import torch
+
+    match precision:
+        case "auto":
+            return "bf16" if device.startswith("cuda") and torch.cuda.is_bf16_supported() else "fp32"
+        case "fp32" | "bf16":
+            return precision
+        case _:
+            raise UsageError(f"there is no precision {precision!r}; the choices are auto, fp32 and bf16")
+
+
+# --- weights into networks
+
+
+def is_random(checkpoint: str | None) -> TypeGuard[str]:
+    """Whether a checkpoint is `random:SEED` and not a file."""
+    return checkpoint is not None and checkpoint.startswith(RANDOM_PREFIX)
+
+
+def _random(model: Model, checkpoint: str) -> "tuple[nn.Module, str]":
+    import torch
+
+    seed = checkpoint.removeprefix(RANDOM_PREFIX)
+    if not seed.isdecimal():
+        raise UsageError(f"{checkpoint!r} has no seed; write a whole number after random:, as in random:0")
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(int(seed))
+        network = _network(model)
+    return network, state_digest(network.state_dict())
+
+
+def _loaded(model: Model, checkpoint: str | None) -> "tuple[nn.Module, str]":
+    path, digest = _source(model, checkpoint)
+    state = read_state(path)
+    network = _network(model)
+    problem = misfit(expected=network.state_dict(), found=state)
+    if problem:
+        raise WeightsError(f"{path} does not fit {model.name}: {problem}. Name the model the file was saved from")
+    network.load_state_dict(state)
+    return network, digest
+
+
+def _source(model: Model, checkpoint: str | None) -> tuple[Path, str]:
+    """The file to load and its SHA-256."""
+    if checkpoint is None and model.name != EMBEDDED:
+        return weights.cached(model.name)
+    path = Path(checkpoint).expanduser() if checkpoint is not None else embedded_weights()
+    try:
+        return path, weights.sha256_of(path)
+    except OSError as error:
+        raise WeightsError(f"the weights {path} can't be read: {error.strerror}") from error
+
+
+def embedded_weights() -> Path:
+    """The file with the weights of the embedded model; a wheel is always unpacked, so it is a file."""
+    return Path(str(files("refinetool").joinpath("assets", "embedded.safetensors")))
+
+
+def read_state(path: Path) -> "dict[str, Tensor]":
+    """Read named tensors without running code that a file may hold.
+
+    Args:
+        path: `.safetensors`, or what torch.save made of a state dict, which may lie under the key `model`.
+
+    Raises:
+        WeightsError: the file holds something else.
+    """
+    import torch
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        found = torch.load(path, map_location="cpu", weights_only=True)
+    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
+        reason = str(error).partition("\n")[0]
+        raise WeightsError(f"{path} can't be read as weights ({reason}); it may be incomplete or hold code") from error
+    state = found.get("model", found) if isinstance(found, dict) else found
+    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
+        raise WeightsError(f"{path} holds a {type(found).__name__}, expected named tensors as torch.save writes them")
+    return state
+
+
+def misfit(*, expected: "Mapping[str, Tensor]", found: "Mapping[str, Tensor]") -> str | None:
+    """Why weights do not fit a network, in words; None if they do."""
+    missing = sorted(expected.keys() - found.keys())
+    surplus = sorted(found.keys() - expected.keys())
+    shapes = [
+        f"{name} is {tuple(found[name].shape)}, expected {tuple(expected[name].shape)}"
+        for name in expected.keys() & found.keys()
+        if found[name].shape != expected[name].shape
+    ]
+    problems = [
+        f"{len(names)} {what} ({min(names)}{', ...' if len(names) > 1 else ''})"
+        for names, what in (
+            (missing, "tensors are missing"),
+            (surplus, "tensors are not expected"),
+            (shapes, "tensors have another shape"),
+        )
+        if names
+    ]
+    if not problems:
+        return None
+    return f"of {len(found)} tensors found and {len(expected)} expected, " + ", ".join(problems)
+
+
+def state_digest(state: "Mapping[str, Tensor]") -> str:
+    """SHA-256 over names, shapes and values of tensors, whatever their order."""
+    import torch
+
+    digest = hashlib.sha256()
+    for name in sorted(state):
+        values = state[name].detach().cpu().contiguous()
+        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        digest.update(values.flatten().view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+# --- the packages
+
+
+def _network(model: Model) -> "nn.Module":
+    """The architecture from its official classes, with random weights from torch's global generator."""
+    match model.family:
+        case "embedded":
+            from refinetool.modules.embedded import IMAGE_SIZE, build_embedded
+
+            network: nn.Module = build_embedded(image_size=IMAGE_SIZE)
+            return network
+        case "sam":
+            from refinetool.backends.sam import build_sam
+
+            return build_sam(model.variant)
+        case "sam-hq":
+            from refinetool.backends.sam import build_hq_sam
+
+            return build_hq_sam(model.variant)
+        case "sam2":
+            from refinetool.backends.sam2 import build_sam2
+
+            return build_sam2(model.variant)
+
+
+def _adapter(model: Model) -> "type[SquareBackend]":
+    match model.family:
+        case "sam":
+            from refinetool.backends.sam import SamBackend
+
+            return SamBackend
+        case "sam-hq":
+            from refinetool.backends.sam import HqSamBackend
+
+            return HqSamBackend
+        case "sam2" | "embedded":
+            from refinetool.backends.sam2 import Sam2Backend
+
+            return Sam2Backend

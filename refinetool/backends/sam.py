@@ -1,0 +1,123 @@
+"""SAM (`segment_anything`) and HQ-SAM (`segment_anything_hq`), built from the official classes.
+
+Images are resized with Pillow's bilinear filter, as the official predictor does, the longer side to S = 1024, then
+normalised and padded with zeros. Candidates: SAM gives its four mask tokens, 0 the single-mask output and 1 to 3 the
+alternatives. HQ-SAM corrects a mask of SAM by adding the logits of its own token, so it has two candidates: 0 the
+single-mask output and 1 the alternative of the highest predicted IoU, both corrected.
+"""
+
+import warnings
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor, nn
+
+from refinetool.backends.frames import Frame, letterboxed
+from refinetool.backends.square import Question, SquareBackend, SquareEmbedding, owners
+from refinetool.records import ImageArray, Size
+
+
+def build_sam(variant: str) -> nn.Module:
+    """SAM with random weights (torch's global generator): `vit_b`, `vit_l` or `vit_h`."""
+    from segment_anything import sam_model_registry
+
+    model: nn.Module = sam_model_registry[variant]()
+    return model
+
+
+def build_hq_sam(variant: str) -> nn.Module:
+    """HQ-SAM with random weights (torch's global generator): `vit_b`, `vit_l`, `vit_h` or `vit_tiny`."""
+    with warnings.catch_warnings():
+        # The package imports timm by its old names, and registers its TinyViT over timm's.
+        warnings.filterwarnings("ignore", message="Importing from timm.models", category=FutureWarning)
+        warnings.filterwarnings("ignore", message="Overwriting tiny_vit_", category=UserWarning)
+        from segment_anything_hq import sam_model_registry
+
+    model: nn.Module = sam_model_registry[variant]()
+    return model
+
+
+class SamBackend(SquareBackend):
+    """SAM behind the `Backend` protocol. Scores are as the model predicts them, not held within 0..1."""
+
+    @property
+    def candidates(self) -> int:
+        return int(self.model.mask_decoder.num_mask_tokens)
+
+    @property
+    def mask_cells(self) -> int:
+        return int(self.model.prompt_encoder.mask_input_size[0])
+
+    def _frame(self, view: Size) -> Frame:
+        return letterboxed(view, side=self.model.image_encoder.img_size)
+
+    def _pixels(self, image: ImageArray, frame: Frame) -> Tensor:
+        height, width = frame.filled
+        resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
+        pixels: Tensor = self.model.preprocess(torch.tensor(np.asarray(resized)).permute(2, 0, 1).to(self.device))
+        return pixels
+
+    def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+        return [(features, ()) for features in self.model.image_encoder(pixels)]
+
+    def _decode(self, embeddings: list[SquareEmbedding], rows: list[int], question: Question) -> tuple[Tensor, Tensor]:
+        sparse, dense = self._prompt(question)
+        # The official decoder takes one image a call, and begins by adding the dense prompt to it. So let the images
+        # ride on the dense prompts, one per row, and add them to an image of zeros.
+        features = torch.stack([embedding.features for embedding in embeddings]).float()
+        position = self.model.prompt_encoder.get_dense_pe()
+        with self._autocast():
+            logits, scores = self.model.mask_decoder.predict_masks(
+                image_embeddings=torch.zeros_like(features[:1]),
+                image_pe=position,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=features[owners(rows, device=self.device)] + dense,
+            )
+        return logits, scores
+
+    def _prompt(self, question: Question) -> tuple[Tensor, Tensor]:
+        """Sparse (N, tokens, C) and dense (N, C, g, g) prompt embeddings, in float32: bf16 would blur coordinates."""
+        sparse, dense = self.model.prompt_encoder(points=question.points, boxes=question.boxes, masks=question.masks)
+        return sparse, dense
+
+
+class HqSamBackend(SamBackend):
+    """HQ-SAM behind the `Backend` protocol."""
+
+    @property
+    def candidates(self) -> int:
+        return 2
+
+    def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+        features, early = self.model.image_encoder(pixels)
+        decoder = self.model.mask_decoder
+        # What the decoder makes of the first global attention block is the same for all prompts: made here, once.
+        fine = decoder.embedding_encoder(features) + decoder.compress_vit_feat(early[0].permute(0, 3, 1, 2))
+        return [(features[i], (fine[i],)) for i in range(len(features))]
+
+    def _decode(self, embeddings: list[SquareEmbedding], rows: list[int], question: Question) -> tuple[Tensor, Tensor]:
+        sparse, dense = self._prompt(question)
+        parts = [
+            self._decode_image(embedding, *prompt)
+            for embedding, *prompt in zip(embeddings, torch.split(sparse, rows), torch.split(dense, rows), strict=True)
+            if len(prompt[0])
+        ]
+        logits, scores = zip(*parts, strict=True)
+        return torch.cat(logits), torch.cat(scores)
+
+    def _decode_image(self, embedding: SquareEmbedding, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        position = self.model.prompt_encoder.get_dense_pe()
+        with self._autocast():
+            logits, scores = self.model.mask_decoder.predict_masks(
+                image_embeddings=embedding.features[None],
+                image_pe=position,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                hq_features=embedding.extras[0][None],
+            )
+        single = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        best = 1 + scores[:, 1:].argmax(dim=1)
+        chosen = torch.stack((single, best), dim=1)
+        each = torch.arange(len(logits), device=logits.device)[:, None]
+        return logits[each, chosen].float() + logits[:, -1:].float(), scores[each, chosen]

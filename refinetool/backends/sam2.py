@@ -1,0 +1,99 @@
+"""SAM2 and SAM2.1 (`sam2`), and the embedded model, which is built from the same classes at its own sizes.
+
+Every size is read off the model. Images are squashed to S x S with torch's antialiased bilinear filter, as
+`SAM2Transforms` does; there is no padding. Candidates are the four mask tokens: 0 the single-mask output, 1 to 3 the
+alternatives.
+"""
+
+from importlib.resources import files
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refinetool.backends.frames import Frame, squashed
+from refinetool.backends.square import Question, SquareBackend, SquareEmbedding, owners
+from refinetool.records import ABSENT, ImageArray, Size
+
+IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
+BOX_CORNERS = (2, 3)
+"""Labels of the upper left and lower right corner of a box among SAM2's points."""
+
+
+def build_sam2(config: str) -> nn.Module:
+    """SAM2 with random weights (torch's global generator) from a packaged configuration: `sam2.1/sam2.1_hiera_t`.
+
+    The file is read here and not by `build_sam2` of the package, which needs Hydra's global state, and which by
+    default turns on a fallback that replaces the single-mask output.
+    """
+    from hydra.utils import instantiate
+    from omegaconf import OmegaConf
+
+    text = files("sam2").joinpath("configs", f"{config}.yaml").read_text()
+    model: nn.Module = instantiate(OmegaConf.create(text).model, _recursive_=True)
+    return model
+
+
+class Sam2Backend(SquareBackend):
+    """Any `SAM2Base` behind the `Backend` protocol, as an image model: its memory is not used."""
+
+    @property
+    def candidates(self) -> int:
+        return int(self.model.sam_mask_decoder.num_mask_tokens)
+
+    @property
+    def mask_cells(self) -> int:
+        return int(self.model.sam_prompt_encoder.mask_input_size[0])
+
+    def _frame(self, view: Size) -> Frame:
+        return squashed(view, side=self.model.image_size)
+
+    def _pixels(self, image: ImageArray, frame: Frame) -> Tensor:
+        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+        pixels = torch.tensor(image).to(self.device).permute(2, 0, 1).float() / 255
+        resized = F.interpolate(pixels[None], frame.filled, mode="bilinear", align_corners=False, antialias=True)[0]
+        return (resized - mean) / std
+
+    def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
+        *fine, features = self.model.forward_image(pixels)["backbone_fpn"][-self.model.num_feature_levels :]
+        if self.model.directly_add_no_mem_embed:
+            features = features + self.model.no_mem_embed.reshape(1, -1, 1, 1)
+        return [(features[i], tuple(level[i] for level in fine)) for i in range(len(features))]
+
+    def _decode(self, embeddings: list[SquareEmbedding], rows: list[int], question: Question) -> tuple[Tensor, Tensor]:
+        # Outside autocast: bf16 would blur coordinates.
+        sparse, dense = self.model.sam_prompt_encoder(points=_tokens(question), boxes=None, masks=question.masks)
+        owner = owners(rows, device=self.device)
+        fine = [torch.stack(level)[owner] for level in zip(*(e.extras for e in embeddings), strict=True)]
+        position = self.model.sam_prompt_encoder.get_dense_pe()
+        with self._autocast():
+            logits, scores, _, _ = self.model.sam_mask_decoder.predict_masks(
+                image_embeddings=torch.stack([e.features for e in embeddings])[owner],
+                image_pe=position,
+                sparse_prompt_embeddings=sparse,
+                dense_prompt_embeddings=dense,
+                repeat_image=False,
+                high_res_features=fine or None,
+            )
+        return logits, scores
+
+
+def _tokens(question: Question) -> tuple[Tensor, Tensor]:
+    """Points as SAM2's image predictor sends them: the corners of the box come first, labelled 2 and 3.
+
+    The prompt encoder appends one absent point by itself. Where there are masks only, it gets another one, as
+    `SAM2Base` does when it has a mask to prompt with.
+    """
+    coordinates, labels = [], []
+    if question.boxes is not None:
+        corners = question.boxes.reshape(-1, 2, 2)
+        coordinates.append(corners)
+        labels.append(torch.tensor(BOX_CORNERS, device=corners.device).expand(len(corners), 2))
+    if question.points is not None:
+        coordinates.append(question.points[0])
+        labels.append(question.points[1])
+    if not coordinates:
+        assert question.masks is not None
+        n, device = len(question.masks), question.masks.device
+        return torch.zeros((n, 1, 2), device=device), torch.full((n, 1), ABSENT, device=device)
+    return torch.cat(coordinates, dim=1), torch.cat(labels, dim=1)
