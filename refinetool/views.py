@@ -1,0 +1,121 @@
+"""Views: what a segmenter sees of an image for a region. The whole frame, or a crop around the region's box.
+
+A crop shows small objects at a resolution the model can work with. Coordinates in a view are those of the image less
+the view's upper left corner; nothing is scaled here.
+"""
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from refinetool.records import BoolArray, Box, FloatArray, ImageArray, Size
+from refinetool.settings import ViewSettings
+
+
+@dataclass(frozen=True, slots=True)
+class View:
+    """A window on an image: half-open xyxy in image pixels, inside the image."""
+
+    window: Box
+
+    @property
+    def size(self) -> Size:
+        """(H, W) of the view."""
+        x0, y0, x1, y1 = self.window
+        return y1 - y0, x1 - x0
+
+    def crop_image(self, image: ImageArray) -> ImageArray:
+        """What the view shows of an image: (H, W, 3) to contiguous (h, w, 3), which may share its memory."""
+        x0, y0, x1, y1 = self.window
+        return np.ascontiguousarray(image[y0:y1, x0:x1])
+
+    def crop_masks(self, masks: BoolArray) -> BoolArray:
+        """The same for masks, bool (..., H, W) to (..., h, w)."""
+        x0, y0, x1, y1 = self.window
+        return np.ascontiguousarray(masks[..., y0:y1, x0:x1])
+
+    def paste_masks(self, masks: BoolArray, *, size: Size) -> BoolArray:
+        """Masks of the view, bool (..., h, w), in an image of `size`: bool (..., H, W), background outside the view."""
+        x0, y0, x1, y1 = self.window
+        pasted = np.zeros((*masks.shape[:-2], *size), dtype=np.bool_)
+        pasted[..., y0:y1, x0:x1] = masks
+        return pasted
+
+    def to_view(self, xy: FloatArray) -> FloatArray:
+        """Image coordinates as the view has them: points (..., 2) or boxes (..., 4), x and y in turn."""
+        return xy - self._origin(xy.shape[-1])
+
+    def to_image(self, xy: FloatArray) -> FloatArray:
+        """The inverse of `to_view`."""
+        return xy + self._origin(xy.shape[-1])
+
+    def _origin(self, length: int) -> FloatArray:
+        return np.tile(np.array(self.window[:2], dtype=np.float32), length // 2)
+
+
+def choose_views(
+    boxes: Sequence[Box],
+    areas: Sequence[int],
+    *,
+    size: Size,
+    settings: ViewSettings,
+    backend_view: Literal["frame", "crop"],
+) -> list[tuple[View, list[int]]]:
+    """Decide what the model sees for each of N regions.
+
+    `frame` shows all regions in one view of the whole image, `crop` each region in one of its own. `auto` does what
+    suits the backend, except that small regions of large images are always cropped. Regions with the same window share
+    a view, so each view is embedded once.
+
+    Args:
+        boxes: N tight boxes, half-open xyxy.
+        areas: N areas in pixels.
+        size: (H, W) of the image.
+        backend_view: What suits the backend.
+
+    Returns:
+        Views with the indices of their regions, in the order of their first regions; each region is in exactly one.
+    """
+    height, width = size
+    mode = backend_view if settings.mode == "auto" else settings.mode
+    large_image = max(size) >= settings.large_image_px
+    regions_of: dict[Box, list[int]] = {}
+    for n, (box, area) in enumerate(zip(boxes, areas, strict=True)):
+        small = area < settings.small_object * height * width
+        crop = mode == "crop" or (settings.mode == "auto" and large_image and small)
+        window = crop_around(box, size=size, settings=settings) if crop else (0, 0, width, height)
+        regions_of.setdefault(window, []).append(n)
+    return [(View(window), regions) for window, regions in regions_of.items()]
+
+
+def crop_around(box: Box, *, size: Size, settings: ViewSettings) -> Box:
+    """The window of a region's crop: its box with a margin, neither too small nor too long and thin.
+
+    The box lies in the middle unless that would cross the frame; the window is then shifted, not shrunk. Where the
+    image is smaller than the window should be, the window is as wide or high as the image.
+
+    Args:
+        box: Half-open xyxy, inside the image.
+        size: (H, W) of the image.
+    """
+    height, width = size
+    x0, y0, x1, y1 = box
+    grown = 1 + 2 * settings.margin
+    across = min(max(math.ceil((x1 - x0) * grown), settings.min_side_px), width)
+    down = min(max(math.ceil((y1 - y0) * grown), settings.min_side_px), height)
+    across, down = (
+        min(max(across, math.ceil(down / settings.max_aspect)), width),
+        min(max(down, math.ceil(across / settings.max_aspect)), height),
+    )
+    left, right = _placed(x0, x1, across, width)
+    top, bottom = _placed(y0, y1, down, height)
+    return left, top, right, bottom
+
+
+def _placed(start: int, end: int, length: int, limit: int) -> tuple[int, int]:
+    """An interval of `length` around the middle of another, moved into 0..`limit`."""
+    first = min(max((start + end - length) // 2, 0), limit - length)
+    return first, first + length
