@@ -1,0 +1,125 @@
+"""Reading images: any file Pillow can decode, as RGB, the way round that the annotations mean.
+
+Pillow decodes JPEG too: the pixels equal OpenCV's, a 640 x 480 image takes 1.3 ms instead of 1.1, and damaged files don't
+make libjpeg write to stderr.
+"""
+
+import io
+from pathlib import Path
+from threading import Lock
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from refinetool.errors import ImageError
+from refinetool.records import ImageArray, Size
+
+FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA")
+"""Raster formats. Pillow's others are not for photographs, and some start external programs."""
+
+EXIF_ORIENTATION = 0x0112
+QUARTER_TURNS = {
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+"""The EXIF orientations that swap width and height, and what puts the image upright."""
+
+_pillow_limit = Lock()
+
+
+def read_image(path: Path, *, size: Size, max_pixels: int) -> ImageArray:
+    """Read the image that a set of annotations talks about.
+
+    Pixels are taken as they are stored if their size is the annotated one, whatever the EXIF orientation says; if only
+    the turned image has that size, it is turned. Alpha is dropped, 16 bits become the upper 8, the first frame counts.
+
+    Args:
+        size: (H, W) according to the annotations.
+        max_pixels: Images that claim more are refused before they are decoded.
+
+    Returns:
+        uint8 (H, W, 3) RGB.
+
+    Raises:
+        ImageError: With the reason `image-missing`, `image-unreadable`, `image-too-large` or `size-mismatch`.
+    """
+    image = _opened(path)
+    if image.width * image.height > max_pixels:
+        raise ImageError(
+            f"{path}: the image claims {_shown(image.size)} pixels, more than the {max_pixels:,} that are read; "
+            "shrink it, or raise the limit.",
+            reason="image-too-large",
+        )
+    turn = _turn_to(image, path=path, size=size)
+    try:
+        pixels = _as_rgb(image)
+        return np.array(pixels if turn is None else pixels.transpose(turn))  # a copy: asarray's is read-only
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _opened(path: Path) -> Image.Image:
+    """Parse the header of an image; its pixels are decoded when they are asked for."""
+    try:
+        data = path.read_bytes()
+    except FileNotFoundError as error:
+        raise ImageError(
+            f"{path}: there is no such image; check the image folder and the file names.", reason="image-missing"
+        ) from error
+    except OSError as error:
+        raise _unreadable(path, error) from error
+    # Pillow's own limit is a global, and it warns from half of it on: `max_pixels` takes its place.
+    with _pillow_limit:
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(io.BytesIO(data), formats=FORMATS)
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _turn_to(image: Image.Image, *, path: Path, size: Size) -> Image.Transpose | None:
+    """The turn after which the image has the annotated size; None if it has that size as it is."""
+    height, width = size
+    if image.size == (width, height):
+        return None
+    if image.size == (height, width):
+        try:
+            turn = QUARTER_TURNS.get(image.getexif().get(EXIF_ORIENTATION, 1))
+        except Exception as error:
+            raise _unreadable(path, error) from error
+        if turn is not None:
+            return turn
+    raise ImageError(
+        f"{path}: the image measures {_shown(image.size)} pixels (width x height), its annotations say "
+        f"{_shown((width, height))}; correct the record, or put the annotated image in its place.",
+        reason="size-mismatch",
+    )
+
+
+def _as_rgb(image: Image.Image) -> Image.Image:
+    image.load()
+    if image.mode.startswith("I"):  # 16 bits: `I;16` and its byte orders, or `I` where a reader widens them
+        values = np.asarray(image)
+        if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
+            raise ValueError("its pixels have 32 bits, expected 8 or 16")
+        image = Image.fromarray((values >> 8).astype(np.uint8))
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers, expected 8 or 16 bits")
+    image.info.pop("transparency", None)  # or Pillow warns that it drops it
+    return image.convert("RGB")
+
+
+def _unreadable(path: Path, error: Exception) -> ImageError:
+    # The decoders of a dozen formats raise whatever their parsing runs into: all of it means a broken file.
+    detail = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
+    if isinstance(error, UnidentifiedImageError):
+        detail = "it is no image of a known format"
+    return ImageError(f"{path}: the image can't be read ({detail}); replace the file.", reason="image-unreadable")
+
+
+def _shown(size: tuple[int, int]) -> str:
+    return f"{size[0]:,} x {size[1]:,}"
