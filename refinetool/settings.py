@@ -93,6 +93,8 @@ class RefineSettings:
     passes: int = 1
     selection: Literal["auto", "single", "predicted", "coarse"] = "auto"
     include_crowd: bool = False
+    seed: int = 0
+    """For random points only; everything else is deterministic."""
     prompt_batch: int = 32
     """Regions per decoder call: bounds memory."""
     image_batch: int = 8
@@ -104,3 +106,41 @@ class RefineSettings:
     split: SplitSettings = field(default_factory=SplitSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class TrainSettings:
+    """How the embedded model is trained; shares are probabilities per drawn example."""
+
+    steps: int = 6_400
+    seed: int = 0
+    small_side: int = 192
+    """Side of the square input at first, in pixels: twice as fast as the full side, and the weights fit both."""
+    small_share: float = 0.7
+    """Share of the steps taken at that side before the full one."""
+    images_per_step: int = 8
+    prompts_per_image: int = 6
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 200
+    decay_share: float = 0.35
+    """Share of the steps, at the end, over which the learning rate falls to `final_rate` of its plateau."""
+    final_rate: float = 0.02
+    average_decay: float = 0.998
+    """Decay of the moving average of the weights; the average is what is shipped."""
+    composite_share: float = 0.2
+    """Examples whose object is pasted from another picture: the only ones with exact edges."""
+    frame_share: float = 0.12
+    """Examples that show much of the picture instead of a crop around the object."""
+    other_object_share: float = 0.25
+    """Prompts that ask for another object of the crop."""
+    good_share: float = 0.1
+    """Prompts whose coarse mask is nearly right (IoU above 0.9), so that good masks are left alone."""
+    coarse_low: float = 0.45
+    coarse_high: float = 0.97
+    edge_loss: float = 0.3
+    """Weight of the auxiliary loss that asks the image features for edges, whatever the prompts are."""
+    save_every: int = 250
+    validate_every: int = 500
+    validation_examples: int = 160
+    workers: int = 1

@@ -1,0 +1,1 @@
+"""Training of what the tool ships or lets users adapt."""

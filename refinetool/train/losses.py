@@ -1,0 +1,59 @@
+"""Losses of the embedded model. Logits are mask tokens (N, T, S/4, S/4); truth lives on the grid (N, S/2, S/2)."""
+
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+class MaskLoss(NamedTuple):
+    """Scalars to minimise, and the true IoU of each token, (N, T), for the record."""
+
+    mask: Tensor
+    iou: Tensor
+    true_iou: Tensor
+
+
+def mask_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, weight: Tensor) -> MaskLoss:
+    """The loss of four mask tokens and of their predicted IoUs.
+
+    Per token: 2 x weighted cross-entropy + dice. Token 0, the single-mask output, always learns; of the other three
+    the best one does, and each of them a little (0.1), so that none is left behind. The IoU head learns the true IoU
+    of every token by its absolute error, as in SAM 2.
+
+    Args:
+        logits: (N, 4, S/4, S/4).
+        predicted_iou: (N, 4), 0..1.
+        target: (N, S/2, S/2), 0..1, the share of each cell that the object covers.
+        weight: (N, S/2, S/2), at least 0.
+    """
+    fine = F.interpolate(logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
+    truth = target[:, None].expand_as(fine)
+    weight = weight[:, None]
+    entropy = F.binary_cross_entropy_with_logits(fine, truth, reduction="none")
+    entropy = (entropy * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-6)
+    per_token = 2 * entropy + dice_loss(fine.sigmoid(), truth, known=weight > 0)
+
+    others = per_token[:, 1:]
+    combined = per_token[:, 0] + others.amin(1) + 0.1 * others.mean(1)
+    true_iou = hard_iou(fine > 0, truth >= 0.5, known=weight > 0)
+    return MaskLoss(combined.mean(), (predicted_iou.float() - true_iou).abs().mean(), true_iou)
+
+
+def dice_loss(probability: Tensor, target: Tensor, *, known: Tensor) -> Tensor:
+    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) over the known cells: (N, T, h, w) → (N, T)."""
+    p, t = probability * known, target * known
+    return 1 - (2 * (p * t).sum((2, 3)) + 1) / (p.sum((2, 3)) + t.sum((2, 3)) + 1)
+
+
+@torch.no_grad()
+def hard_iou(prediction: Tensor, target: Tensor, *, known: Tensor) -> Tensor:
+    """IoU of bool masks over the known cells: (N, T, h, w) → float (N, T)."""
+    either = ((prediction | target) & known).sum((2, 3))
+    return (prediction & target & known).sum((2, 3)) / either.clamp(min=1)
+
+
+def edge_loss(logits: Tensor, edges: Tensor) -> Tensor:
+    """Cross-entropy of edge logits (B, 1, h, w) with edges (B, h, w) in 0..1; edges are rare and count three times."""
+    return F.binary_cross_entropy_with_logits(logits[:, 0].float(), edges, pos_weight=edges.new_tensor(3.0))
