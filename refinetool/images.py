@@ -1,7 +1,7 @@
 """Reading images: any file Pillow can decode, as RGB, the way round that the annotations mean.
 
-Pillow decodes JPEG too: the pixels equal OpenCV's, a 640 x 480 image takes 1.3 ms instead of 1.1, and damaged files don't
-make libjpeg write to stderr.
+Pillow decodes JPEG too: the pixels equal OpenCV's, a 640 x 480 image takes 1.3 ms instead of 1.1, and libjpeg does not
+write to stderr when a file is damaged.
 """
 
 import io
