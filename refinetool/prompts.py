@@ -47,6 +47,7 @@ def excavate(masks: BoolArray, *, settings: PromptSettings, rng: np.random.Gener
         it is switched off. Masks lie on a grid whose longer side is at most 1024.
     """
     depth = depth_measure(settings)
+    find_negative = release_prompts.background_point if settings.release else background_point
     points = np.zeros((len(masks), 2, 2), dtype=np.float32)
     labels = np.full((len(masks), 2), ABSENT, dtype=np.int64)
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
@@ -57,7 +58,7 @@ def excavate(masks: BoolArray, *, settings: PromptSettings, rng: np.random.Gener
         if settings.use_point:
             points[n, 0], labels[n, 0] = centre, FOREGROUND
         if settings.use_negative:
-            negative = (release_prompts.background_point if settings.release else background_point)(mask, box)
+            negative = find_negative(mask, box)
             if negative is not None:
                 points[n, 1], labels[n, 1] = negative, BACKGROUND
         boxes[n] = _corners(box, settings=settings)
@@ -97,7 +98,8 @@ def expand_boxes(prompts: Prompts, masks: BoolArray, similarity: FloatArray, *, 
         boxes[n] = _corners(wide, settings=settings)
         grew[n] = wide != tight
     if logits is not None and settings.weaken_expanded:
-        logits = np.where(grew[:, None, None], logits / np.float32(settings.gaussian_amplitude), logits)
+        logits = logits.copy()
+        logits[grew] /= settings.gaussian_amplitude
     return Prompts(points=prompts.points, labels=prompts.labels, boxes=boxes, masks=logits)
 
 
@@ -366,13 +368,14 @@ def prompt_grid(size: Size) -> Size:
 
 
 def _on_prompt_grid(mask: BoolArray) -> BoolArray:
-    """The mask on its prompt grid: cells covered by half or more; if there are none, the cells it touches."""
+    """The mask on its prompt grid: cells whose centre it covers; if there are none, the cells it touches."""
     height, width = mask.shape
     grid = prompt_grid((height, width))
     if grid == mask.shape:
         return mask
-    coverage = cv2.resize(mask.view(np.uint8) * np.uint8(254), grid[::-1], interpolation=cv2.INTER_AREA)
-    covered: BoolArray = coverage >= 127
+    covered: BoolArray = cv2.resize(mask.view(np.uint8), grid[::-1], interpolation=cv2.INTER_NEAREST_EXACT).view(
+        np.bool_
+    )
     if not covered.any():
         ys, xs = np.nonzero(mask)
         covered[ys * grid[0] // height, xs * grid[1] // width] = True
