@@ -1,5 +1,6 @@
 """Every default of the tool, once. Functions elsewhere take plain keyword arguments without defaults."""
 
+import os
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -106,6 +107,39 @@ class RefineSettings:
     split: SplitSettings = field(default_factory=SplitSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
+
+
+NO_GUARD = GuardSettings(min_predicted_iou=-1e9, min_coarse_iou=0.0, max_area_ratio=1e9)
+"""Thresholds that only an empty mask fails; finite, so that JSON can hold them."""
+
+RELEASE = RefineSettings(
+    passes=5,
+    selection="predicted",
+    prompts=PromptSettings(box="tight", gaussian_shape="distance", gaussian_amplitude=30.0, release=True),
+    view=ViewSettings(mode="frame"),
+    guard=NO_GUARD,
+    snap=SnapSettings(mode="none"),
+)
+"""What the authors' public release does by default, for comparison; its elastic box is switched off."""
+
+
+@dataclass(frozen=True, slots=True)
+class JobSettings:
+    """The model of a job, and what it runs on."""
+
+    model: str = "embedded"
+    device: str = "auto"
+    precision: Literal["auto", "fp32", "bf16"] = "auto"
+    threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+    """How many read and mine ahead of the model and encode behind it."""
+
+
+@dataclass(frozen=True, slots=True)
+class EvaluateSettings:
+    """How masks are measured."""
+
+    boundary_ratio: float = 0.02
+    """Width of the band of the boundary IoU as a share of the image diagonal, as Cheng et al. 2021 have it."""
 
 
 @dataclass(frozen=True, slots=True)
