@@ -1,0 +1,229 @@
+"""COCO instances and COCO results: the same text back, with other values where a mask was refined."""
+
+import heapq
+import json
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+
+from refinetool.errors import DataError
+from refinetool.formats import COCO, COCO_RESULTS, Written
+from refinetool.formats.coco_images import CocoImages, ImageEntry, listed_images, numbered_images
+from refinetool.formats.coco_index import AnnotationRecords, read_images, read_instances, read_results, rows_of
+from refinetool.formats.coco_masks import read_segmentation, refined_values
+from refinetool.formats.image_files import header_size
+from refinetool.formats.json_spans import Json, Span, member_spans
+from refinetool.formats.storage import new_file, refuse_overlap
+from refinetool.records import IntArray, Outcome, Region, Sample, Size
+
+_COPY_BYTES = 1 << 20
+
+
+def open_coco(path: Path, *, images: Path | None, include_crowd: bool) -> "CocoDataset":
+    """COCO instances. Raises DataError for a file that is broken, or whose images are nowhere."""
+    stamp = _stamp(path)
+    records, annotations = read_instances(path)
+    rows = rows_of(annotations, records.rows)
+    return CocoDataset(COCO, annotations, rows, listed_images(records, images, path), (path,), stamp, include_crowd)
+
+
+def open_coco_results(path: Path, *, images: Path | None, sizes: Path | None, include_crowd: bool) -> "CocoDataset":
+    """COCO results; `sizes` is any COCO file that lists the images, without which they are found by their number."""
+    stamp = _stamp(path)
+    results = read_results(path)
+    found: CocoImages
+    if sizes is None:
+        found = numbered_images(results.named, images, path)
+    else:
+        found = listed_images(read_images(sizes), images, sizes)
+    sources = (path,) if sizes is None else (path, sizes)
+    rows = rows_of(results, found.rows)
+    return CocoDataset(COCO_RESULTS, results, rows, found, sources, stamp, include_crowd)
+
+
+@dataclass(frozen=True, slots=True)
+class CocoDataset:
+    """Annotations and their images; see `formats.Dataset`. Holds where records stand, not what they say.
+
+    rows: int64 (A,), the place of each annotation's image among the images.
+    sources: The files read, none of which may be overwritten.
+    stamp: Size and time of the file when it was read.
+    include_crowd: Whether crowds are refined like single objects.
+    """
+
+    format: str
+    annotations: AnnotationRecords
+    rows: IntArray
+    images: CocoImages
+    sources: tuple[Path, ...]
+    stamp: tuple[int, int]
+    include_crowd: bool
+
+    def __len__(self) -> int:
+        return len(self.images.rows)
+
+    def samples(self) -> Iterator[Sample]:
+        with self.annotations.path.open("rb") as file:
+            for entry, members in self._by_image():
+                records = [json.loads(_text(file, self.annotations.spans[member])) for member in members]
+                size = entry.size or header_size(entry.path) or _claimed_size(records) or (0, 0)
+                regions = (
+                    self._region(int(self.annotations.ids[member]), record, size)
+                    for member, record in zip(members, records, strict=True)
+                )
+                yield Sample(entry.key, entry.path, size, tuple(regions))
+
+    def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
+        for source in self.sources:
+            refuse_overlap(source, destination)
+        path = self.annotations.path
+        if _stamp(path) != self.stamp:
+            raise DataError(f"{path}: has changed since it was read; run the command again.")
+        with (
+            new_file(destination) as out,
+            path.open("rb") as file,
+            tempfile.TemporaryFile(dir=destination.parent) as drafts,
+        ):
+            drafted, rings_lost = self._draft(find, file, drafts)
+            changed = np.flatnonzero(drafted[:, 1])
+            records = ((Span(*self.annotations.spans[row].tolist()), _bytes(drafts, drafted[row])) for row in changed)
+            _splice(file, out, heapq.merge(records, self._info(file, notes), key=lambda edit: edit[0].start))
+        return Written(destination, len(changed), _remarks(rings_lost))
+
+    def _by_image(self) -> Iterator[tuple[ImageEntry, IntArray]]:
+        """Each image with the rows of its annotations, both in the order of the file."""
+        order = np.argsort(self.rows, kind="stable")
+        bounds = np.searchsorted(self.rows[order], np.arange(len(self) + 1))
+        for entry, first, last in zip(self.images.entries(), bounds[:-1], bounds[1:], strict=True):
+            yield entry, order[first:last]
+
+    def _region(self, number: int, record: Mapping[str, Json], size: Size) -> Region:
+        mask, keep = read_segmentation(record.get("segmentation"), size)
+        if record.get("iscrowd") and not self.include_crowd:
+            keep = "crowd"
+        category = record.get("category_id")
+        return Region(number, int(category) if isinstance(category, int | float) else None, mask, keep)
+
+    def _draft(self, find: Callable[[str], Outcome | None], file: BinaryIO, drafts: BinaryIO) -> tuple[IntArray, int]:
+        """Write the refined records to `drafts`, image by image, since that is how outcomes come.
+
+        Annotations of an image may be far apart in the file, and outcomes are too many to hold.
+
+        Returns:
+            int64 (A, 2): offsets in `drafts`, (0, 0) for an annotation that stays; and how many rings became RLE.
+        """
+        drafted = np.zeros((len(self.annotations), 2), dtype=np.int64)
+        end = rings_lost = 0
+        for entry, members in self._by_image():
+            outcome = find(entry.key)
+            if outcome is None:
+                continue
+            for member, annotation in zip(members, outcome.annotations, strict=True):
+                if not annotation.refined or annotation.mask is None:
+                    continue
+                text = _text(file, self.annotations.spans[member])
+                segmentation = json.loads(text)["segmentation"]
+                values = refined_values(segmentation, annotation.mask)
+                if values is None:
+                    continue
+                start, end = end, end + drafts.write(_with_values(text, values).encode())
+                drafted[member] = start, end
+                rings_lost += isinstance(segmentation, list) and isinstance(values["segmentation"], dict)
+        return drafted, rings_lost
+
+    def _info(self, file: BinaryIO, notes: Mapping[str, object]) -> list[tuple[Span, bytes]]:
+        """The edit that puts notes into `info`; none if there are none, or if a list or a text stands in its place."""
+        if self.format != COCO or not notes:
+            return []
+        member = f'"refinetool":{_dump(notes)}'
+        info = self.annotations.info
+        if info is None:
+            behind_bracket = self.annotations.root + 1
+            return [(Span(behind_bracket, behind_bracket), f'"info":{{{member}}},'.encode())]
+        text = _text(file, (info.start, info.end))
+        if text == "null":
+            text = "{}"
+        if not text.startswith("{"):
+            return []
+        spans = member_spans(text)
+        if "refinetool" in spans:
+            text = _replaced(text, spans["refinetool"], _dump(notes))
+        elif spans:
+            last = max(span.end for span in spans.values())
+            text = _replaced(text, Span(last, last), f",{member}")
+        else:
+            text = f"{{{member}}}"
+        return [(info, text.encode())]
+
+
+def _with_values(text: str, values: Mapping[str, Json]) -> str:
+    """The text of an object with other values of the names it has; the rest of the text stays."""
+    spans = member_spans(text)
+    for name in sorted(values.keys() & spans.keys(), key=lambda name: spans[name].start, reverse=True):
+        text = _replaced(text, spans[name], _dump(values[name]))
+    return text
+
+
+def _replaced(text: str, span: Span, new: str) -> str:
+    return text[: span.start] + new + text[span.end :]
+
+
+def _dump(value: object) -> str:
+    return json.dumps(value, separators=(",", ":"))
+
+
+def _splice(source: BinaryIO, out: BinaryIO, edits: Iterable[tuple[Span, bytes]]) -> None:
+    """Copy a file, with other bytes in place of some spans, which come in order."""
+    source.seek(0)
+    at = 0
+    for span, new in edits:
+        _copy(source, out, span.start - at)
+        out.write(new)
+        source.seek(span.end)
+        at = span.end
+    shutil.copyfileobj(source, out, _COPY_BYTES)
+
+
+def _copy(source: BinaryIO, out: BinaryIO, length: int) -> None:
+    while length:
+        piece = source.read(min(length, _COPY_BYTES))
+        out.write(piece)
+        length -= len(piece)
+
+
+def _bytes(file: BinaryIO, span: IntArray | tuple[int, int]) -> bytes:
+    start, end = span
+    file.seek(start)
+    return file.read(end - start)
+
+
+def _text(file: BinaryIO, span: IntArray | tuple[int, int]) -> str:
+    return _bytes(file, span).decode()
+
+
+def _stamp(path: Path) -> tuple[int, int]:
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}).") from error
+    return status.st_size, status.st_mtime_ns
+
+
+def _claimed_size(records: Sequence[Mapping[str, Json]]) -> Size | None:
+    """The size that the first run lengths state, for an image whose own can't be had."""
+    for record in records:
+        match record.get("segmentation"):
+            case {"size": [int(height), int(width)]} if height > 0 and width > 0:
+                return height, width
+    return None
+
+
+def _remarks(rings_lost: int) -> tuple[str, ...]:
+    if not rings_lost:
+        return ()
+    return (f"{rings_lost} polygons became run lengths: their refined masks have holes, which polygons can't carry.",)

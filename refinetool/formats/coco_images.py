@@ -1,0 +1,126 @@
+"""The images that COCO records speak of: listed in a file, or known by their number alone."""
+
+import json
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+from refinetool.errors import DataError
+from refinetool.formats.coco_index import ImageId, ImageRecords, image_name
+from refinetool.formats.image_files import by_stem, existing_folder
+from refinetool.formats.json_spans import Json
+from refinetool.records import Size
+
+
+@dataclass(frozen=True, slots=True)
+class ImageEntry:
+    """One image: its id as text, where it should be, and (H, W) where the records state it."""
+
+    key: str
+    path: Path
+    size: Size | None
+
+
+class CocoImages(Protocol):
+    """The images of a COCO file, in order."""
+
+    @property
+    def rows(self) -> Mapping[ImageId, int]:
+        """The place of each image id."""
+
+    def entries(self) -> Iterator[ImageEntry]:
+        """One after the other, read from the file where it has them."""
+
+
+@dataclass(frozen=True, slots=True)
+class ListedImages:
+    """Images as the records of a file list them."""
+
+    records: ImageRecords
+    folder: Path
+
+    @property
+    def rows(self) -> Mapping[ImageId, int]:
+        return self.records.rows
+
+    def entries(self) -> Iterator[ImageEntry]:
+        with self.records.path.open("rb") as file:
+            for image_id, (start, end) in zip(self.rows, self.records.spans.tolist(), strict=True):
+                file.seek(start)
+                record = json.loads(file.read(end - start))
+                yield ImageEntry(str(image_id), self._locate(record), _stated_size(record))
+
+    def _locate(self, record: Mapping[str, Json]) -> Path:
+        path = self.folder / (image_name(record) or "")
+        # What stands for a name in LVIS begins with a folder that need not be there.
+        return path if "file_name" in record or path.is_file() else self.folder / path.name
+
+
+@dataclass(frozen=True, slots=True)
+class NumberedImages:
+    """Images of which only ids are known: found as `42.jpg`, `000000000042.jpg`, `COCO_val2014_000000000042.jpg`."""
+
+    ids: Sequence[ImageId]
+    folder: Path
+
+    @property
+    def rows(self) -> Mapping[ImageId, int]:
+        return {image_id: row for row, image_id in enumerate(self.ids)}
+
+    def entries(self) -> Iterator[ImageEntry]:
+        names = by_stem(self.folder)
+        ends = {re.split("[/_]", name)[-1]: path for name, path in names.items()}
+        numbers = {int(digits): path for digits, path in ends.items() if digits.isdecimal()}
+        for image_id in self.ids:
+            key = str(image_id)
+            found = names.get(key) or (numbers.get(int(key)) if key.isdecimal() else None)
+            yield ImageEntry(key, found or self.folder / f"{key}.jpg", None)
+
+
+def listed_images(records: ImageRecords, folder: Path | None, annotations: Path) -> ListedImages:
+    """Images in `folder`, or, if none is named, in the first of the usual places that has one of them.
+
+    Raises:
+        DataError: No image of the list is there.
+    """
+    if folder is not None:
+        places = [existing_folder(folder)]
+    else:
+        base, split = annotations.absolute().parent, annotations.stem.rpartition("_")[2]
+        places = [base / "images", base, base.parent / "images", base.parent / split, base.parent]
+    wanted = None
+    for place in places:
+        images = ListedImages(records, place)
+        for entry in images.entries():
+            wanted = wanted or entry.path
+            if entry.path.is_file():
+                return images
+            if folder is None:
+                break  # one is enough to try a place that nobody named
+    if wanted is None:
+        return ListedImages(records, places[0])
+    raise DataError(
+        f"{annotations}: none of its {len(records.rows)} images is where it was looked for, the first as {wanted}; "
+        "name the folder of the images with --images."
+    )
+
+
+def numbered_images(ids: Sequence[ImageId], folder: Path | None, annotations: Path) -> NumberedImages:
+    """Images in `folder`, or beside the annotations, by number. Raises DataError if none is there."""
+    beside = annotations.absolute().parent
+    if folder is None:
+        folder = beside / "images" if (beside / "images").is_dir() else beside
+    images = NumberedImages(ids, existing_folder(folder))
+    if ids and not any(entry.path.is_file() for entry in images.entries()):
+        raise DataError(
+            f"{annotations}: results name images by number ({ids[0]!r} ...), and {folder} has none of them; name a "
+            "COCO file that lists the images with --sizes, or the folder of the images with --images."
+        )
+    return images
+
+
+def _stated_size(record: Mapping[str, Json]) -> Size | None:
+    height, width = record.get("height"), record.get("width")
+    return (int(height), int(width)) if isinstance(height, int | float) and isinstance(width, int | float) else None

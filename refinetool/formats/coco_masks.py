@@ -1,0 +1,99 @@
+"""The value of `segmentation` in a COCO record: to run lengths, and back in the form it had."""
+
+import math
+
+import numpy as np
+from pycocotools import mask as coco_mask
+
+from refinetool import masks
+from refinetool.errors import MaskError
+from refinetool.formats.json_spans import Json
+from refinetool.records import BoolArray, Point, Rle, Size
+
+EMPTY, UNREADABLE, WRONG_SIZE = "empty", "unreadable-mask", "size-mismatch"
+"""Why a region keeps what it has."""
+
+_MIN_RING = 6
+"""Numbers in a ring of three corners; shorter ones are points and lines, which cover nothing."""
+
+
+def read_segmentation(segmentation: Json, size: Size) -> tuple[Rle | None, str | None]:
+    """The mask of a record, and the reason to leave the record alone, if there is one.
+
+    Args:
+        segmentation: A list of rings [x0, y0, x1, y1 ...], run lengths as a list, or run lengths as a string.
+        size: (H, W) of the record's image. Rings are rasterised at this size as pycocotools does it, holes filled.
+    """
+    if not segmentation:
+        return None, EMPTY
+    try:
+        if isinstance(segmentation, list):
+            rle = _from_rings(segmentation, size)
+        elif isinstance(segmentation, dict):
+            if segmentation.get("size") != list(size):
+                return None, WRONG_SIZE
+            rle = _from_counts(segmentation.get("counts"), size)
+        else:
+            return None, UNREADABLE
+    except (MaskError, ValueError, TypeError, OverflowError):
+        return None, UNREADABLE
+    return rle, None if masks.area(rle) else EMPTY
+
+
+def _from_rings(segmentation: list[Json], size: Size) -> Rle:
+    rings: list[list[float]] = [ring for ring in segmentation if _is_ring(ring)]  # type: ignore[misc]
+    numbers = np.array([number for ring in rings for number in ring], dtype=np.float64)
+    # pycocotools walks along every edge, so it crashes on corners far outside the image.
+    reach = max(size)
+    if not rings or not np.isfinite(numbers).all() or numbers.min() < -reach or numbers.max() > 2 * reach:
+        raise MaskError("no ring that can be drawn")
+    height, width = size
+    merged = coco_mask.merge(coco_mask.frPyObjects(rings, height, width))
+    return Rle(size, merged["counts"])
+
+
+def _is_ring(ring: Json) -> bool:
+    if not isinstance(ring, list) or len(ring) % 2:
+        raise MaskError("a ring is not a list of x and y")
+    return len(ring) >= _MIN_RING
+
+
+def _from_counts(counts: Json, size: Size) -> Rle:
+    height, width = size
+    if isinstance(counts, str):
+        rle = Rle(size, counts.encode("ascii"))
+        masks.run_lengths(rle)
+        return rle
+    runs = np.array(counts)
+    if runs.ndim != 1 or runs.dtype.kind != "i" or runs.min() < 0 or runs.sum() != math.prod(size):
+        raise MaskError("run lengths that don't add up to the image")
+    return Rle(size, coco_mask.frPyObjects({"size": list(size), "counts": counts}, height, width)["counts"])
+
+
+def refined_values(segmentation: Json, rle: Rle) -> dict[str, Json] | None:
+    """New `segmentation`, `area` and `bbox` for a record; None for an empty mask, which no reader takes.
+
+    The segmentation keeps its form: rings become rings along pixel edges, whose rasterisation is exactly the mask; a
+    list of run lengths stays a list, a string a string, other keys beside them stay too. Rings can't carry holes, so a
+    mask that has some becomes a string of run lengths. `area` is the number of pixels, `bbox` the tight x, y, width,
+    height.
+    """
+    found = masks.decode_crop(rle)
+    if found is None:
+        return None
+    crop, (x0, y0, x1, y1) = found
+    return {
+        "segmentation": _in_the_form_of(segmentation, rle, crop, (x0, y0)),
+        "area": int(np.count_nonzero(crop)),
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+    }
+
+
+def _in_the_form_of(segmentation: Json, rle: Rle, crop: BoolArray, corner: Point) -> Json:
+    if isinstance(segmentation, dict):
+        as_list = isinstance(segmentation.get("counts"), list)
+        counts: Json = masks.run_lengths(rle).tolist() if as_list else rle.counts.decode("ascii")
+        return {**segmentation, "counts": counts}
+    if masks.has_holes(crop):
+        return {"size": list(rle.size), "counts": rle.counts.decode("ascii")}
+    return [np.add(ring, corner).ravel().tolist() for ring in masks.outline(crop)]

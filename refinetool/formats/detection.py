@@ -1,0 +1,74 @@
+"""Which format a file or folder of masks has."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+
+from refinetool.errors import DataError, MaskError, UsageError
+from refinetool.formats import COCO, COCO_RESULTS, DAVIS, MASKS, VOC_CLASS, VOC_OBJECT
+from refinetool.formats.folders import mask_files
+from refinetool.formats.png import check_headers, mostly_black_and_white, read_header, read_values
+
+_LOOKED_AT = 12
+"""PNGs, spread over the folder, whose values decide."""
+
+_SOFT_VALUES = 16
+"""More grey values than this are soft edges, not numbers of objects."""
+
+
+def detect(path: Path) -> str:
+    """One of FORMATS.
+
+    Raises:
+        DataError: Nothing is there, or nothing that holds masks.
+        UsageError: Classes, objects and plain masks look alike here; the user has to say.
+    """
+    if path.is_dir():
+        return _of_folder(path)
+    try:
+        with path.open("rb") as file:
+            start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}).") from error
+    if start.startswith((b"{", b"[")):
+        return COCO if start.startswith(b"{") else COCO_RESULTS
+    if not start:
+        raise DataError(f"{path}: the file is empty.")
+    raise DataError(f"{path}: is no JSON; expected COCO JSON, a VOC root, or a folder of mask PNGs.")
+
+
+def _of_folder(folder: Path) -> str:
+    by_name = {"SegmentationClass": VOC_CLASS, "SegmentationObject": VOC_OBJECT}
+    inside = [format for name, format in by_name.items() if (folder / name).is_dir()]
+    if len(inside) > 1:
+        raise UsageError(f"{folder}: has classes and objects; name the format {VOC_CLASS} or {VOC_OBJECT}.")
+    if inside:
+        return inside[0]
+    for name, format in by_name.items():
+        if folder.absolute().name.startswith(name):
+            return format
+    return _of_pixels(folder, mask_files(folder))
+
+
+def _of_pixels(folder: Path, files: Sequence[Path]) -> str:
+    check_headers(files)
+    histogram = np.zeros(256, dtype=np.int64)
+    palette = False
+    for file in files[:: -(-len(files) // _LOOKED_AT)]:
+        try:
+            palette |= read_header(file).palette
+            histogram += np.bincount(read_values(file).ravel(), minlength=256)
+        except MaskError:
+            continue  # a broken file is reported when its turn comes
+    values = np.flatnonzero(histogram).tolist()
+    objects = set(values) - {0}
+    soft = len(objects) > _SOFT_VALUES and mostly_black_and_white(histogram)
+    if objects <= {255} or (not palette and (objects <= {1} or soft)):
+        return MASKS
+    if any(file.parent != folder for file in files):
+        return DAVIS
+    raise UsageError(
+        f"{folder}: its PNGs hold the values {', '.join(map(str, values[:8]))} ..., which may number classes or "
+        f"objects; name the format {VOC_CLASS}, {VOC_OBJECT}, {DAVIS} or {MASKS}."
+    )

@@ -1,0 +1,239 @@
+"""Where things stand in a JSON file: walks it as bytes through a window, so that a writer can keep every other byte.
+
+Python's JSON scanner says where each value ends, but works on text. A window of the file is therefore decoded as
+Latin-1, in which a character is a byte and JSON's own characters are what they are; values that hold other characters
+are decoded once more, as the UTF-8 they are. Memory stays at the size of the window, or of the longest single value.
+"""
+
+import json
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, TypeAlias
+
+from refinetool.errors import DataError
+
+Json: TypeAlias = "dict[str, Json] | list[Json] | str | int | float | bool | None"
+
+WINDOW_BYTES = 4 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Bytes `start` to `end` (half-open) of a file."""
+
+    start: int
+    end: int
+
+
+_scan = json.JSONDecoder().raw_decode
+_blank = re.compile(r"[ \t\n\r]*")
+_comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*(?=[^ \t\n\r])")
+
+_UNDECIDED = 16
+"""A scanner that stops this close to the end of the window may have met the end, not a fault."""
+
+
+class Cursor:
+    """A position in a JSON file that moves over values, members of objects and items of arrays.
+
+    Every method starts at a value (blanks before it are skipped) and ends behind it. Positions are byte offsets.
+
+    Raises:
+        DataError: The text is not JSON; the message has line and column.
+    """
+
+    def __init__(self, file: BinaryIO, path: Path, window_bytes: int) -> None:
+        self._file = file
+        self._path = path
+        self._window_bytes = window_bytes
+        self._text = ""
+        self._base = 0  # byte offset of the window
+        self._at = 0  # position in the window
+        self._complete = False  # the window ends where the file ends
+        self._read_on()
+        if self._text.startswith("\xef\xbb\xbf"):  # the byte order mark of UTF-8
+            self._at = 3
+
+    @property
+    def offset(self) -> int:
+        return self._base + self._at
+
+    def peek(self) -> str:
+        """The first character of what comes next: `{`, `[`, `"` ...; empty at the end of the file."""
+        self._skip_blanks()
+        return self._text[self._at : self._at + 1]
+
+    def value(self) -> tuple[Json, Span]:
+        """Read the value that stands here, whatever it is."""
+        self.peek()
+        found, end = self._scan_value()
+        span = Span(self.offset, self._base + end)
+        self._at = end
+        return found, span
+
+    def skip(self) -> Span:
+        """Go past the value that stands here, holding no more of it than an item at a time."""
+        kind = self.peek()
+        start = self.offset
+        if kind == "[":
+            for _ in self.items():
+                pass
+        elif kind == "{":
+            for _ in self.members():
+                self.skip()
+        else:
+            self.value()
+        return Span(start, self.offset)
+
+    def items(self) -> Iterator[tuple[Json, int, int]]:
+        """Read the items of the array that stands here: each with the offsets of its start and end."""
+        self._open("[", "an array")
+        if self.peek() == "]":
+            self._at += 1
+            return
+        while True:
+            item, end = self._scan_value()
+            start = self._base + self._at
+            self._at = end
+            yield item, start, self._base + end
+            if not self._next("]"):
+                return
+
+    def members(self) -> Iterator[str]:
+        """Read the names in the object that stands here; after each, the cursor is at its value, to be read by you."""
+        self._open("{", "an object")
+        if self.peek() == "}":
+            self._at += 1
+            return
+        while True:
+            if self.peek() != '"':
+                raise self._error("expected a name in double quotes", self.offset)
+            name, end = self._scan_value()
+            self._at = end
+            if self.peek() != ":":
+                raise self._error("expected ':' after a name", self.offset)
+            self._at += 1
+            yield str(name)
+            if not self._next("}"):
+                return
+
+    def finish(self) -> None:
+        """Make sure that nothing but blanks follows."""
+        if self.peek():
+            raise self._error("something follows the end of the data", self.offset)
+
+    def expect(self, kind: str, what: str) -> None:
+        """Make sure that the next value opens with `kind`."""
+        if self.peek() != kind:
+            raise DataError(f"{self._path}, {place(self._path, self.offset)}: expected {what}.")
+
+    def _open(self, bracket: str, what: str) -> None:
+        self.expect(bracket, what)
+        self._at += 1
+
+    def _next(self, closing: str) -> bool:
+        """Go past a comma, or past the closing bracket (False)."""
+        comma = _comma.match(self._text, self._at)
+        if comma:
+            self._at = comma.end()
+            return True
+        found = self.peek()
+        if found == ",":
+            self._at += 1
+            self.peek()
+            return True
+        if found == closing:
+            self._at += 1
+            return False
+        raise self._error(f"expected ',' or '{closing}'", self.offset)
+
+    def _skip_blanks(self) -> None:
+        while True:
+            blanks = _blank.match(self._text, self._at)
+            self._at = blanks.end() if blanks else self._at
+            if self._at < len(self._text) or self._complete:
+                return
+            self._read_on()
+
+    def _scan_value(self) -> tuple[Json, int]:
+        """The value at the cursor and the position in the window behind it."""
+        while True:
+            try:
+                found, end = _scan(self._text, self._at)
+                fault, at = "", end
+            except json.JSONDecodeError as error:
+                fault, at = error.msg, error.pos
+            except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+                raise self._error(str(error), self.offset) from None
+            if not fault and (end < len(self._text) or self._complete):
+                return (found if self._text.isascii() else self._as_utf8(found, end)), end
+            if self._complete or not self._may_be_cut(fault, at):
+                raise self._error(fault, self._base + at)
+            self._read_on()
+
+    def _may_be_cut(self, fault: str, at: int) -> bool:
+        """Whether the scanner stopped because the window ends; a number at the end of the window may go on, too."""
+        return fault.startswith("Unterminated string") or len(self._text) - at < _UNDECIDED
+
+    def _as_utf8(self, found: Json, end: int) -> Json:
+        piece = self._text[self._at : end]
+        if piece.isascii():
+            return found
+        try:
+            again: Json = json.loads(piece.encode("latin-1").decode("utf-8"))
+        except UnicodeDecodeError as error:
+            raise self._error("text that is not UTF-8", self.offset + error.start) from None
+        return again
+
+    def _read_on(self) -> None:
+        """Drop what is behind the cursor and read at least as much as is left."""
+        rest = self._text[self._at :]
+        self._file.seek(self._base + len(self._text))
+        more = self._file.read(max(self._window_bytes, len(rest)))
+        self._base, self._text, self._at = self._base + self._at, rest + more.decode("latin-1"), 0
+        self._complete = not more
+
+    def _error(self, fault: str, offset: int) -> DataError:
+        if self._complete and offset >= self._base + len(self._text.rstrip(" \t\n\r")):
+            fault = "the file ends before the data does; it may have been cut off"
+        return DataError(f"{self._path}, {place(self._path, offset)}: not valid JSON: {fault[0].lower()}{fault[1:]}.")
+
+
+def place(path: Path, offset: int) -> str:
+    """`line 3, column 14` for a byte offset; columns count characters, from 1."""
+    line, column = 1, 1
+    with path.open("rb") as file:
+        while offset > 0 and (chunk := file.read(min(offset, WINDOW_BYTES))):
+            offset -= len(chunk)
+            above, newline, last = chunk.rpartition(b"\n")
+            line += above.count(b"\n") + len(newline)
+            column = (1 if newline else column) + len(last.translate(None, delete=_CONTINUATIONS))
+    return f"line {line}, column {column}"
+
+
+_CONTINUATIONS = bytes(range(0x80, 0xC0))
+"""The bytes of UTF-8 that don't begin a character."""
+
+
+def member_spans(text: str) -> dict[str, Span]:
+    """Where the values of a JSON object stand in its text, in characters; of a name that comes twice, the last.
+
+    The text is one that a `Cursor` has read before, so it holds no faults.
+    """
+    spans: dict[str, Span] = {}
+    at = text.index("{") + 1
+    while True:
+        at = _after_blanks(text, at)
+        if text[at] == "}":
+            return spans
+        name, at = _scan(text, _after_blanks(text, at + 1) if text[at] == "," else at)
+        start = _after_blanks(text, text.index(":", at) + 1)
+        _, at = _scan(text, start)
+        spans[name] = Span(start, at)
+
+
+def _after_blanks(text: str, at: int) -> int:
+    blanks = _blank.match(text, at)
+    return blanks.end() if blanks else at

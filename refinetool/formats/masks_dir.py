@@ -1,0 +1,128 @@
+"""Folders of two-valued PNGs, one object each: 0 and 255 (or whatever the other value is).
+
+`bear/00001.png` belongs to the image `bear/00001.jpg`; if there is none, to `bear.jpg`, which then has one object per
+PNG in the folder `bear`. Grey masks with soft edges are taken at more than 128 and come back as 0 and 255. Size, bit
+depth, palette and metadata stay; a mask that was not refined is copied. Only masks are written, nothing beside them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refinetool import masks
+from refinetool.errors import MaskError
+from refinetool.formats import DAVIS, MASKS, VOC_CLASS, VOC_OBJECT, Written
+from refinetool.formats.coco_masks import EMPTY, UNREADABLE, WRONG_SIZE
+from refinetool.formats.folders import MaskFolder, find_images
+from refinetool.formats.image_files import existing_folder, header_size
+from refinetool.formats.png import Values, mostly_black_and_white, read_header, read_values, with_values
+from refinetool.records import BoolArray, Outcome, Region, Rle, Sample
+
+SOFT_THRESHOLD = 128
+"""Grey values above it count as mask."""
+
+
+def open_masks(path: Path, *, images: Path | None) -> "BinaryMasks":
+    """A folder of two-valued PNGs.
+
+    Raises:
+        DataError: No masks, or no images for them.
+    """
+    source = find_images(path, existing_folder(path), images)
+    members: dict[str, list[Path]] = {}
+    for file in source.files:
+        own = source.stem(file)
+        folder = own.rpartition("/")[0]
+        shared = own not in source.images and folder in source.images
+        members.setdefault(folder if shared else own, []).append(file)
+    return BinaryMasks(source, {key: tuple(files) for key, files in members.items()})
+
+
+@dataclass(frozen=True, slots=True)
+class BinaryMasks:
+    """One object per PNG; see `formats.Dataset`. The regions of a sample are its PNGs, numbered from 0 by name."""
+
+    source: MaskFolder
+    members: Mapping[str, tuple[Path, ...]]
+
+    @property
+    def format(self) -> str:
+        return MASKS
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def samples(self) -> Iterator[Sample]:
+        for key, files in self.members.items():
+            found = [_read(file) for file in files]
+            size = next((rle.size for rle in found if rle), None)
+            image = self.source.image(key)
+            regions = (_region(number, rle, size) for number, rle in enumerate(found))
+            yield Sample(key, image, size or header_size(image) or (0, 0), tuple(regions))
+
+    def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
+        """See `formats.Dataset`; there is no place for notes in a PNG."""
+        del notes
+        keys = {file: (key, number) for key, files in self.members.items() for number, file in enumerate(files)}
+        changed = hardened = 0
+        last: tuple[str, Outcome | None] = ("", None)
+
+        def rewrite(file: Path) -> bytes | None:
+            nonlocal changed, hardened, last
+            key, number = keys[file]
+            if last[0] != key:
+                last = key, find(key)
+            outcome = last[1]
+            annotation = outcome.annotations[number] if outcome else None
+            if annotation is None or not annotation.refined or annotation.mask is None:
+                return None
+            values = read_values(file)
+            _, high, soft = two_valued(file, values)
+            changed += 1
+            hardened += soft
+            return with_values(file, masks.decode(annotation.mask) * np.uint8(high))
+
+        self.source.write(rewrite, destination)
+        remark = (
+            f"{hardened} masks had soft edges: they were taken at more than {SOFT_THRESHOLD} and are 0 and 255 now."
+        )
+        return Written(destination, changed, (remark,) if hardened else ())
+
+
+def two_valued(path: Path, values: Values) -> tuple[BoolArray, int, bool]:
+    """Tell the object from the background.
+
+    Returns:
+        The mask, bool (H, W); the value that stands for it; and whether it had to be thresholded.
+
+    Raises:
+        MaskError: Several values that are no soft edge, but numbers of objects or classes.
+    """
+    present = np.unique(values)
+    others = present[present > 0]
+    if others.size <= 1:
+        return values > 0, int(others[0]) if others.size else 255, False
+    if read_header(path).palette or not mostly_black_and_white(np.bincount(values.ravel(), minlength=256)):
+        raise MaskError(
+            f"{path}: holds the values {', '.join(map(str, present[:8]))} ...; expected two. If they number classes or "
+            f"objects, name the format {VOC_CLASS}, {VOC_OBJECT} or {DAVIS}."
+        )
+    return values > SOFT_THRESHOLD, 255, True
+
+
+def _read(file: Path) -> Rle | None:
+    try:
+        mask, _, _ = two_valued(file, read_values(file))
+    except MaskError:
+        return None
+    return masks.encode(mask)
+
+
+def _region(number: int, rle: Rle | None, size: tuple[int, int] | None) -> Region:
+    if rle is None:
+        return Region(number, None, None, UNREADABLE)
+    if rle.size != size:
+        return Region(number, None, None, WRONG_SIZE)
+    return Region(number, None, rle, None if masks.area(rle) else EMPTY)

@@ -1,0 +1,136 @@
+"""PNGs whose pixels are numbers, not colours: read as they stand, written back with nothing changed but the pixels."""
+
+import struct
+import zlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from PIL import Image
+
+from refinetool.errors import DataError, MaskError
+from refinetool.records import IntArray, Size
+
+Values: TypeAlias = NDArray[np.uint8]
+"""uint8 (H, W): palette indices, or grey values."""
+
+_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+_GREY, _PALETTE = 0, 3
+_KINDS = {2: "colours", 4: "grey with transparency", 6: "colours with transparency"}
+_HEADER = struct.Struct(">IIBBBBB")
+
+
+@dataclass(frozen=True, slots=True)
+class Header:
+    """What the first chunk says; `depth` is bits per pixel, 1, 2, 4 or 8."""
+
+    size: Size
+    depth: int
+    palette: bool
+
+
+def read_header(path: Path) -> Header:
+    """Check that a file can hold a mask.
+
+    Raises:
+        DataError: A PNG of colours or of 16 bits: not what this tool refines.
+        MaskError: Not a PNG, a broken one, or one of absurd size.
+    """
+    try:
+        with path.open("rb") as file:
+            start = file.read(len(_SIGNATURE) + 8 + _HEADER.size)
+    except OSError as error:
+        raise MaskError(f"{path}: can't be read ({error.strerror}).") from error
+    if not start.startswith(_SIGNATURE) or start[12:16] != b"IHDR" or len(start) < 16 + _HEADER.size:
+        raise MaskError(f"{path}: is not a PNG; masks have to be PNGs, since other formats change values.")
+    width, height, depth, colour, *_ = _HEADER.unpack(start[16:])
+    if colour not in (_GREY, _PALETTE):
+        kind = _KINDS.get(colour, "an unknown kind of pixels")
+        raise DataError(f"{path}: holds {kind}; expected a mask with one number per pixel, grey or with a palette.")
+    if depth > 8:
+        raise DataError(f"{path}: has {depth} bits per pixel; only masks of up to 8 bits can be refined.")
+    if not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 1 << 31):
+        raise MaskError(f"{path}: claims {width} x {height} pixels; expected fewer than {Image.MAX_IMAGE_PIXELS}.")
+    return Header((height, width), depth, colour == _PALETTE)
+
+
+def read_values(path: Path) -> Values:
+    """The numbers of the pixels, uint8 (H, W). Raises what `read_header` does, and MaskError for a broken file."""
+    header = read_header(path)
+    try:
+        with Image.open(path, formats=["PNG"]) as image:
+            values = np.array(image, dtype=np.uint8)
+    except (OSError, ValueError, SyntaxError, struct.error, zlib.error) as error:
+        raise MaskError(f"{path}: is broken ({error}).") from error
+    if header.palette or header.depth == 8:
+        return values
+    # Pillow spreads grey values of few bits over 0..255, except those of one bit.
+    return values if header.depth == 1 else values // np.uint8(255 // (2**header.depth - 1))
+
+
+def with_values(path: Path, values: Values) -> bytes:
+    """The same file with other pixels: kind, bit depth, palette and every other chunk stay as they are.
+
+    Args:
+        path: A PNG that `read_values` reads.
+        values: uint8 (H, W) of the same size, within the bit depth.
+    """
+    header = read_header(path)
+    rows = np.pad(_packed(values, header.depth), ((0, 0), (1, 0)))  # each row starts with its filter: 0, none
+    pixels: bytes | None = _chunk(b"IDAT", zlib.compress(rows.tobytes()))
+    pieces = [_SIGNATURE]
+    for name, chunk in _chunks(path.read_bytes()):
+        if name == b"IHDR":
+            plain = (*_HEADER.unpack(chunk[8 : 8 + _HEADER.size])[:-1], 0)  # not interlaced
+            pieces.append(_chunk(name, _HEADER.pack(*plain)))
+        elif name != b"IDAT":
+            pieces.append(chunk)
+        elif pixels:  # all of them in place of the first chunk
+            pieces.append(pixels)
+            pixels = None
+    return b"".join(pieces)
+
+
+def check_headers(files: Sequence[Path]) -> None:
+    """Refuse a folder with PNGs of an unsupported kind, or with nothing but broken ones; see `read_header`."""
+    broken: list[MaskError] = []
+    for path in files:
+        try:
+            read_header(path)
+        except MaskError as error:
+            broken.append(error)
+    if broken and len(broken) == len(files):
+        raise broken[0]
+
+
+def mostly_black_and_white(histogram: IntArray) -> bool:
+    """Whether the values, counted 0 to 255, can be a mask with soft edges: fewer pixels in between than white ones.
+
+    In a map of classes or objects, what lies in between are the objects, and 255 a thin ring of void.
+    """
+    return bool(histogram[1:255].sum() < histogram[255])
+
+
+def _packed(values: Values, depth: int) -> Values:
+    """Rows of pixels as rows of bytes, the first pixel in the highest bits."""
+    per_byte = 8 // depth
+    height, width = values.shape
+    padded = np.pad(values, ((0, 0), (0, -width % per_byte))).reshape(height, -1, per_byte)
+    shifts = np.arange(per_byte - 1, -1, -1, dtype=np.uint8) * np.uint8(depth)
+    packed: Values = np.bitwise_or.reduce(padded << shifts, axis=2)
+    return packed
+
+
+def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
+    at = len(_SIGNATURE)
+    while at < len(data):
+        (length,) = struct.unpack_from(">I", data, at)
+        yield data[at + 4 : at + 8], data[at : at + length + 12]
+        at += length + 12
+
+
+def _chunk(name: bytes, body: bytes) -> bytes:
+    return struct.pack(">I", len(body)) + name + body + struct.pack(">I", zlib.crc32(name + body))

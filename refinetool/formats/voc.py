@@ -1,0 +1,115 @@
+"""Index PNGs: one map per image whose values are classes (VOC's SegmentationClass) or objects (SegmentationObject,
+DAVIS).
+
+0 is background and 255 is void. Written back, a pixel is
+
+- 255 if it was 255;
+- else the value of the region that covers it in the outcome: a refined one with its new mask, any other with the
+  pixels that had its value, which it keeps against refined ones;
+- else 0.
+
+Size, palette, bit depth and metadata stay; a map in which nothing was refined is copied. Only masks are written, not
+the images, XML and lists beside them.
+"""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from refinetool import masks
+from refinetool.errors import DataError, MaskError
+from refinetool.formats import VOC_CLASS, VOC_OBJECT, Written
+from refinetool.formats.coco_masks import UNREADABLE
+from refinetool.formats.folders import MaskFolder, find_images
+from refinetool.formats.image_files import existing_folder, header_size
+from refinetool.formats.png import Values, read_values, with_values
+from refinetool.records import Layout, Outcome, Region, Sample
+
+BACKGROUND, VOID = 0, 255
+
+_FOLDERS = {VOC_CLASS: "SegmentationClass", VOC_OBJECT: "SegmentationObject"}
+
+
+def open_index_maps(path: Path, *, format: str, images: Path | None) -> "IndexMaps":
+    """Index PNGs in a folder, which may also be the root of a VOC data set.
+
+    Raises:
+        DataError: No masks, or no images for them.
+    """
+    inner = existing_folder(path) / _FOLDERS.get(format, "")
+    folder = inner if inner.is_dir() else path
+    layout: Layout = "semantic" if format == VOC_CLASS else "indexed"
+    return IndexMaps(format, layout, find_images(path, folder, images))
+
+
+@dataclass(frozen=True, slots=True)
+class IndexMaps:
+    """One map per image; see `formats.Dataset`. The regions of a sample are its values in rising order."""
+
+    format: str
+    layout: Layout
+    source: MaskFolder
+
+    def __len__(self) -> int:
+        return len(self.source.files)
+
+    def samples(self) -> Iterator[Sample]:
+        for file in self.source.files:
+            key = self.source.stem(file)
+            yield self._sample(key, file)
+
+    def _sample(self, key: str, file: Path) -> Sample:
+        image = self.source.image(key)
+        try:
+            values = read_values(file)
+        except MaskError:
+            unreadable = Region(BACKGROUND, None, None, UNREADABLE)
+            return Sample(key, image, header_size(image) or (0, 0), (unreadable,), self.layout)
+        regions = (
+            Region(value, value if self.layout == "semantic" else None, masks.encode(values == value))
+            for value in _region_values(values)
+        )
+        void = values == VOID
+        height, width = values.shape
+        return Sample(
+            key, image, (height, width), tuple(regions), self.layout, masks.encode(void) if void.any() else None
+        )
+
+    def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
+        """See `formats.Dataset`; there is no place for notes in a PNG."""
+        del notes
+        changed = 0
+
+        def rewrite(file: Path) -> bytes | None:
+            nonlocal changed
+            outcome = find(self.source.stem(file))
+            refined = sum(annotation.refined for annotation in outcome.annotations) if outcome else 0
+            changed += refined
+            return with_values(file, painted(file, outcome)) if outcome and refined else None
+
+        self.source.write(rewrite, destination)
+        return Written(destination, changed, ())
+
+
+def painted(file: Path, outcome: Outcome) -> Values:
+    """The map of `file` with its refined regions in their new place, uint8 (H, W); the rule is the module's."""
+    old = read_values(file)
+    regions = _region_values(old)
+    if len(regions) != len(outcome.annotations):
+        raise DataError(f"{file}: has changed since it was read; run the command again.")
+    new = np.zeros_like(old)
+    kept = [VOID]
+    for value, annotation in zip(regions, outcome.annotations, strict=True):
+        if annotation.refined and annotation.mask is not None:
+            new[masks.decode(annotation.mask)] = value
+        else:
+            kept.append(value)
+    return np.where(np.isin(old, kept), old, new)
+
+
+def _region_values(values: Values) -> list[int]:
+    counts = np.bincount(values.ravel(), minlength=256)
+    counts[[BACKGROUND, VOID]] = 0
+    return np.flatnonzero(counts).tolist()
