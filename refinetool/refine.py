@@ -220,11 +220,12 @@ class Refiner:
         """
         if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
             raise DataError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3) in RGB order")
-        binary = masks.as_bool(coarse, source="the coarse masks")
-        if binary.ndim != 3 or binary.shape[1:] != image.shape[:2]:
-            raise DataError(f"the coarse masks are {binary.shape}; expected (N, {image.shape[0]}, {image.shape[1]})")
+        height, width = image.shape[:2]
+        if coarse.ndim != 3 or coarse.shape[1:] != (height, width):
+            raise DataError(f"the coarse masks are {coarse.shape}; expected (N, {height}, {width})")
+        binary = [masks.as_bool(mask, source=f"coarse mask {n}") for n, mask in enumerate(coarse)]
         found = tuple(Region(n, None, masks.encode(mask)) for n, mask in enumerate(binary))
-        sample = Sample("image", Path(), (image.shape[0], image.shape[1]), found)
+        sample = Sample("image", Path(), (height, width), found)
         prepared = self.prepare_pixels(sample, image)
         outcome = self.finish(prepared, self.segment([prepared])[0])
         return [
@@ -349,6 +350,7 @@ def merged(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim]
     """One annotation per region, where regions share a map: no pixel has two owners (`regions.merge` has the rule).
 
     A region counts as refined if any of its parts is; its predicted IoU is the mean of those parts, weighted by area.
+    A kept region can lose pixels to a refined one that claims them: in a map of one owner per pixel one must give way.
     """
     claims = [*trivial, *(verdict.claim for verdict in verdicts)]
     for number, region in enumerate(sample.regions):
@@ -359,22 +361,24 @@ def merged(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim]
 
     annotations = []
     for number, region in enumerate(sample.regions):
-        own = [verdict for verdict in verdicts if verdict.claim.owner == number]
-        accepted = [verdict for verdict in own if verdict.status == REFINED]
-        if region.mask is None or region.keep is not None or not own:
+        if region.mask is None:
             annotations.append(untouched(region))
             continue
         mask = owners == number
+        own = [verdict for verdict in verdicts if verdict.claim.owner == number]
+        accepted = [verdict for verdict in own if verdict.status == REFINED]
         if accepted:
             weights = [float(verdict.claim.mask.sum()) for verdict in accepted]
             score = float(np.average([verdict.predicted_iou for verdict in accepted], weights=weights))
             overlap = masks.iou(mask, masks.decode(region.mask))
             annotations.append(Annotation(masks.encode(mask), REFINED, score, overlap))
-        else:
+        elif own:
             largest = max(own, key=lambda verdict: int(verdict.claim.mask.sum()))
             annotations.append(
                 Annotation(masks.encode(mask), largest.status, largest.predicted_iou, largest.coarse_iou)
             )
+        else:
+            annotations.append(Annotation(masks.encode(mask), untouched(region).status))
     return annotations
 
 

@@ -250,7 +250,8 @@ def resize_antialiased(image: ImageArray, side: int) -> ImageArray:
 def paste(crop: Crop, other: Crop, rng: np.random.Generator) -> Crop:
     """Paste the target of another crop, turned and scaled, and make it the target: its edge is known exactly."""
     side = len(crop.image)
-    matrix = cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(-30, 30), rng.uniform(0.6, 1.3))
+    turn = cv2.getRotationMatrix2D((side / 2, side / 2), rng.uniform(-30, 30), rng.uniform(0.6, 1.3))
+    matrix: NDArray[np.float64] = np.asarray(turn, np.float64)
     matrix[:, 2] += rng.uniform(-0.15, 0.15, 2) * side
     colours = cv2.warpAffine(other.image, matrix, (side, side), flags=cv2.INTER_LINEAR).astype(np.float32)
     alpha = cv2.warpAffine(other.target.astype(np.float32), matrix, (side, side), flags=cv2.INTER_LINEAR)
@@ -360,7 +361,7 @@ def photometric(image: ImageArray, rng: np.random.Generator) -> ImageArray:
     grey = pixels.mean(axis=2, keepdims=True)
     pixels = grey + (pixels - grey) * rng.uniform(0.0 if rng.random() < 0.1 else 0.5, 1.5)
     if rng.random() < 0.2:
-        pixels = cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.4, 1.5))
+        pixels = np.asarray(cv2.GaussianBlur(pixels, (0, 0), rng.uniform(0.4, 1.5)), np.float32)
     if rng.random() < 0.3:
         pixels = pixels + rng.normal(0, rng.uniform(1, 8), pixels.shape)
     changed: ImageArray = pixels.clip(0, 255).astype(np.uint8)
