@@ -80,6 +80,12 @@ def in_process(
         pool.shutdown(cancel_futures=True)
 
 
+def stay_coarse(sample: Sample, *, reason: str, error: str | None) -> Outcome:
+    """The outcome of a sample that is kept as it is; regions that have a reason of their own keep that."""
+    statuses = (kept(region.keep or reason) for region in sample.regions)
+    return Outcome(sample.key, tuple(map(Annotation, (region.mask for region in sample.regions), statuses)), error)
+
+
 # --- stages --------------------------------------------------------------------------------------------------------
 
 
@@ -158,17 +164,14 @@ def _failed(sample: Sample, error: Exception, *, seconds: float) -> Result:
     """What becomes of a sample after an exception: kept as it is where the data or the memory are to blame."""
     if isinstance(error, DataError):
         reason = error.reason if isinstance(error, ImageError) else "unreadable"
-        return Finished(sample, _kept(sample, reason, str(error)), seconds)
+        return Finished(sample, stay_coarse(sample, reason=reason, error=str(error)), seconds)
     if _out_of_memory(error):
         sentence = (
-            f"{sample.image}: out of memory with this image alone; choose smaller batches (prompt_batch, image_batch)"
+            f"{sample.image}: out of memory with this image alone; lower the image batch or the prompt batch, "
+            f"then run again with --resume."
         )
-        return Finished(sample, _kept(sample, "out-of-memory", sentence), seconds)
+        return Finished(sample, stay_coarse(sample, reason="out-of-memory", error=sentence), seconds)
     return Crashed(sample, error)
-
-
-def _kept(sample: Sample, reason: str, error: str) -> Outcome:
-    return Outcome(sample.key, tuple(Annotation(r.mask, kept(r.keep or reason)) for r in sample.regions), error)
 
 
 def _out_of_memory(error: Exception) -> bool:

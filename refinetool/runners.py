@@ -4,22 +4,37 @@
 breaks. What maps samples to results in between is `pipeline.in_process`; another runner is another such function.
 """
 
+import shutil
 import signal
 import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field, replace
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
 from types import FrameType
 
-from refinetool.errors import Interrupted
-from refinetool.journal import Journal
-from refinetool.pipeline import Crashed, P, Result, S, Stages, in_process
+from refinetool.backends.models import pick_device, pick_precision
+from refinetool.errors import Interrupted, UsageError
+from refinetool.formats import Dataset, Written, open_dataset
+from refinetool.formats.storage import refuse_overlap
+from refinetool.journal import Journal, holds_work, journal_path
+from refinetool.pipeline import Crashed, P, Result, S, Stages, in_process, stay_coarse
 from refinetool.records import Outcome, Sample, kept
+from refinetool.refine import Refiner, load_refiner
+from refinetool.settings import JobSettings, RefineSettings
+
+JOB, REFINE = JobSettings(), RefineSettings()
 
 ERRORS_TOLD = 10
 """How many sentences about failed images a summary holds."""
+PACKAGES = ("refinetool", "torch", "numpy", "scipy", "opencv-python-headless", "pillow")
+"""Whose version may decide a pixel."""
+MEMORY_BOUNDS = ("image_batch", "prompt_batch", "max_pixels")
+"""Settings that do not change a refined mask: a run may be resumed with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,6 +75,98 @@ class Summary:
     """Images an earlier run had been through with other settings, another input, or an error."""
     seconds: float
     images_per_second: float
+    output: Path | None = None
+    """What was written, None where nothing was."""
+    journal: Path | None = None
+    """Left beside the output for the next run with `resume`: some images failed, or were not asked for."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the output."""
+
+
+def refine_dataset(
+    coarse: Path | str,
+    *,
+    output: Path | str,
+    images: Path | str | None = None,
+    model: str = JOB.model,
+    checkpoint: str | None = None,
+    device: str = JOB.device,
+    precision: str = JOB.precision,
+    settings: RefineSettings = REFINE,
+    format: str | None = None,
+    sizes: Path | str | None = None,
+    limit: int | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int = JOB.threads,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> Summary:
+    """Refine the masks of a file or folder: the same one back, with better masks.
+
+    While it runs, a journal beside the output holds what is finished. It is removed at the end, unless images failed
+    or were left out by `limit`: the next run with `resume` then does only those.
+
+    Args:
+        coarse: the file or folder of masks.
+        output: what to write; it appears when it is complete.
+        images: the folder of their images; None looks beside the masks.
+        model: a name of `backends.models.MODELS`.
+        checkpoint: a file of weights, `random:SEED`, or None for those that belong to the name.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `fp32` or `bf16`.
+        settings: how to refine.
+        format: a name of `formats.FORMATS`, None to detect it.
+        sizes: a COCO file that lists the images, for a file of results, which does not.
+        limit: how many images, from the first, to refine; the rest comes back as it is.
+        resume: go on from the journal, and replace the output that it belongs to.
+        fresh: drop the journal.
+        overwrite: replace the output if it exists.
+        dry_run: only look; every mask that would be refined counts as kept for `dry-run`.
+        threads: how many prepare and finish beside the one that runs the model.
+        on_progress: called after each image.
+
+    Raises:
+        UsageError: an output in the way, a journal of an earlier run, a model or device that does not exist.
+        DataError: the masks can't be read. A broken image does not raise, its masks are kept.
+        WeightsError: the weights can't be loaded.
+        StorageError: the output or the journal can't be written.
+        Interrupted: stopped by the user.
+    """
+    source, destination = Path(coarse), Path(output)
+    left = journal_path(destination)
+    check_journal(left, resume=resume, fresh=fresh)
+    check_output(source, destination, replaced=overwrite or (resume and holds_work(left)))
+    dataset = open_dataset(
+        source, images=_path(images), format=format, sizes=_path(sizes), include_crowd=settings.include_crowd
+    )
+    total = len(dataset) if limit is None else min(limit, len(dataset))
+    samples = islice(dataset.samples(), total)
+    if dry_run:
+        return look(samples, total=total, on_progress=on_progress)
+    try:
+        refiner = load_refiner(model, checkpoint=checkpoint, device=device, precision=precision, settings=settings)
+        job = describe(refiner, model=model, device=device, precision=precision, format=dataset.format)
+        with Journal(left, job=job, fresh=fresh) as journal:
+            with stop_on_interrupt() as stop:
+                summary = run(
+                    samples,
+                    refiner,
+                    journal=journal,
+                    threads=threads,
+                    batch=settings.image_batch,
+                    total=total,
+                    on_progress=on_progress,
+                    stop=stop,
+                )
+            written = write(dataset, journal.find, destination, job)
+            complete = total == len(dataset) and summary.failed == 0
+            if complete:
+                journal.remove()
+    except KeyboardInterrupt:  # while the model was loaded or the output written
+        raise Interrupted(f"stopped before {destination} was written; what is finished is kept in {left}") from None
+    return replace(summary, output=destination, journal=None if complete else left, notes=written.notes)
 
 
 def run(
@@ -90,7 +197,7 @@ def run(
         StorageError: the journal can't be written.
         Exception: a bug, or an error in `samples`; raised after what was in flight is in the journal.
     """
-    book = _Book(journal=journal, total=total, on_progress=on_progress, stop=stop)
+    book = _Book(journal, _Tally(total), on_progress, stop)
     with closing(in_process(book.hand_out(samples), refiner, threads=threads, batch=batch)) as results:
         for result in results:
             book.enter(result)
@@ -117,14 +224,92 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
         signal.signal(signal.SIGINT, before)
 
 
-@dataclass(slots=True)
-class _Book:
-    """Hands samples out and enters what comes back: into the journal, the counts and the progress."""
+def look(samples: Iterable[Sample], *, total: int, on_progress: Callable[[Progress], None]) -> Summary:
+    """What a run would have to do, without model, journal or output: `dry-run` is the reason to keep its masks."""
+    tally = _Tally(total)
+    for sample in samples:
+        missing = bool(sample.regions) and not sample.image.is_file()
+        error = f"{sample.image}: there is no such image" if missing else None
+        tally.count(stay_coarse(sample, reason="image-missing" if missing else "dry-run", error=error))
+        on_progress(tally.progress())
+    return tally.summary()
 
-    journal: Journal
+
+def check_journal(path: Path, *, resume: bool, fresh: bool) -> None:
+    """Raise UsageError where an earlier run left work and it is not said what to do with it."""
+    if resume and fresh:
+        raise UsageError("--resume goes on from an earlier run and --fresh drops it; choose one")
+    if not resume and not fresh and holds_work(path):
+        raise UsageError(
+            f"{path}: an earlier run left finished images here; --resume goes on from them, --fresh starts anew"
+        )
+
+
+def check_output(source: Path, destination: Path, *, replaced: bool) -> None:
+    """Raise UsageError where the output can't be, or would take the place of something that is not to be replaced.
+
+    A folder is replaced only if the input has all of its files: then it can't hold anything but an output.
+    """
+    refuse_overlap(source, destination)
+    if not destination.parent.is_dir():
+        raise UsageError(f"{destination}: there is no folder {destination.parent}; make it, or name another output")
+    if not destination.exists() or (source.is_dir() and destination.is_dir() and not any(destination.iterdir())):
+        return
+    if source.is_dir() != destination.is_dir():
+        kinds = ("folder", "file") if source.is_dir() else ("file", "folder")
+        raise UsageError(
+            f"{destination}: the output will be a {kinds[0]} and here is a {kinds[1]}; name another output"
+        )
+    if not replaced:
+        raise UsageError(f"{destination}: exists already; --overwrite replaces it, --output names another")
+    foreign = sorted(_files(destination) - _files(source)) if source.is_dir() else []
+    if foreign:
+        raise UsageError(f"{destination}: holds {foreign[0]}, which is no output of {source}; name another output")
+
+
+def describe(refiner: Refiner, *, model: str, device: str, precision: str, format: str) -> dict[str, object]:
+    """All that decides a refined mask apart from masks and images, as JSON can hold it."""
+    place = pick_device(device)
+    return {
+        "versions": {package: version(package) for package in PACKAGES},
+        "model": model,
+        "fingerprint": refiner.backend.fingerprint,
+        "device": place.partition(":")[0],
+        "precision": pick_precision(precision, place),
+        "format": format,
+        "settings": {name: value for name, value in asdict(refiner.settings).items() if name not in MEMORY_BOUNDS},
+    }
+
+
+def write(
+    dataset: Dataset, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]
+) -> Written:
+    """Write the output; a folder that is there already is replaced when the new one is complete."""
+    if not destination.is_dir():
+        return dataset.write(find, destination, notes)
+    fresh, old = (destination.with_name(f".{destination.name}.refinetool-{which}") for which in ("new", "old"))
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    written = dataset.write(find, fresh, notes)
+    destination.rename(old)
+    fresh.rename(destination)
+    shutil.rmtree(old)
+    return replace(written, path=destination)
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _files(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
+
+
+@dataclass(slots=True)
+class _Tally:
+    """Counts outcomes."""
+
     total: int
-    on_progress: Callable[[Progress], None]
-    stop: threading.Event
     started: float = field(default_factory=time.perf_counter)
     images: int = 0
     masks: int = 0
@@ -137,48 +322,37 @@ class _Book:
     ran: int = 0
     reused: int = 0
     redone: int = 0
-    failure: Exception | None = None
 
-    def hand_out(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The samples that have to be run. Ends early on a stop or a failure."""
-        try:
-            for sample in samples:
-                if self.stop.is_set() or self.failure is not None:
-                    return
-                if sample.regions and not self._reuse(sample):
-                    yield sample
-                elif not sample.regions:
-                    self._count(Outcome(sample.key, ()))
-        except Exception as error:
-            self._fail(error)
+    def count(self, outcome: Outcome) -> None:
+        self.images += 1
+        self.masks += len(outcome.annotations)
+        for annotation in outcome.annotations:
+            if not annotation.refined:
+                self.kept[annotation.status.removeprefix(kept(""))] += 1
+                continue
+            self.refined += 1
+            if annotation.coarse_iou is not None:
+                self.change += 1 - annotation.coarse_iou
+                self.changed += 1
+        if outcome.error is not None:
+            self.failed += 1
+            self.errors.extend([outcome.error][: ERRORS_TOLD - len(self.errors)])
 
-    def _reuse(self, sample: Sample) -> bool:
-        outcome = self.journal.reuse(sample)
-        if outcome is None:
-            self.redone += self.journal.knows(sample.key)
-            return False
-        self.reused += 1
-        self._count(outcome)
-        return True
+    def progress(self) -> Progress:
+        rate = self.ran / (time.perf_counter() - self.started)
+        return Progress(
+            done=self.images,
+            total=self.total,
+            reused=self.reused,
+            masks=self.masks,
+            refined=self.refined,
+            kept=self.masks - self.refined,
+            failed=self.failed,
+            images_per_second=rate,
+            seconds_left=(self.total - self.images) / rate if rate else None,
+        )
 
-    def enter(self, result: Result) -> None:
-        """Keep a result. A bug is raised later, when what is in flight has been kept as well."""
-        if isinstance(result, Crashed):
-            result.error.add_note(f"while refining {result.sample.key} ({result.sample.image})")
-            self._fail(result.error)
-            return
-        self.journal.append(result.outcome, seconds=result.seconds)
-        self.ran += 1
-        self._count(result.outcome)
-
-    def close(self) -> Summary:
-        """The sum of it all, or the reason why there is none."""
-        if self.failure is not None:
-            raise self.failure
-        if self.stop.is_set() and self.images < self.total:
-            raise Interrupted(
-                f"stopped after {self.images} of {self.total} images; they are kept in {self.journal.path}"
-            )
+    def summary(self) -> Summary:
         seconds = time.perf_counter() - self.started
         return Summary(
             images=self.images,
@@ -194,35 +368,61 @@ class _Book:
             images_per_second=self.ran / seconds,
         )
 
-    def _fail(self, error: Exception) -> None:
-        self.failure = self.failure or error
+
+@dataclass(slots=True)
+class _Book:
+    """Hands samples out and enters what comes back: into the journal, the counts and the progress."""
+
+    journal: Journal
+    tally: _Tally
+    on_progress: Callable[[Progress], None]
+    stop: threading.Event
+    failure: Exception | None = None
+
+    def hand_out(self, samples: Iterable[Sample]) -> Iterator[Sample]:
+        """The samples that have to be run. Ends early on a stop or a failure."""
+        try:
+            for sample in samples:
+                if self.stop.is_set() or self.failure is not None:
+                    return
+                if sample.regions and not self._reuse(sample):
+                    yield sample
+                elif not sample.regions:
+                    self._count(Outcome(sample.key, ()))
+        except Exception as error:
+            self._fail(error)
+
+    def enter(self, result: Result) -> None:
+        """Keep a result. A bug is raised later, when what is in flight has been kept as well."""
+        if isinstance(result, Crashed):
+            result.error.add_note(f"while refining {result.sample.key} ({result.sample.image})")
+            self._fail(result.error)
+            return
+        self.journal.append(result.outcome, seconds=result.seconds)
+        self.tally.ran += 1
+        self._count(result.outcome)
+
+    def close(self) -> Summary:
+        """The sum of it all, or the reason why there is none."""
+        done, total = self.tally.images, self.tally.total
+        if self.failure is not None:
+            raise self.failure
+        if self.stop.is_set() and done < total:
+            raise Interrupted(f"stopped after {done} of {total} images; they are kept in {self.journal.path}")
+        return self.tally.summary()
+
+    def _reuse(self, sample: Sample) -> bool:
+        outcome = self.journal.reuse(sample)
+        if outcome is None:
+            self.tally.redone += self.journal.knows(sample.key)
+            return False
+        self.tally.reused += 1
+        self._count(outcome)
+        return True
 
     def _count(self, outcome: Outcome) -> None:
-        self.images += 1
-        self.masks += len(outcome.annotations)
-        for annotation in outcome.annotations:
-            if not annotation.refined:
-                self.kept[annotation.status.removeprefix(kept(""))] += 1
-                continue
-            self.refined += 1
-            if annotation.coarse_iou is not None:
-                self.change += 1 - annotation.coarse_iou
-                self.changed += 1
-        if outcome.error is not None:
-            self.failed += 1
-            self.errors.extend([outcome.error][: ERRORS_TOLD - len(self.errors)])
-        self.on_progress(self._progress())
+        self.tally.count(outcome)
+        self.on_progress(self.tally.progress())
 
-    def _progress(self) -> Progress:
-        rate = self.ran / (time.perf_counter() - self.started)
-        return Progress(
-            done=self.images,
-            total=self.total,
-            reused=self.reused,
-            masks=self.masks,
-            refined=self.refined,
-            kept=self.masks - self.refined,
-            failed=self.failed,
-            images_per_second=rate,
-            seconds_left=(self.total - self.images) / rate if rate else None,
-        )
+    def _fail(self, error: Exception) -> None:
+        self.failure = self.failure or error

@@ -1,7 +1,4 @@
-"""Running many samples: same outcomes for any threads and batches, bounded memory, nothing lost when it ends early.
-
-The refiner here is NumPy and small: a refined mask is the coarse one, moved one pixel to the right.
-"""
+"""Running many samples: same outcomes for any threads and batches, bounded memory, nothing lost when it ends early."""
 
 import json
 import os
@@ -16,97 +13,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from fake_refiner import Read, Shift, expected, sample_of, samples_of
 
-from refinetool.errors import DataError, ImageError, Interrupted, StorageError
+from refinetool.errors import DataError, Interrupted, StorageError
 from refinetool.journal import Journal
-from refinetool.masks import decode, encode, iou
 from refinetool.pipeline import IN_FLIGHT_BYTES
-from refinetool.records import REFINED, Annotation, Outcome, Region, Sample, kept
+from refinetool.records import Outcome, Region, Sample
 from refinetool.runners import Progress, Summary, run, stop_on_interrupt
-
-SIZE = (12, 16)
-
-
-def sample_of(number: int, folder: Path) -> Sample:
-    """One image with 0 to 3 regions; every fourth region is a crowd, to be kept."""
-    generator = np.random.default_rng(number)
-    regions = []
-    for row in range(number % 4):
-        mask = np.zeros(SIZE, dtype=bool)
-        x, y = generator.integers(0, 8, 2)
-        mask[y : y + 4, x : x + 5] = True
-        regions.append(Region(10 * number + row, 1, encode(mask), keep="crowd" if row == 3 else None))
-    return Sample(f"image {number}", folder / f"{number}.jpg", SIZE, tuple(regions))
-
-
-def samples_of(count: int, folder: Path) -> list[Sample]:
-    folder.mkdir(exist_ok=True)
-    samples = [sample_of(number, folder) for number in range(count)]
-    for sample in samples:
-        if not sample.image.exists():
-            sample.image.write_bytes(b"pixels")
-    return samples
-
-
-@dataclass
-class Read:
-    """A prepared sample with one view per region."""
-
-    sample: Sample
-    masks: list[np.ndarray]
-
-    def __len__(self) -> int:
-        return len(self.masks)
-
-
-@dataclass
-class Shift:
-    """The fake refiner. Counts what it is asked and how many samples are between prepare and segment."""
-
-    slowest: float = 0.0
-    batches: list[tuple[str, ...]] = field(default_factory=list)
-    prepared: list[str] = field(default_factory=list)
-    waiting: int = 0
-    most_waiting: int = 0
-    lock: threading.Lock = field(default_factory=threading.Lock)
-
-    def prepare(self, sample: Sample) -> Read:
-        with self.lock:
-            self.prepared.append(sample.key)
-            self.waiting += 1
-            self.most_waiting = max(self.most_waiting, self.waiting)
-        self.dawdle(sample)
-        if not sample.image.exists():
-            raise ImageError(f"{sample.image}: no such image", reason="image-unreadable")
-        return Read(sample, [decode(region.mask) for region in sample.regions if region.keep is None])
-
-    def segment(self, batch: Sequence[Read]) -> list[list[np.ndarray]]:
-        self.batches.append(tuple(read.sample.key for read in batch))
-        with self.lock:
-            self.waiting -= len(batch)
-        return [[np.roll(mask, 1, axis=1) for mask in read.masks] for read in batch]
-
-    def finish(self, read: Read, refined: list[np.ndarray]) -> Outcome:
-        self.dawdle(read.sample)
-        answers = iter(zip(read.masks, refined, strict=True))
-        return Outcome(read.sample.key, tuple(self.annotation(region, answers) for region in read.sample.regions))
-
-    def annotation(self, region: Region, answers: Iterator[tuple[np.ndarray, np.ndarray]]) -> Annotation:
-        if region.keep is not None:
-            return Annotation(region.mask, kept(region.keep))
-        coarse, refined = next(answers)
-        return Annotation(encode(refined), REFINED, 0.875, iou(coarse, refined))
-
-    def dawdle(self, sample: Sample) -> None:
-        """Take a time that has nothing to do with the order of the samples."""
-        time.sleep(self.slowest * (int(sample.image.stem) * 7 % 10) / 10)
-
-
-def expected(sample: Sample) -> Outcome:
-    """What the fake makes of a sample, asked directly."""
-    refiner = Shift()
-    read = refiner.prepare(sample)
-    return refiner.finish(read, refiner.segment([read])[0])
 
 
 @dataclass
@@ -444,6 +357,15 @@ def test_changed_and_failed_samples_are_done_again_and_counted(tmp_path: Path) -
     assert again.found["image 5"] == expected(samples[5])
 
 
+@pytest.fixture
+def interruptible() -> Iterator[None]:
+    """Python's own handler of Ctrl-C, even where the tests were started in the background, which ignores it."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
+
+
+@pytest.mark.usefixtures("interruptible")
 def test_the_second_interrupt_would_kill_and_the_handler_is_put_back() -> None:
     before = signal.getsignal(signal.SIGINT)
     with stop_on_interrupt() as stop:
