@@ -7,6 +7,7 @@ single-mask output and 1 the alternative of the highest predicted IoU, both corr
 """
 
 import warnings
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -28,14 +29,18 @@ def build_sam(variant: str) -> nn.Module:
 
 def build_hq_sam(variant: str) -> nn.Module:
     """HQ-SAM with random weights (torch's global generator): `vit_b`, `vit_l`, `vit_h` or `vit_tiny`."""
+    model: nn.Module = import_hq_sam().sam_model_registry[variant]()
+    return model
+
+
+def import_hq_sam() -> ModuleType:
+    """The package `segment_anything_hq`, without its complaints about timm: old names, and a TinyViT of its own."""
     with warnings.catch_warnings():
-        # The package imports timm by its old names, and registers its TinyViT over timm's.
         warnings.filterwarnings("ignore", message="Importing from timm.models", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Overwriting tiny_vit_", category=UserWarning)
-        from segment_anything_hq import sam_model_registry
-
-    model: nn.Module = sam_model_registry[variant]()
-    return model
+        import segment_anything_hq
+    package: ModuleType = segment_anything_hq
+    return package
 
 
 class SamBackend(SquareBackend):
