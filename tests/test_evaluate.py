@@ -1,6 +1,7 @@
 """The evaluation against slow definitions, pycocotools, faster-coco-eval and figures worked out by hand."""
 
 import itertools
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,12 +11,14 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from refinetool import masks
 from refinetool.errors import DataError, UsageError
 from refinetool.evaluate import InstanceTally, LabelTally, Match, Report, evaluate, matches, overlaps
+from refinetool.formats import open_dataset
 from refinetool.records import BoolArray, Region, Sample
 
 
@@ -403,3 +406,81 @@ def test_the_report_speaks_in_rows_notes_and_json() -> None:
         "gain": pytest.approx(2 / 3),
     }
     assert as_json["counts"]["missing"] == 1
+
+
+def test_label_maps_that_cannot_be_read() -> None:
+    truth = np.uint8([[0, 0, 3, 3]])
+    broken = Sample("b", Path("b.jpg"), (0, 0), (Region(0, None, None, "unreadable"),), layout="semantic")
+    good = label_map("a", truth)
+    report = score([good, broken], [good, label_map("b", truth)], None)
+    assert figures(report)["IoU of class 3"] == (0.5, None)
+    assert (report.counts["scored"], report.counts["lost"]) == (2, 1)
+    report = score([good, label_map("b", truth)], [good, broken], None)
+    assert figures(report)["IoU of class 3"] == (1.0, None)
+    assert (report.counts["scored"], report.counts["unreadable"]) == (1, 1)
+
+
+# --- through real files
+
+
+def write_coco(path: Path, annotations: list[dict[str, object]]) -> Path:
+    images = [{"id": 3, "file_name": "3.png", "height": 40, "width": 50}]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "x"}]}))
+    return path
+
+
+def coco_annotation(id: int, mask: BoolArray, iscrowd: int = 0) -> dict[str, object]:
+    counts = masks.encode(mask).counts.decode()
+    return {
+        "id": id,
+        "image_id": 3,
+        "category_id": 1,
+        "iscrowd": iscrowd,
+        "area": int(mask.sum()),
+        "bbox": [0, 0, 50, 40],
+        "segmentation": {"size": [40, 50], "counts": counts},
+    }
+
+
+def test_coco_files_score_as_pycocotools_has_it(tmp_path: Path) -> None:
+    Image.new("RGB", (50, 40)).save(tmp_path / "3.png")
+    truths = [blobs(i, (40, 50)) for i in range(4)]
+    guesses = [np.roll(mask, 2, axis=0) for mask in truths]
+    truth = write_coco(
+        tmp_path / "truth.json", [coco_annotation(i, mask, iscrowd=i == 3) for i, mask in enumerate(truths)]
+    )
+    prediction = write_coco(tmp_path / "refined.json", [coco_annotation(i, mask) for i, mask in enumerate(guesses)])
+    report = evaluate(
+        open_dataset(prediction, images=tmp_path),
+        open_dataset(truth, images=tmp_path),
+        coarse=None,
+        boundary_ratio=0.02,
+    )
+    runs = [[coco_mask.encode(np.asfortranarray(m, dtype=np.uint8)) for m in group[:3]] for group in (truths, guesses)]
+    assert figures(report)["IoU"][0] == pytest.approx(np.diag(coco_mask.iou(*runs, [0, 0, 0])).mean())
+    assert (report.counts["scored"], report.counts["crowd"]) == (3, 1)
+
+
+@pytest.mark.parametrize(
+    ("folder", "expected"),
+    [
+        ("SegmentationClass", {"mIoU": (pytest.approx((14 / 16 + 2 / 4) / 2), None)}),
+        ("SegmentationObject", {"IoU": (0.5, None)}),
+    ],
+)
+def test_voc_folders_score(tmp_path: Path, folder: str, expected: dict[str, tuple[float, None]]) -> None:
+    truth, guess = np.zeros((2, 10), np.uint8), np.zeros((2, 10), np.uint8)
+    truth[:, 6:8], truth[:, 8:9] = 7, 255
+    guess[:, 7:9] = 7
+    for name, labels in (("truth", truth), ("guess", guess)):
+        (tmp_path / name / folder).mkdir(parents=True)
+        (tmp_path / name / "JPEGImages").mkdir()
+        Image.new("RGB", (10, 2)).save(tmp_path / name / "JPEGImages" / "a.jpg")
+        picture = Image.fromarray(labels).convert("P")
+        picture.putdata(labels.ravel().tolist())
+        picture.putpalette([value for value in range(256) for _ in "rgb"])
+        picture.save(tmp_path / name / folder / "a.png")
+    report = evaluate(
+        open_dataset(tmp_path / "guess"), open_dataset(tmp_path / "truth"), coarse=None, boundary_ratio=0.02
+    )
+    assert {name: figures(report)[name] for name in expected} == expected

@@ -40,8 +40,9 @@ __all__ = [
 class Source(Protocol):
     """What is asked of a data set here: its images, one after the other."""
 
-    format: str
-    """One of the names in `refinetool.formats`."""
+    @property
+    def format(self) -> str:
+        """One of `refinetool.formats.FORMATS`."""
 
     def samples(self) -> Iterable[Sample]:
         """The samples, each time from the start."""

@@ -11,7 +11,7 @@ from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.evaluate.pairing import Match
 from refinetool.evaluate.report import Measure, Report, share
-from refinetool.records import Sample
+from refinetool.records import BoolArray, Sample
 
 LABELS = 256
 """Label maps have 8 bits."""
@@ -63,16 +63,19 @@ class LabelTally:
             kind = "extra" if scored is not None else "missing" if match.truth is not None else "added"
             self.counts[kind] += 1
             return
-        self.counts["scored"] += 1
-        self.counts["lost"] += match.prediction is None
+        if _unreadable(match.truth):
+            self.counts["unreadable"] += 1
+            return
         truth = _label_map(match.truth)
         valid = truth != VOID
-        guess = np.full_like(truth, VOID) if match.prediction is None else _label_map(match.prediction)
-        self.counts["compared_px"] += int(np.count_nonzero(valid))
-        self.counts["void_in_prediction_px"] += int(np.count_nonzero(guess[valid] == VOID))
-        self.after.add(_without_void(guess[valid]), truth[valid])
-        if match.coarse is not None:
-            self.before.add(_without_void(_label_map(match.coarse)[valid]), truth[valid])
+        guess = _guess(match.prediction, valid)
+        self.counts["scored"] += 1
+        self.counts["lost"] += match.prediction is None or _unreadable(match.prediction)
+        self.counts["compared_px"] += len(guess)
+        self.counts["void_in_prediction_px"] += int(np.count_nonzero(guess == VOID))
+        self.after.add(_without_void(guess), truth[valid])
+        if self.with_coarse:
+            self.before.add(_without_void(_guess(match.coarse, valid)), truth[valid])
 
     def merge(self, other: Self) -> None:
         self.after.merge(other.after)
@@ -104,7 +107,18 @@ class LabelTally:
         )
 
 
-IMAGE_COUNTS = ("scored", "missing", "lost", "added", "extra")
+IMAGE_COUNTS = ("scored", "missing", "lost", "added", "extra", "unreadable")
+
+
+def _unreadable(sample: Sample) -> bool:
+    return any(region.mask is None for region in sample.regions)
+
+
+def _guess(sample: Sample | None, valid: BoolArray) -> NDArray[np.uint8]:
+    """uint8 (pixels,): the labels of the pixels that count, void if there is no map to read."""
+    if sample is None or _unreadable(sample):
+        return np.full(np.count_nonzero(valid), VOID, dtype=np.uint8)
+    return _label_map(sample)[valid]
 
 
 def _label_map(sample: Sample) -> NDArray[np.uint8]:

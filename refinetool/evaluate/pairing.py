@@ -5,7 +5,10 @@ from dataclasses import dataclass
 from itertools import zip_longest
 
 from refinetool.errors import DataError, UsageError
-from refinetool.records import Sample, Size
+from refinetool.records import Sample
+
+UNKNOWN_SIZE = (0, 0)
+"""What a sample says whose masks and image can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +27,9 @@ class Match:
             raise UsageError(
                 f"Image {self.key}: {layouts}. Class maps can only be compared with class maps, objects with objects."
             )
-        if len({sample.size for sample in samples.values()}) > 1:
-            sizes = ", ".join(f"{_width_by_height(sample.size)} in the {name}" for name, sample in samples.items())
+        known = {name: sample.size for name, sample in samples.items() if sample.size != UNKNOWN_SIZE}
+        if len(set(known.values())) > 1:
+            sizes = ", ".join(f"{width} x {height} in the {name}" for name, (height, width) in known.items())
             raise DataError(
                 f"Image {self.key}: masks are {sizes}. Masks are not resized for evaluation; make the files from the "
                 "same images."
@@ -38,10 +42,6 @@ class Match:
     def _samples(self) -> dict[str, Sample]:
         named = {"prediction": self.prediction, "ground truth": self.truth, "coarse file": self.coarse}
         return {name: sample for name, sample in named.items() if sample is not None}
-
-
-def _width_by_height(size: Size) -> str:
-    return f"{size[1]} x {size[0]}"
 
 
 def matches(prediction: Iterable[Sample], truth: Iterable[Sample], coarse: Iterable[Sample] | None) -> Iterator[Match]:

@@ -82,15 +82,15 @@ class Report:
 MEANINGS = {
     "scored": "scored",
     "missing": "in the ground truth but not in the file that is scored, left out",
-    "lost": "in the coarse file but not in the prediction, scored 0",
+    "lost": "missing or unreadable in the prediction, scored as if nothing was found",
     "added": "in the prediction but not in the coarse file, left out",
     "extra": "without ground truth, left out",
     "crowd": "crowds in the ground truth, left out",
-    "unreadable": "without a readable mask in the ground truth, left out",
+    "unreadable": "unreadable in the ground truth, left out",
     "empty_prediction": "scored with an empty mask in the prediction",
     "empty_ground_truth": "scored with an empty mask in the ground truth",
     "compared_px": "pixels compared",
-    "void_in_prediction_px": "pixels void in the prediction alone, counted as background",
+    "void_in_prediction_px": "pixels void or lost in the prediction alone, counted as background",
 }
 """What the counts of a report count: objects for instances, images for label maps, pixels where the name says so."""
 
