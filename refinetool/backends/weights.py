@@ -9,7 +9,6 @@ The others, `origin="agreed"`, are pinned by several independent public projects
 all the same. None has been checked here against a download.
 """
 
-import errno
 import hashlib
 import http
 import http.client
@@ -352,8 +351,6 @@ def _by_hand(weights: Weights, path: Path) -> str:
 
 def _reason(error: BaseException) -> str:
     reason = getattr(error, "reason", None) or error
-    if isinstance(reason, OSError) and reason.errno == errno.ENOSPC:
-        return "no space left"
     return str(getattr(reason, "strerror", None) or reason or type(reason).__name__)
 
 
