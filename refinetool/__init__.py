@@ -1,1 +1,96 @@
+"""Turn coarse segmentation masks into precise ones.
+
+    import refinetool
+
+    refiner = refinetool.load("embedded")
+    masks = refiner.refine_image(image, coarse)  # uint8 (H, W, 3) RGB and bool (N, H, W) -> N RefinedMask
+
+    refinetool.refine_dataset("coarse.json", images="images", output="refined.json")
+
+Importing this module is quick; torch is imported when a model is loaded.
+"""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from refinetool.settings import JobSettings, RefineSettings
+
+if TYPE_CHECKING:
+    from refinetool.refine import Refiner
+    from refinetool.runners import Progress, Summary
+
 __version__ = "0.1.0"
+__all__ = ["RefineSettings", "__version__", "load", "refine_dataset"]
+
+_JOB, _REFINE = JobSettings(), RefineSettings()
+
+
+def load(
+    model: str = _JOB.model,
+    *,
+    checkpoint: str | None = None,
+    device: str = _JOB.device,
+    precision: str = _JOB.precision,
+    settings: RefineSettings = _REFINE,
+) -> "Refiner":
+    """A refiner for images in memory: see `Refiner.refine_image`.
+
+    Args:
+        model: A name that `refinetool models list` shows.
+        checkpoint: A file of weights, `random:SEED`, or None for those that belong to the name.
+        device: `auto`, `cpu`, `cuda` or `cuda:N`.
+        precision: `auto`, `fp32` or `bf16`.
+        settings: How to refine.
+
+    Raises:
+        UsageError: There is no such model, device or precision.
+        WeightsError: The weights are missing, or not the published ones.
+    """
+    from refinetool.refine import load_refiner
+
+    return load_refiner(model, checkpoint=checkpoint, device=device, precision=precision, settings=settings)
+
+
+def refine_dataset(
+    coarse: Path | str,
+    *,
+    output: Path | str,
+    images: Path | str | None = None,
+    model: str = _JOB.model,
+    checkpoint: str | None = None,
+    device: str = _JOB.device,
+    precision: str = _JOB.precision,
+    settings: RefineSettings = _REFINE,
+    format: str | None = None,
+    sizes: Path | str | None = None,
+    limit: int | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    overwrite: bool = False,
+    dry_run: bool = False,
+    threads: int = _JOB.threads,
+    on_progress: "Callable[[Progress], None]" = lambda _: None,
+) -> "Summary":
+    """What `refinetool refine` does; the arguments are those of `refinetool.runners.refine_dataset`."""
+    from refinetool.runners import refine_dataset as run
+
+    return run(
+        coarse,
+        images=images,
+        output=output,
+        model=model,
+        checkpoint=checkpoint,
+        device=device,
+        precision=precision,
+        settings=settings,
+        format=format,
+        sizes=sizes,
+        limit=limit,
+        resume=resume,
+        fresh=fresh,
+        overwrite=overwrite,
+        dry_run=dry_run,
+        threads=threads,
+        on_progress=on_progress,
+    )

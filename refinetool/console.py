@@ -1,0 +1,226 @@
+"""What the commands show: progress while they run, a summary at the end, one sentence when something is wrong.
+
+Progress and sentences go to stderr, results to stdout, so that `--json` can be piped.
+"""
+
+import dataclasses
+import json
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, TypeAlias
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+if TYPE_CHECKING:
+    from refinetool.runners import Progress, Summary
+    from refinetool.train.embedded import TrainProgress
+
+LINE_EVERY_S = 10.0
+LINE_EVERY_SHARE = 0.1
+LINE_NOT_BEFORE_S = 1.0
+"""Without a terminal, a line of progress is due after this time or this share of the images, but not at once."""
+
+DRY_RUN = "dry-run"
+
+REASONS = {
+    "crowd": "crowds; --include-crowd refines them too",
+    "drift": "the refined mask drifted too far from it",
+    "empty": "empty masks",
+    "empty-result": "the model found nothing",
+    "image-missing": "the image is missing",
+    "image-too-large": "the image is too large; --max-pixels allows more",
+    "image-unreadable": "the image can't be read",
+    "low-score": "the model trusts the refined mask too little",
+    "mask-unreadable": "the mask can't be read",
+    "out-of-memory": "the image needs more memory than there is",
+    "size-mismatch": "the image has another size than the masks",
+}
+"""Words for the reasons behind `kept:<reason>`; others are shown as they are."""
+
+Listener: TypeAlias = "Callable[[Progress], None]"
+
+
+def say(text: str, *, markup: bool = True) -> None:
+    """A line on stdout, wrapped only by the terminal."""
+    Console(soft_wrap=True, highlight=False).print(text, markup=markup)
+
+
+def complain(sentence: str) -> None:
+    """A red sentence on stderr."""
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]{escape(sentence)}[/red]")
+
+
+def dump(value: Mapping[str, object]) -> None:
+    """A JSON object on stdout."""
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def duration(seconds: float) -> str:
+    """Whole seconds as 7 s, 3:05 or 2:10:07."""
+    minutes, rest = divmod(round(seconds), 60)
+    hours, minutes = divmod(minutes, 60)
+    if hours:
+        return f"{hours}:{minutes:02}:{rest:02}"
+    return f"{minutes}:{rest:02}" if minutes else f"{rest} s"
+
+
+# --- progress
+
+
+@contextmanager
+def listening(*, quiet: bool) -> Iterator[Listener]:
+    """Something to tell the progress of a run to: a bar on a terminal, plain lines elsewhere, nothing if `quiet`."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda _: None
+    elif console.is_terminal:
+        with _bar(console) as listener:
+            yield listener
+    else:
+        yield Lines(write=lambda line: print(line, file=sys.stderr, flush=True), clock=time.monotonic)
+
+
+class Lines:
+    """Progress as lines of text, few enough for a log file."""
+
+    def __init__(self, *, write: Callable[[str], None], clock: Callable[[], float]) -> None:
+        self._write, self._clock = write, clock
+        self._told_at, self._told_images = clock(), 0
+
+    def __call__(self, progress: "Progress") -> None:
+        now = self._clock()
+        waited, advanced = now - self._told_at, progress.done - self._told_images
+        due = waited >= LINE_EVERY_S or (advanced >= LINE_EVERY_SHARE * progress.total and waited >= LINE_NOT_BEFORE_S)
+        if advanced and (due or progress.done == progress.total):
+            self._told_at, self._told_images = now, progress.done
+            self._write(describe(progress))
+
+
+def describe(progress: "Progress") -> str:
+    """Progress in a line: `40/200 images, 212 masks, 9 kept, 12.1 images/s, 0:13 left`."""
+    failed = f", {progress.failed} failed" if progress.failed else ""
+    left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+    return (
+        f"{progress.done}/{progress.total} images, {progress.masks} masks, {progress.kept} kept{failed}, "
+        f"{progress.images_per_second:.3g} images/s{left}"
+    )
+
+
+@contextmanager
+def _bar(console: Console) -> Iterator[Listener]:
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.SpinnerColumn(),
+        rich_progress.BarColumn(),
+        rich_progress.TextColumn("{task.description}"),
+    )
+    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("loading the model", total=None)
+        yield lambda progress: bar.update(
+            task, completed=progress.done, total=progress.total, description=describe(progress)
+        )
+
+
+@contextmanager
+def downloading(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Something to tell the progress of a download to, as (bytes there, bytes in all)."""
+    console = Console(stderr=True)
+    if quiet or not console.is_terminal:
+        yield lambda *_: None
+        return
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.DownloadColumn(),
+        rich_progress.TransferSpeedColumn(),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console) as bar:
+        task = bar.add_task(name, total=None)
+        yield lambda there, size: bar.update(task, completed=there, total=size)
+
+
+@contextmanager
+def training(*, quiet: bool) -> Iterator["Callable[[TrainProgress], None]"]:
+    """Something to tell the progress of a training to: a line per validation, and every `LINE_EVERY_S` without one."""
+    told_at = time.monotonic()
+
+    def tell(progress: "TrainProgress") -> None:
+        nonlocal told_at
+        if progress.validation is None and time.monotonic() - told_at < LINE_EVERY_S:
+            return
+        told_at = time.monotonic()
+        figures = {"loss": progress.loss, "iou": progress.iou, **(progress.validation or {})}
+        words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+        line = f"step {progress.step}/{progress.steps}: {words}, {progress.images_per_second:.3g} images/s"
+        print(line, file=sys.stderr, flush=True)
+
+    yield (lambda _: None) if quiet else tell
+
+
+# --- results
+
+
+def summarise(summary: "Summary") -> None:
+    """What a run did, in a few lines on stdout."""
+    share = f" ({summary.refined / summary.masks:.0%})" if summary.masks else ""
+    change = "" if summary.mean_change is None else f", mean change {100 * summary.mean_change:.1f} % (1 - IoU)"
+    say(f"[bold]{summary.refined} of {summary.masks} masks refined[/bold]{share}{change}")
+    _say_kept(summary)
+    reused = f", {summary.reused} of them taken over from an earlier run" if summary.reused else ""
+    rate = f" ({summary.images_per_second:.3g} images/s)" if summary.images_per_second else ""
+    say(f"{summary.images} images{reused}, {duration(summary.seconds)}{rate}")
+    for note in summary.notes:
+        say(note, markup=False)
+    if summary.journal is not None:
+        say(f"not all images are done: --resume goes on from {summary.journal}", markup=False)
+    say(f"written to {summary.output}", markup=False)
+
+
+def foretell(summary: "Summary", *, model: str, output: Path) -> None:
+    """What a run would do, in a few lines on stdout."""
+    asked = summary.kept.get(DRY_RUN, 0)
+    say(f"[bold]{asked} of {summary.masks} masks would be refined[/bold], in {summary.images} images")
+    _say_kept(summary)
+    say(f"with the model {model}", markup=False)
+    say(f"to {output}", markup=False)
+    say("nothing was written")
+
+
+def _say_kept(summary: "Summary") -> None:
+    for reason, count in sorted(summary.kept.items(), key=lambda item: (-item[1], item[0])):
+        if reason != DRY_RUN:
+            say(f"  {count} kept coarse: {REASONS.get(reason, reason)}", markup=False)
+    for sentence in summary.errors:
+        say(f"  [yellow]{escape(sentence)}[/yellow]")
+    if summary.failed > len(summary.errors):
+        say(f"  ... and {summary.failed - len(summary.errors)} more images")
+
+
+def as_json(record: object) -> dict[str, object]:
+    """A frozen record as JSON holds it."""
+    if not dataclasses.is_dataclass(record) or isinstance(record, type):
+        raise TypeError(f"{record!r} is not a record")
+    return dict(json.loads(json.dumps(dataclasses.asdict(record), default=_plain)))
+
+
+def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> None:
+    """A table on stdout; the columns named by `numbers` are set flush right."""
+    drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, heading in enumerate(headings):
+        drawn.add_column(heading, justify="right" if index in numbers else "left", overflow="fold")
+    for row in rows:
+        drawn.add_row(*(escape(cell) for cell in row))
+    Console(highlight=False).print(drawn)
+
+
+def _plain(value: object) -> object:
+    return dict(value) if isinstance(value, Mapping) else str(value)
