@@ -13,8 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from refinetool import masks as mask_algebra
-from refinetool.masks import Box
-from refinetool.records import BoolArray, ImageArray, Size
+from refinetool.records import BoolArray, Box, ImageArray, Size
 
 Colour: TypeAlias = tuple[int, int, int]
 
