@@ -34,6 +34,9 @@ _comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*(?=[^ \t\n\r])")
 _UNDECIDED = 16
 """A scanner that stops this close to the end of the window may have met the end, not a fault."""
 
+_CLOSERS = '}]"'
+"""What ends with one of these has ended; numbers and words have not until something else follows."""
+
 
 class Cursor:
     """A position in a JSON file that moves over values, members of objects and items of arrays.
@@ -167,14 +170,15 @@ class Cursor:
                 fault, at = error.msg, error.pos
             except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
                 raise self._error(str(error), self.offset) from None
-            if not fault and (end < len(self._text) or self._complete):
-                return (found if self._text.isascii() else self._as_utf8(found, end)), end
-            if self._complete or not self._may_be_cut(fault, at):
+            whole = self._complete or not self._may_be_cut(fault, at)
+            if fault and whole:
                 raise self._error(fault, self._base + at)
+            if whole or (not fault and self._text[end - 1] in _CLOSERS):
+                return (found if self._text.isascii() else self._as_utf8(found, end)), end
             self._read_on()
 
     def _may_be_cut(self, fault: str, at: int) -> bool:
-        """Whether the scanner stopped because the window ends; a number at the end of the window may go on, too."""
+        """Whether the scanner stopped because the window ends: a word is half there, a number may go on."""
         return fault.startswith("Unterminated string") or len(self._text) - at < _UNDECIDED
 
     def _as_utf8(self, found: Json, end: int) -> Json:
@@ -196,7 +200,8 @@ class Cursor:
         self._complete = not more
 
     def _error(self, fault: str, offset: int) -> DataError:
-        if self._complete and offset >= self._base + len(self._text.rstrip(" \t\n\r")):
+        met_end = offset >= self._base + len(self._text.rstrip(" \t\n\r")) or fault.startswith("Unterminated string")
+        if self._complete and met_end:
             fault = "the file ends before the data does; it may have been cut off"
         return DataError(f"{self._path}, {place(self._path, offset)}: not valid JSON: {fault[0].lower()}{fault[1:]}.")
 
