@@ -194,8 +194,8 @@ class Refiner:
     def _judge(self, job: Job, row: int, answer: Answer) -> Verdict:
         part, proposal = job.parts[row], answer.masks[row]
         score = float(answer.predicted_iou[row])
-        if self.settings.snap.mode == "guided" and proposal.any():
-            snap = self.settings.snap
+        snap = self.settings.snap
+        if (self.backend.snap if snap.mode == "auto" else snap.mode) == "guided" and proposal.any():
             proposal = guided_snap(job.pixels, proposal, radius_share=snap.radius, epsilon=snap.epsilon)
         reason, overlap = doubt(job.coarse[row], proposal, score, settings=self.settings.guard)
         if reason is not None:

@@ -60,6 +60,7 @@ class BrightBackend:
     name: str = "bright"
     view: Literal["frame", "crop"] = "frame"
     selection: Selection = "predicted"
+    snap: Literal["none", "guided"] = "none"
     fingerprint: str = "0" * 64
     score: float = 0.9
 

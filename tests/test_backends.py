@@ -112,7 +112,14 @@ def backend_of(kind: str, precision: Precision = "fp32") -> SquareBackend:
             if parameter.ndim > 1:
                 parameter.data.mul_(2)
     return adapter(
-        model, name=kind, view="frame", selection="single", fingerprint="-", device="cpu", precision=precision
+        model,
+        name=kind,
+        view="frame",
+        selection="single",
+        snap="none",
+        fingerprint="-",
+        device="cpu",
+        precision=precision,
     )
 
 

@@ -60,6 +60,8 @@ class Backend(Protocol):
     """What `--view auto` means for this model: the whole image, or a crop around each region."""
     selection: Selection
     """The candidate this model is best taken from."""
+    snap: Literal["none", "guided"]
+    """What `--snap auto` means for this model: whether its masks gain from the edge-aware filter."""
     fingerprint: str
     """Hash of architecture and weights: goes into journals and outputs."""
 

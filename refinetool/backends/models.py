@@ -31,6 +31,7 @@ class Model:
     variant: What the package that builds it calls it.
     view: What `--view auto` means for it.
     selection: The candidate it is best taken from.
+    snap: What `--snap auto` means for it.
     """
 
     name: str
@@ -39,27 +40,42 @@ class Model:
     variant: str
     view: Literal["frame", "crop"]
     selection: Selection
+    snap: Literal["none", "guided"]
 
 
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model(EMBEDDED, "small SAM2 that comes with refinetool", "embedded", "", "crop", "single"),
-        Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", "sam", "vit_b", "frame", "predicted"),
-        Model("sam-vit-l", "SAM, ViT-L encoder, 312 M parameters", "sam", "vit_l", "frame", "predicted"),
-        Model("sam-vit-h", "SAM, ViT-H encoder, 641 M parameters", "sam", "vit_h", "frame", "predicted"),
-        Model("sam-hq-vit-b", "HQ-SAM, ViT-B encoder", "sam-hq", "vit_b", "frame", "predicted"),
-        Model("sam-hq-vit-l", "HQ-SAM, ViT-L encoder", "sam-hq", "vit_l", "frame", "predicted"),
-        Model("sam-hq-vit-h", "HQ-SAM, ViT-H encoder", "sam-hq", "vit_h", "frame", "predicted"),
-        Model("sam-hq-vit-tiny", "Light HQ-SAM, TinyViT encoder", "sam-hq", "vit_tiny", "frame", "predicted"),
-        Model("sam2.1-hiera-t", "SAM 2.1, Hiera-T encoder", "sam2", "sam2.1/sam2.1_hiera_t", "frame", "predicted"),
-        Model("sam2.1-hiera-s", "SAM 2.1, Hiera-S encoder", "sam2", "sam2.1/sam2.1_hiera_s", "frame", "predicted"),
-        Model("sam2.1-hiera-b+", "SAM 2.1, Hiera-B+ encoder", "sam2", "sam2.1/sam2.1_hiera_b+", "frame", "predicted"),
-        Model("sam2.1-hiera-l", "SAM 2.1, Hiera-L encoder", "sam2", "sam2.1/sam2.1_hiera_l", "frame", "predicted"),
-        Model("sam2-hiera-t", "SAM 2, Hiera-T encoder", "sam2", "sam2/sam2_hiera_t", "frame", "predicted"),
-        Model("sam2-hiera-s", "SAM 2, Hiera-S encoder", "sam2", "sam2/sam2_hiera_s", "frame", "predicted"),
-        Model("sam2-hiera-b+", "SAM 2, Hiera-B+ encoder", "sam2", "sam2/sam2_hiera_b+", "frame", "predicted"),
-        Model("sam2-hiera-l", "SAM 2, Hiera-L encoder", "sam2", "sam2/sam2_hiera_l", "frame", "predicted"),
+        Model(EMBEDDED, "small SAM2 that comes with refinetool", "embedded", "", "crop", "single", "guided"),
+        Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", "sam", "vit_b", "frame", "predicted", "none"),
+        Model("sam-vit-l", "SAM, ViT-L encoder, 312 M parameters", "sam", "vit_l", "frame", "predicted", "none"),
+        Model("sam-vit-h", "SAM, ViT-H encoder, 641 M parameters", "sam", "vit_h", "frame", "predicted", "none"),
+        Model("sam-hq-vit-b", "HQ-SAM, ViT-B encoder", "sam-hq", "vit_b", "frame", "predicted", "none"),
+        Model("sam-hq-vit-l", "HQ-SAM, ViT-L encoder", "sam-hq", "vit_l", "frame", "predicted", "none"),
+        Model("sam-hq-vit-h", "HQ-SAM, ViT-H encoder", "sam-hq", "vit_h", "frame", "predicted", "none"),
+        Model("sam-hq-vit-tiny", "Light HQ-SAM, TinyViT encoder", "sam-hq", "vit_tiny", "frame", "predicted", "none"),
+        Model(
+            "sam2.1-hiera-t", "SAM 2.1, Hiera-T encoder", "sam2", "sam2.1/sam2.1_hiera_t", "frame", "predicted", "none"
+        ),
+        Model(
+            "sam2.1-hiera-s", "SAM 2.1, Hiera-S encoder", "sam2", "sam2.1/sam2.1_hiera_s", "frame", "predicted", "none"
+        ),
+        Model(
+            "sam2.1-hiera-b+",
+            "SAM 2.1, Hiera-B+ encoder",
+            "sam2",
+            "sam2.1/sam2.1_hiera_b+",
+            "frame",
+            "predicted",
+            "none",
+        ),
+        Model(
+            "sam2.1-hiera-l", "SAM 2.1, Hiera-L encoder", "sam2", "sam2.1/sam2.1_hiera_l", "frame", "predicted", "none"
+        ),
+        Model("sam2-hiera-t", "SAM 2, Hiera-T encoder", "sam2", "sam2/sam2_hiera_t", "frame", "predicted", "none"),
+        Model("sam2-hiera-s", "SAM 2, Hiera-S encoder", "sam2", "sam2/sam2_hiera_s", "frame", "predicted", "none"),
+        Model("sam2-hiera-b+", "SAM 2, Hiera-B+ encoder", "sam2", "sam2/sam2_hiera_b+", "frame", "predicted", "none"),
+        Model("sam2-hiera-l", "SAM 2, Hiera-L encoder", "sam2", "sam2/sam2_hiera_l", "frame", "predicted", "none"),
     )
 }
 
@@ -87,6 +103,7 @@ def load_backend(name: str, *, checkpoint: str | None, device: str, precision: s
         name=model.name,
         view=model.view,
         selection=model.selection,
+        snap=model.snap,
         fingerprint=hashlib.sha256(f"{model.name} {digest}".encode()).hexdigest(),
         device=place,
         precision=chosen_precision,

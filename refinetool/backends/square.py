@@ -132,6 +132,7 @@ class SquareBackend(ABC):
         name: str,
         view: Literal["frame", "crop"],
         selection: Selection,
+        snap: Literal["none", "guided"],
         fingerprint: str,
         device: str,
         precision: Precision,
@@ -141,6 +142,7 @@ class SquareBackend(ABC):
         self.name = name
         self.view: Literal["frame", "crop"] = view
         self.selection: Selection = selection
+        self.snap: Literal["none", "guided"] = snap
         self.fingerprint = fingerprint
         self.device = torch.device(device)
         self.precision = precision
