@@ -226,4 +226,4 @@ def _claimed_size(records: Sequence[Mapping[str, Json]]) -> Size | None:
 def _remarks(rings_lost: int) -> tuple[str, ...]:
     if not rings_lost:
         return ()
-    return (f"{rings_lost} polygons became run lengths: their refined masks have holes, which polygons can't carry.",)
+    return (f"Polygons that became run lengths, because their refined masks have holes: {rings_lost}.",)
