@@ -8,4 +8,4 @@ def suggest(name: str, known: Iterable[str]) -> str:
     """The nearest of the known names, if one is near, and all of them."""
     names = list(known)
     close = difflib.get_close_matches(name.lower(), names, n=1)
-    return (f"did you mean {close[0]}? " if close else "") + f"The names are {', '.join(names)}"
+    return (f"did you mean {close[0]}? The names are " if close else "the names are ") + ", ".join(names)
