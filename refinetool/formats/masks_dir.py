@@ -85,9 +85,7 @@ class BinaryMasks:
             return with_values(file, masks.decode(annotation.mask) * np.uint8(high))
 
         self.source.write(rewrite, destination)
-        remark = (
-            f"{hardened} masks had soft edges: they were taken at more than {SOFT_THRESHOLD} and are 0 and 255 now."
-        )
+        remark = f"Masks with soft edges, taken at more than {SOFT_THRESHOLD} and written as 0 and 255: {hardened}."
         return Written(destination, changed, (remark,) if hardened else ())
 
 
