@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from refinetool import __version__, console, options
-from refinetool.errors import Interrupted, RefinetoolError, UsageError
+from refinetool.errors import DataError, Interrupted, RefinetoolError, UsageError
 from refinetool.options import JOB, REFINE
 from refinetool.settings import NO_GUARD, RELEASE, EvaluateSettings, TrainSettings
 
@@ -62,7 +62,8 @@ def version(
 @app.command(
     help="Refine coarse masks: the same file back, with better masks.\n\n"
     "Ids, order and everything else stay as they are. A mask that can't be refined, or whose refined version is "
-    "doubtful, stays coarse, and the summary says why. What was interrupted continues with --resume."
+    "doubtful, stays coarse, and the summary says why; if images could not be read, the exit code is 1. What was "
+    "interrupted continues with --resume."
 )
 def refine(
     *,
@@ -164,7 +165,7 @@ def refine(
     find_model(model)
     destination = output or default_output(coarse)
     try:
-        with console.listening(quiet=quiet) as listener:
+        with console.listening(quiet=quiet or dry_run) as listener:
             summary = refine_dataset(
                 coarse,
                 images=images,
@@ -192,6 +193,9 @@ def refine(
         console.foretell(summary, model=model, output=destination)
     elif not quiet:
         console.summarise(summary)
+    if summary.failed:
+        console.complain_of_images(summary)
+        raise typer.Exit(DataError.exit_code)
 
 
 def resume_command(arguments: list[str]) -> str:

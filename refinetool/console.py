@@ -36,9 +36,9 @@ REASONS = {
     "image-too-large": "the image is too large; --max-pixels allows more",
     "image-unreadable": "the image can't be read",
     "low-score": "the model trusts the refined mask too little",
-    "mask-unreadable": "the mask can't be read",
     "out-of-memory": "the image needs more memory than there is",
-    "size-mismatch": "the image has another size than the masks",
+    "size-mismatch": "image and mask differ in size",
+    "unreadable-mask": "the mask can't be read",
 }
 """Words for the reasons behind `kept:<reason>`; others are shown as they are."""
 
@@ -61,7 +61,9 @@ def dump(value: Mapping[str, object]) -> None:
 
 
 def duration(seconds: float) -> str:
-    """Whole seconds as 7 s, 3:05 or 2:10:07."""
+    """Seconds as 0.7 s, 42 s, 3:05 or 2:10:07."""
+    if seconds < 9.95:
+        return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     if hours:
@@ -104,7 +106,7 @@ class Lines:
 def describe(progress: "Progress") -> str:
     """Progress in a line: `40/200 images, 212 masks, 9 kept, 12.1 images/s, 0:13 left`."""
     failed = f", {progress.failed} failed" if progress.failed else ""
-    left = "" if progress.seconds_left is None else f", {duration(progress.seconds_left)} left"
+    left = f", {duration(progress.seconds_left)} left" if progress.seconds_left else ""
     return (
         f"{progress.done}/{progress.total} images, {progress.masks} masks, {progress.kept} kept{failed}, "
         f"{progress.images_per_second:.3g} images/s{left}"
@@ -195,14 +197,18 @@ def foretell(summary: "Summary", *, model: str, output: Path) -> None:
     say("nothing was written")
 
 
+def complain_of_images(summary: "Summary") -> None:
+    """Sentences about the images that failed, on stderr."""
+    for sentence in summary.errors:
+        complain(sentence)
+    if summary.failed > len(summary.errors):
+        complain(f"... and {summary.failed - len(summary.errors)} more images")
+
+
 def _say_kept(summary: "Summary") -> None:
     for reason, count in sorted(summary.kept.items(), key=lambda item: (-item[1], item[0])):
         if reason != DRY_RUN:
             say(f"  {count} kept coarse: {REASONS.get(reason, reason)}", markup=False)
-    for sentence in summary.errors:
-        say(f"  [yellow]{escape(sentence)}[/yellow]")
-    if summary.failed > len(summary.errors):
-        say(f"  ... and {summary.failed - len(summary.errors)} more images")
 
 
 def as_json(record: object) -> dict[str, object]:

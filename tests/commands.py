@@ -1,0 +1,40 @@
+"""What tests of whole commands share; the fixtures are in conftest."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeAlias
+
+from refinetool.runners import Summary
+
+HEIGHT, WIDTH = 60, 80
+
+
+@dataclass(frozen=True)
+class Said:
+    """How a command ended, and what it wrote."""
+
+    code: int
+    out: str
+    err: str
+
+
+Command: TypeAlias = Callable[..., Said]
+
+
+def a_summary(**changes: Any) -> Summary:
+    values: dict[str, Any] = {
+        "images": 4,
+        "masks": 10,
+        "refined": 7,
+        "kept": {"drift": 2, "something-new": 1},
+        "failed": 0,
+        "errors": (),
+        "mean_change": 0.123,
+        "reused": 1,
+        "redone": 0,
+        "seconds": 100.0,
+        "images_per_second": 0.03,
+        "output": Path("out.json"),
+    }
+    return Summary(**(values | changes))

@@ -1,0 +1,106 @@
+"""What is shown while a command runs, and after it."""
+
+import io
+from collections.abc import Mapping
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import pytest
+from commands import Command, a_summary
+from rich.console import Console
+
+from refinetool import console, runners
+from refinetool.runners import Progress
+
+
+def progress(done: int, **changes: Any) -> Progress:
+    values: Mapping[str, Any] = {
+        "total": 20,
+        "reused": 0,
+        "masks": 3 * done,
+        "refined": 2 * done,
+        "kept": done,
+        "failed": 0,
+        "images_per_second": 2.0,
+        "seconds_left": (20 - done) / 2,
+    }
+    return Progress(done=done, **{**values, **changes})
+
+
+def test_lines_of_progress_are_few() -> None:
+    now: list[float] = [0.0]
+    lines: list[str] = []
+    listener = console.Lines(write=lines.append, clock=lambda: now[0])
+    for done in range(1, 21):
+        now[0] += 0.7
+        listener(progress(done))
+    told = [int(line.split("/")[0]) for line in lines]
+    assert told[-1] == 20
+    assert all(later - earlier >= 2 for earlier, later in pairwise(told[:-1]))
+    assert 5 <= len(told) <= 11
+
+
+def test_a_slow_run_tells_every_ten_seconds() -> None:
+    now: list[float] = [0.0]
+    lines: list[str] = []
+    listener = console.Lines(write=lines.append, clock=lambda: now[0])
+    for done in range(1, 6):
+        now[0] += 11
+        listener(progress(done, total=1000))
+    assert len(lines) == 5
+
+
+def test_progress_in_words() -> None:
+    assert console.describe(progress(4)) == "4/20 images, 12 masks, 4 kept, 2 images/s, 8.0 s left"
+    assert "2 failed" in console.describe(progress(4, failed=2))
+    assert "left" not in console.describe(progress(20))
+    assert "left" not in console.describe(progress(4, seconds_left=None))
+
+
+@pytest.mark.parametrize(
+    ("seconds", "words"), [(0.72, "0.7 s"), (42, "42 s"), (59.6, "1:00"), (185, "3:05"), (7807, "2:10:07")]
+)
+def test_durations(seconds: float, words: str) -> None:
+    assert console.duration(seconds) == words
+
+
+def test_a_summary_in_words(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = a_summary(notes=("2 polygons became RLE",), journal=Path("out.json.journal.jsonl"))
+    monkeypatch.setattr(runners, "refine_dataset", lambda *_, **__: summary)
+    lines = command("refine", "x.json").out.splitlines()
+    assert lines == [
+        "7 of 10 masks refined (70%), mean change 12.3 % (1 - IoU)",
+        "  2 kept coarse: the refined mask drifted too far from it",
+        "  1 kept coarse: something-new",
+        "4 images, 1 of them taken over from an earlier run, 1:40 (0.03 images/s)",
+        "2 polygons became RLE",
+        "not all images are done: --resume goes on from out.json.journal.jsonl",
+        "written to out.json",
+    ]
+
+
+def test_markup_in_names_is_not_obeyed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = a_summary(kept={"[bold]odd[/bold]": 1}, output=Path("[red]x[/red].json"))
+    monkeypatch.setattr(runners, "refine_dataset", lambda *_, **__: summary)
+    said = command("refine", "x.json")
+    assert "[bold]odd[/bold]" in said.out
+    assert "[red]x[/red].json" in said.out
+
+
+def test_failed_images_beyond_the_first_are_counted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = a_summary(failed=12, errors=tuple(f"image {n} [is] gone" for n in range(10)))
+    monkeypatch.setattr(runners, "refine_dataset", lambda *_, **__: summary)
+    said = command("refine", "x.json", "--quiet")
+    assert said.code == 1
+    assert said.err.splitlines()[0] == "image 0 [is] gone"
+    assert said.err.splitlines()[-1] == "... and 2 more images"
+
+
+def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn = io.StringIO()
+    terminal = Console(file=drawn, force_terminal=True, width=120)
+    monkeypatch.setattr(console, "Console", lambda **_: terminal)
+    with console.listening(quiet=False) as listener:
+        listener(progress(7))
+    assert "7/20 images, 21 masks" in drawn.getvalue()
