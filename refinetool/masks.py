@@ -50,9 +50,8 @@ def decode_crop(rle: Rle) -> tuple[BoolArray, Box] | None:
         return None
     first, last = ends[2 * lit[0]], ends[2 * lit[-1] + 1] - 1
     x0, x1 = int(first // height), int(last // height) + 1
-    starts = np.clip(ends - runs, x0 * height, x1 * height)
-    within = np.clip(ends, x0 * height, x1 * height) - starts
-    strip = np.repeat(np.arange(len(runs)) % 2 == 1, within).reshape(x1 - x0, height)
+    edges = np.minimum(np.maximum(np.append(0, ends), x0 * height), x1 * height)
+    strip = np.repeat(np.arange(len(runs)) % 2 == 1, edges[1:] - edges[:-1]).reshape(x1 - x0, height)
     rows = np.flatnonzero(strip.any(axis=0))
     y0, y1 = int(rows[0]), int(rows[-1]) + 1
     return np.ascontiguousarray(strip[:, y0:y1].T), (x0, y0, x1, y1)
@@ -247,9 +246,16 @@ def has_holes(mask: BoolArray) -> bool:
     if box is None:
         return False
     x0, y0, x1, y1 = box
-    outside = np.pad(~mask[y0:y1, x0:x1], 1, constant_values=True)
+    outside = ~_framed(mask[y0:y1, x0:x1])
     labels, _ = cv2.connectedComponents(outside.view(np.uint8), connectivity=8)
     return labels > 2  # the mask itself is label 0, what surrounds it label 1
+
+
+def _framed(mask: BoolArray) -> BoolArray:
+    """The mask with a ring of background around it, bool (H + 2, W + 2)."""
+    framed = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), dtype=np.bool_)
+    framed[1:-1, 1:-1] = mask
+    return framed
 
 
 # --- outlines
@@ -272,7 +278,7 @@ def outline(mask: BoolArray) -> list[IntArray]:
     if box is None:
         return []
     x0, y0, x1, y1 = box
-    padded = np.pad(mask[y0:y1, x0:x1], 1)
+    padded = _framed(mask[y0:y1, x0:x1])
     top_left, top_right, bottom_left, bottom_right = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     edge_left, edge_right, edge_up = top_left != bottom_left, top_right != bottom_right, top_left != top_right
     turn_y, turn_x = _where(edge_left != edge_right)
