@@ -106,18 +106,16 @@ def write_unchanged(path: Path) -> None:
     out.unlink()
 
 
-def write_all_changed(path: Path) -> None:
-    """Every annotation replaced by a mask of its own shape, so reading is part of it: outlines, areas, boxes."""
+def write_some_changed(path: Path) -> None:
+    """Every mask of every tenth image replaced by one of its own shape: outlines, areas, boxes."""
     dataset = open_dataset(path)
-    samples = dataset.samples()
-
-    def find(key: str) -> Outcome:
-        sample = next(samples)
-        assert sample.key == key
-        return Outcome(key, tuple(Annotation(region.mask, REFINED) for region in sample.regions))
-
+    refined = {
+        sample.key: Outcome(sample.key, tuple(Annotation(region.mask, REFINED) for region in sample.regions))
+        for sample in dataset.samples()
+        if sample.key.endswith("0")
+    }
     out = path.with_name("changed.json")
-    dataset.write(find, out, {"benchmark": True})
+    dataset.write(refined.get, out, {"benchmark": True})
     out.unlink()
 
 
@@ -127,7 +125,7 @@ WAYS: dict[str, Callable[[Path], None]] = {
     "open_dataset": index,
     "open_dataset, all samples": read_samples,
     "open_dataset, write, nothing refined": write_unchanged,
-    "open_dataset, all samples, write, all refined": write_all_changed,
+    "open_dataset, all samples, write, a tenth refined": write_some_changed,
 }
 
 

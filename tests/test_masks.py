@@ -141,7 +141,7 @@ def test_boundary_iou_of_a_worked_shift() -> None:
 
 
 @given(blobs(), st.booleans())
-@settings(max_examples=60)
+@settings(max_examples=40)
 def test_distances_on_the_crop_are_those_of_the_whole_image(mask: BoolArray, border_is_background: bool) -> None:
     expected = slow_distance(mask, border_is_background)
     measured = masks.distance_inside(mask, border_is_background)
@@ -180,7 +180,7 @@ def test_an_empty_mask_has_no_parts() -> None:
 
 
 @given(st.one_of(any_mask, blobs()))
-@settings(max_examples=400)
+@settings(max_examples=200)
 def test_outlines_are_rasterised_to_the_mask_unless_it_has_holes(mask: BoolArray) -> None:
     rings = masks.outline(mask)
     height, width = mask.shape

@@ -46,7 +46,8 @@ def new_folder(destination: Path) -> Iterator[Path]:
         partial.mkdir(parents=True)
         try:
             yield partial
-            os.sync()  # one for all files: a fsync each would take longer than writing them
+            if hasattr(os, "sync"):  # not on Windows; one for all files, since a fsync each would take longer
+                os.sync()
             partial.replace(destination)
         finally:
             shutil.rmtree(partial, ignore_errors=True)
