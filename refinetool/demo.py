@@ -120,7 +120,7 @@ def draw_pictures(
         image = read_image(loose.image, size=loose.size, max_pixels=settings.max_pixels)
         picture = pictures.panel(image, _stack(loose), _stack(tight), zoom=ZOOM)
         drawn.append(folder / f"{loose.image.stem}.png")
-        Image.fromarray(picture).save(drawn[-1], optimize=True)
+        Image.fromarray(picture).save(drawn[-1], compress_level=3)
     return tuple(drawn)
 
 
