@@ -12,6 +12,7 @@ from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import takewhile
 from typing import Generic, Protocol, TypeAlias, TypeVar
 
 from refinetool.errors import DataError, ImageError
@@ -67,14 +68,22 @@ Result: TypeAlias = Finished | Crashed
 
 
 def in_process(
-    samples: Iterable[Sample], refiner: Stages[P, S], *, threads: int, batch: int
+    samples: Iterable[Sample], refiner: Stages[P, S], *, threads: int, batch: int, stopped: Callable[[], bool]
 ) -> Generator[Result, None, None]:
-    """Map samples to results, in order, on threads of this process. What ends the samples ends the results."""
+    """Map samples to results, in order, on threads of this process.
+
+    Args:
+        threads: How many prepare and finish beside this one, which runs the model.
+        batch: Views to gather, over samples, before the model is asked.
+        stopped: Whether to end early. What the model has answered is then finished; what was only prepared is dropped,
+            since it costs less to prepare again than to wait for.
+    """
     share = _share(count=2 * batch + threads)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="refine")
     try:
         prepared = _ahead(pool, lambda sample: _prepare(refiner, sample), samples, share=share)
-        segmented = (work for group in _groups(prepared, batch=batch, share=share) for work in _segment(refiner, group))
+        groups = _groups(takewhile(lambda _: not stopped(), prepared), batch=batch, share=share)
+        segmented = (work for group in groups for work in _segment(refiner, group))
         yield from _behind(pool, lambda work: _finish(refiner, work), segmented, share=share)
     finally:
         pool.shutdown(cancel_futures=True)

@@ -190,15 +190,16 @@ def run(
         batch: views to gather, over images, before the model is asked.
         total: how many samples there are, for the progress.
         on_progress: called in this thread after each sample.
-        stop: once set, no sample is handed out any more; those in flight are finished and kept.
+        stop: once set, the model is asked no more; what it has answered is finished and kept.
 
     Raises:
         Interrupted: stopped before the end.
         StorageError: the journal can't be written.
-        Exception: a bug, or an error in `samples`; raised after what was in flight is in the journal.
+        Exception: a bug, or an error in `samples`; raised after what the model has answered is in the journal.
     """
     book = _Book(journal, _Tally(total), on_progress, stop)
-    with closing(in_process(book.hand_out(samples), refiner, threads=threads, batch=batch)) as results:
+    mapped = in_process(book.hand_out(samples), refiner, threads=threads, batch=batch, stopped=book.stopped)
+    with closing(mapped) as results:
         for result in results:
             book.enter(result)
     return book.close()
@@ -383,7 +384,7 @@ class _Book:
         """The samples that have to be run. Ends early on a stop or a failure."""
         try:
             for sample in samples:
-                if self.stop.is_set() or self.failure is not None:
+                if self.stopped():
                     return
                 if sample.regions and not self._reuse(sample):
                     yield sample
@@ -392,8 +393,12 @@ class _Book:
         except Exception as error:
             self._fail(error)
 
+    def stopped(self) -> bool:
+        """Whether no more is to be done."""
+        return self.stop.is_set() or self.failure is not None
+
     def enter(self, result: Result) -> None:
-        """Keep a result. A bug is raised later, when what is in flight has been kept as well."""
+        """Keep a result. A bug is raised later, when what the model has answered has been kept as well."""
         if isinstance(result, Crashed):
             result.error.add_note(f"while refining {result.sample.key} ({result.sample.image})")
             self._fail(result.error)

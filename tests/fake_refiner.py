@@ -85,6 +85,11 @@ class Shift:
         coarse, refined = next(answers)
         return Annotation(encode(refined), REFINED, 0.875, iou(coarse, refined))
 
+    @property
+    def asked(self) -> list[str]:
+        """Samples that the model has answered."""
+        return [key for batch in self.batches for key in batch]
+
     def dawdle(self, sample: Sample) -> None:
         """Take a time that has nothing to do with the order of the samples."""
         time.sleep(self.slowest * (int(sample.image.stem) * 7 % 10) / 10)

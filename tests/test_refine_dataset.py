@@ -110,7 +110,7 @@ def test_a_coco_file_comes_back_refined(tmp_path: Path) -> None:
 @pytest.mark.usefixtures("interruptible")
 def test_an_interrupted_data_set_is_resumed_to_the_same_bytes(tmp_path: Path, loaded: list[ShiftWithSettings]) -> None:
     def interrupt(progress: Progress) -> None:
-        if progress.done == 3:
+        if progress.done == 20:
             signal.raise_signal(signal.SIGINT)
 
     coarse, output, whole = coco(tmp_path, count=60), tmp_path / "refined.json", tmp_path / "whole.json"
@@ -120,8 +120,8 @@ def test_an_interrupted_data_set_is_resumed_to_the_same_bytes(tmp_path: Path, lo
     with pytest.raises(UsageError, match=r"--resume goes on from them, --fresh starts anew"):
         refine(coarse, output)
     summary = refine(coarse, output, resume=True, settings=RefineSettings(image_batch=1))
-    assert summary.reused == len(loaded[0].prepared) > 0
-    assert not set(loaded[0].prepared) & set(loaded[1].prepared)
+    assert summary.reused == len(loaded[0].asked) > 0
+    assert not set(loaded[0].asked) & set(loaded[1].prepared)
     refine(coarse, whole)
     assert output.read_bytes() == whole.read_bytes()
     assert not journal_path(output).exists()
