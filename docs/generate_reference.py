@@ -218,13 +218,15 @@ def _choices(annotation: ast.expr) -> str:
 
 
 def _default(value: ast.expr) -> str:
-    """A literal, the class that a factory makes, or the body of the factory."""
+    """A literal, the class that a factory makes, the body of the factory, or the expression as it is written."""
     match value:
         case ast.Call(keywords=[ast.keyword(value=ast.Lambda(body=body))]):
             return code(ast.unparse(body))
         case ast.Call(keywords=[ast.keyword(value=ast.Name(id=name))]):
             return f"[`{name}()`](#{name.lower()})"
-    return code(ast.literal_eval(value))
+        case ast.Constant(value=literal):
+            return code(literal)
+    return code(ast.unparse(value))
 
 
 def _text(statement: ast.stmt) -> str:

@@ -97,11 +97,14 @@ def find_command(words: list[str]) -> tuple[Any, list[str]]:
 
 
 @cache
-def known_options() -> frozenset[str]:
-    flags = {
-        flag for given in generate_reference.commands(cli.app) for option in given.parameters for flag in option.flags
-    }
-    return frozenset(flags | {"--help", "-h", "--version"})
+def known_options() -> dict[str, frozenset[str]]:
+    """Every option of any command with its choices, none where it takes anything else."""
+    known: dict[str, frozenset[str]] = dict.fromkeys(("--help", "-h", "--version"), frozenset())
+    for command in generate_reference.commands(cli.app):
+        for option in command.parameters:
+            choices = frozenset(re.findall(r"`([a-z0-9-]+)`", option.values))
+            known |= {flag: known.get(flag, frozenset()) | choices for flag in option.flags}
+    return known
 
 
 @each_page
@@ -124,6 +127,8 @@ def test_commands_and_options_in_the_text_exist(page: Path) -> None:
         assert not hasattr(command, "commands") or not rest or rest[0].startswith("-"), f"refinetool {spoken}"
     for option in re.findall(r"(?<![\w-])--[a-z][a-z-]*[a-z]", re.sub(r"\(#[^)]*\)|\.md#[^)]*\)", "", text)):
         assert option in known_options(), option
+    for option, value in re.findall(r"`(--[a-z-]+) ([^ `]+)`", text):
+        assert not known_options()[option] or value in known_options()[option], f"{option} {value}"
 
 
 @each_page
