@@ -51,8 +51,26 @@ def guided_snap(image: ImageArray, mask: BoolArray, *, radius_share: float, epsi
     reach_px = 4 * radius_px
     x0, y0, x1, y1 = box
     crop = slice(max(0, y0 - reach_px), y1 + reach_px), slice(max(0, x0 - reach_px), x1 + reach_px)
-    snapped[crop] = guided_filter(image[crop], mask[crop], radius_px=radius_px, epsilon=epsilon) > 0.5
+    moved = guided_filter(image[crop], mask[crop], radius_px=radius_px, epsilon=epsilon) > 0.5
+    snapped[crop] = without_new_pieces(moved, mask[crop])
     return snapped
+
+
+def without_new_pieces(snapped: BoolArray, mask: BoolArray) -> BoolArray:
+    """Drop islands that lie outside the mask and fill holes that lie inside it: snapping moves borders, no more.
+
+    Colours that occur on both sides of a border otherwise leave specks and pinholes away from it.
+    """
+    return ~_pieces_that_touch(~_pieces_that_touch(snapped, mask), ~mask)
+
+
+def _pieces_that_touch(mask: BoolArray, other: BoolArray) -> BoolArray:
+    """The connected parts (4 neighbours) of a mask that share a pixel with another one."""
+    count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
+    touching = np.zeros(count, dtype=np.bool_)
+    touching[labels[mask & other]] = True
+    kept: BoolArray = touching[labels]
+    return kept
 
 
 def snap_radius(area_px: int, *, radius_share: float) -> int:

@@ -138,3 +138,24 @@ def test_an_empty_mask_stays_empty_and_inputs_are_not_modified() -> None:
     dot = disc(20, 30, (29, 19), 0)
     dot.setflags(write=False)
     assert snap.guided_snap(image, dot, radius_share=0.2, epsilon=1e-4).shape == (20, 30)
+
+
+def test_snapping_adds_no_islands_and_no_holes() -> None:
+    mask = np.zeros((12, 12), dtype=np.bool_)
+    mask[3:9, 3:9] = True
+    moved = mask.copy()
+    moved[2, 3:9] = True  # the border moved out
+    moved[5, 5] = False  # a pinhole inside the mask
+    moved[0, 11] = True  # a speck outside it
+    moved[8, 8] = False  # the border moved in at a corner
+    expected = mask.copy()
+    expected[2, 3:9], expected[8, 8] = True, False
+    assert (snap.without_new_pieces(moved, mask) == expected).all()
+
+
+def test_snapping_keeps_the_holes_a_mask_had() -> None:
+    mask = np.ones((9, 9), dtype=np.bool_)
+    mask[3:6, 3:6] = False
+    moved = np.ones((9, 9), dtype=np.bool_)
+    moved[4, 4] = False
+    assert (snap.without_new_pieces(moved, mask) == moved).all()
