@@ -194,6 +194,8 @@ def distance_inside(mask: BoolArray, border_is_background: bool) -> FloatArray:
         ring[:] = True
     padded = np.pad(inside, ring.astype(np.intp)).view(np.uint8)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
+    # OpenCV's last bits vary from call to call, and ties between pixels with them. Squared distances are whole numbers.
+    distance = np.sqrt(np.rint(distance * distance))
     top, left = int(ring[0, 0]), int(ring[1, 0])
     depth[y0:y1, x0:x1] = distance[top : top + y1 - y0, left : left + x1 - x0]
     return depth

@@ -10,7 +10,6 @@ A `Refiner` does all of it but reading and writing files, which belong to `forma
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
-from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -142,11 +141,20 @@ class Refiner:
         return Prepared(sample, tuple(jobs), tuple(trivial))
 
     def segment(self, batch: Sequence[Prepared]) -> list[tuple[Answer, ...]]:
-        """Ask the model about several samples at once: per sample, one answer per job."""
-        jobs = [job for prepared in batch for job in prepared.jobs]
+        """Ask the model about several samples: per sample, one answer per job.
+
+        Views of different samples never share a batch. What else is in a batch decides how its kernels round, and a
+        resumed run, whose batches would hold other samples, must give the bytes of an uninterrupted one.
+        """
         size = self.settings.image_batch
-        answers = iter([answer for i in range(0, len(jobs), size) for answer in self._answer(jobs[i : i + size])])
-        return [tuple(islice(answers, len(prepared))) for prepared in batch]
+        return [
+            tuple(
+                answer
+                for start in range(0, len(prepared.jobs), size)
+                for answer in self._answer(prepared.jobs[start : start + size])
+            )
+            for prepared in batch
+        ]
 
     def _answer(self, jobs: Sequence[Job]) -> list[Answer]:
         settings = self.settings

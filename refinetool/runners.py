@@ -4,6 +4,7 @@
 breaks. What maps samples to results in between is `pipeline.in_process`; another runner is another such function.
 """
 
+import logging
 import shutil
 import signal
 import threading
@@ -29,12 +30,14 @@ from refinetool.settings import JobSettings, RefineSettings
 
 JOB, REFINE = JobSettings(), RefineSettings()
 
+_LOG = logging.getLogger(__name__)
+
 ERRORS_TOLD = 10
 """How many sentences about failed images a summary holds."""
 PACKAGES = ("refinetool", "torch", "numpy", "scipy", "opencv-python-headless", "pillow")
 """Whose version may decide a pixel."""
 MEMORY_BOUNDS = ("image_batch", "prompt_batch", "max_pixels")
-"""Settings that do not change a refined mask: a run may be resumed with others."""
+"""Settings that change a refined mask by rounding at most: a run that met their limits may be resumed with others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +219,7 @@ def stop_on_interrupt() -> Iterator[threading.Event]:
 
     def first(_signal: int, _frame: FrameType | None) -> None:
         stop.set()
+        _LOG.warning("stopping as soon as the model has answered; Ctrl-C again stops at once")
         signal.signal(signal.SIGINT, signal.SIG_DFL)
 
     before = signal.signal(signal.SIGINT, first)

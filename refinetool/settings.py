@@ -146,18 +146,18 @@ class EvaluateSettings:
 class TrainSettings:
     """How the embedded model is trained; shares are probabilities per drawn example."""
 
-    steps: int = 3_750
+    steps: int = 4_250
     seed: int = 0
     small_side: int = 192
     """Side of the square input at first, in pixels: twice as fast as the full side, and the weights fit both."""
-    small_share: float = 2 / 3
+    small_share: float = 10 / 17
     """Share of the steps taken at that side before the full one."""
     images_per_step: int = 8
     prompts_per_image: int = 6
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int = 200
-    decay_share: float = 1 / 3
+    decay_share: float = 7 / 17
     """Share of the steps, at the end, over which the learning rate falls to `final_rate` of its plateau."""
     final_rate: float = 0.02
     average_decay: float = 0.998

@@ -8,12 +8,11 @@ At input side S = 256 the embedding is 16 x 16 and masks are predicted on a 64 x
 S (any multiple of 32 works), because Hiera's position embeddings are interpolated.
 """
 
-from torch import Tensor, nn
-
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
+from torch import Tensor, nn
 
 IMAGE_SIZE = 256
 """Side of the square model input in pixels."""
