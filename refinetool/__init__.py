@@ -69,6 +69,7 @@ def refine_dataset(
     fresh: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    record: Path | str | None = None,
     threads: int = _JOB.threads,
     on_progress: "Callable[[Progress], None]" = lambda _: None,
 ) -> "Summary":
@@ -91,6 +92,7 @@ def refine_dataset(
         fresh=fresh,
         overwrite=overwrite,
         dry_run=dry_run,
+        record=record,
         threads=threads,
         on_progress=on_progress,
     )

@@ -82,6 +82,7 @@ def refine(
     prompt_batch: options.PromptBatch = None,
     limit: options.Limit = None,
     dry_run: options.DryRun = False,
+    record: options.Record = None,
     resume: options.Resume = False,
     fresh: options.Fresh = False,
     threads: options.Threads = None,
@@ -182,6 +183,7 @@ def refine(
                 fresh=fresh,
                 overwrite=overwrite,
                 dry_run=dry_run,
+                record=record,
                 threads=threads or JOB.threads,
                 on_progress=listener,
             )

@@ -71,6 +71,10 @@ MaxPixels: TypeAlias = Annotated[
         "--max-pixels", metavar="N", text="Larger images are left alone.", panel=FILES, default=REFINE.max_pixels, min=1
     ),
 ]
+Record: TypeAlias = Annotated[
+    Path | None,
+    _given("--record", metavar="PATH", text="CSV to write: what became of every mask, by id.", panel=FILES),
+]
 Overwrite: TypeAlias = Annotated[bool, _flag("--overwrite", text="Replace an output that exists.", panel=FILES)]
 
 # --- model

@@ -23,6 +23,7 @@ from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.storage import refuse_overlap
 from refinetool.journal import Journal, holds_work, journal_path
+from refinetool.mask_record import write_mask_record
 from refinetool.pipeline import Crashed, P, Result, S, Stages, in_process, stay_coarse
 from refinetool.records import Outcome, Sample, kept
 from refinetool.refine import Refiner, load_refiner
@@ -103,6 +104,7 @@ def refine_dataset(
     fresh: bool = False,
     overwrite: bool = False,
     dry_run: bool = False,
+    record: Path | str | None = None,
     threads: int = JOB.threads,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Summary:
@@ -127,6 +129,7 @@ def refine_dataset(
         fresh: drop the journal.
         overwrite: replace the output if it exists.
         dry_run: only look; every mask that would be refined counts as kept for `dry-run`.
+        record: a CSV file to write with one line per mask: what became of it.
         threads: how many prepare and finish beside the one that runs the model.
         on_progress: called after each image.
 
@@ -164,6 +167,8 @@ def refine_dataset(
                     stop=stop,
                 )
             written = write(dataset, journal.find, destination, job)
+            if record is not None:
+                write_mask_record(dataset.samples(), journal.find, Path(record))
             complete = total == len(dataset) and summary.failed == 0
             if complete:
                 journal.remove()

@@ -1,5 +1,6 @@
 """A data set from file to file: what is written, what is left for later, what is never overwritten."""
 
+import csv
 import json
 import signal
 from collections.abc import Iterator
@@ -262,3 +263,15 @@ def test_a_folder_is_replaced_only_if_it_can_be_nothing_but_an_output(tmp_path: 
     with pytest.raises(UsageError, match="which is no output"):
         refine(coarse, tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks", "refined"]
+
+
+@pytest.mark.usefixtures("loaded")
+def test_the_record_has_a_line_for_every_mask(tmp_path: Path) -> None:
+    coarse = coco(tmp_path)
+    summary = refine_dataset(coarse, output=tmp_path / "out.json", record=tmp_path / "masks.csv")
+    with (tmp_path / "masks.csv").open(newline="") as table:
+        rows = list(csv.DictReader(table))
+    annotations = json.loads(coarse.read_text())["annotations"]
+    assert sorted(int(row["id"]) for row in rows) == sorted(record["id"] for record in annotations)
+    assert sum(row["status"] == "refined" for row in rows) == summary.refined
+    assert {row["status"] for row in rows if row["status"] != "refined"} == {f"kept:{why}" for why in summary.kept}
