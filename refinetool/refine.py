@@ -14,25 +14,23 @@ from pathlib import Path
 
 import numpy as np
 
-from refinetool import masks, regions
-from refinetool.backends import Backend, Embedding, Prediction, Selection
+from refinetool import masks
+from refinetool.answers import Answer, ask
+from refinetool.backends import Backend
 from refinetool.backends.models import load_backend
 from refinetool.errors import DataError
 from refinetool.guard import doubt
 from refinetool.images import read_image
+from refinetool.outcomes import Verdict, outcome_of
+from refinetool.parts import Part, in_view, split_sample
 from refinetool.prompts import excavate, expand_boxes, tight_box
 from refinetool.records import (
     REFINED,
-    Annotation,
     BoolArray,
-    Box,
-    FloatArray,
     ImageArray,
-    IntArray,
     Outcome,
     Prompts,
     Region,
-    Rle,
     Sample,
     kept,
 )
@@ -40,17 +38,6 @@ from refinetool.regions import Claim
 from refinetool.settings import RefineSettings
 from refinetool.snap import guided_snap
 from refinetool.views import View, choose_views
-
-EMPTY = "empty"
-
-
-@dataclass(frozen=True, slots=True)
-class Part:
-    """What is refined at a time: a region, or a part of a class mask. `mask` is bool, cut to the half-open `box`."""
-
-    region: int
-    box: Box
-    mask: BoolArray
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,24 +62,6 @@ class Prepared:
     def __len__(self) -> int:
         """Views the model has to encode."""
         return len(self.jobs)
-
-
-@dataclass(frozen=True, slots=True)
-class Answer:
-    """What the model proposes for the n parts of a job: masks bool (n, H, W) in the view, predicted IoU (n,)."""
-
-    masks: BoolArray
-    predicted_iou: FloatArray
-
-
-@dataclass(frozen=True, slots=True)
-class Verdict:
-    """What became of one part: the claim it makes on the image, its status, and how like the coarse mask it is."""
-
-    claim: Claim
-    status: str
-    predicted_iou: float
-    coarse_iou: float
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,7 +92,7 @@ class Refiner:
 
     def prepare_pixels(self, sample: Sample, image: ImageArray) -> Prepared:
         """The same for pixels at hand, uint8 (H, W, 3) RGB of the sample's size."""
-        parts, trivial = split(sample, settings=self.settings)
+        parts, trivial = split_sample(sample, settings=self.settings.split)
         chosen = choose_views(
             [part.box for part in parts],
             [int(part.mask.sum()) for part in parts],
@@ -193,11 +162,7 @@ class Refiner:
             for job, answer in zip(prepared.jobs, segmented, strict=True)
             for row in range(len(job.parts))
         ]
-        if prepared.sample.layout == "instances":
-            annotations = alone(prepared.sample, verdicts)
-        else:
-            annotations = merged(prepared.sample, verdicts, prepared.trivial)
-        return Outcome(prepared.sample.key, tuple(annotations))
+        return outcome_of(prepared.sample, verdicts, prepared.trivial)
 
     def _judge(self, job: Job, row: int, answer: Answer) -> Verdict:
         part, proposal = job.parts[row], answer.masks[row]
@@ -254,156 +219,3 @@ def load_refiner(
         precision: `auto`, `fp32` or `bf16`.
     """
     return Refiner(load_backend(model, checkpoint=checkpoint, device=device, precision=precision), settings)
-
-
-def split(sample: Sample, *, settings: RefineSettings) -> tuple[list[Part], list[Claim]]:
-    """The parts of a sample that are to be refined, and the pieces of class masks that are too small for it."""
-    parts: list[Part] = []
-    trivial: list[Claim] = []
-    for number, region in enumerate(sample.regions):
-        if region.mask is None or region.keep is not None or masks.area(region.mask) == 0:
-            continue
-        mask = masks.decode(region.mask)
-        if sample.layout == "semantic":
-            pieces = regions.split(mask, settings=settings.split)
-            parts += [Part(number, pieces.box(n), pieces.crop(n)) for n in range(len(pieces))]
-            rest = pieces.dropped()
-            if rest.any():
-                trivial.append(whole_claim(number, rest))
-        else:
-            claim = whole_claim(number, mask)
-            parts.append(Part(number, claim.box, claim.mask))
-    return parts, trivial
-
-
-def in_view(part: Part, view: View) -> BoolArray:
-    """The mask of a part in the frame of a view that holds all of it, bool (H, W)."""
-    mask = np.zeros(view.size, dtype=np.bool_)
-    left, top, _, _ = view.window
-    x0, y0, x1, y1 = part.box
-    mask[y0 - top : y1 - top, x0 - left : x1 - left] = part.mask
-    return mask
-
-
-def ask(
-    backend: Backend,
-    embeddings: Sequence[Embedding],
-    prompts: Sequence[Prompts],
-    coarse: Sequence[BoolArray],
-    *,
-    selection: Selection,
-    prompt_batch: int,
-) -> list[Answer]:
-    """Answer the prompts of each embedding, at most `prompt_batch` regions in a decoder call, and select."""
-    pieces = [
-        (number, slice(start, start + prompt_batch))
-        for number, asked in enumerate(prompts)
-        for start in range(0, len(asked), prompt_batch)
-    ]
-    found: list[list[Answer]] = [[] for _ in prompts]
-    for group in packed(pieces, [len(prompts[number].labels[rows]) for number, rows in pieces], limit=prompt_batch):
-        predictions = backend.predict(
-            [embeddings[number] for number, _ in group], [prompts[number].take(rows) for number, rows in group]
-        )
-        for (number, rows), prediction in zip(group, predictions, strict=True):
-            choice = select(prediction, coarse[number][rows], selection=selection)
-            scores = prediction.scores[np.arange(len(choice)), choice]
-            found[number].append(Answer(prediction.masks(choice), scores))
-    return [
-        Answer(np.concatenate([a.masks for a in answers]), np.concatenate([a.predicted_iou for a in answers]))
-        for answers in found
-    ]
-
-
-def packed(pieces: Sequence[tuple[int, slice]], lengths: Sequence[int], *, limit: int) -> list[list[tuple[int, slice]]]:
-    """Group pieces, in order, so that the lengths in a group add up to no more than the limit."""
-    groups: list[list[tuple[int, slice]]] = []
-    room = 0
-    for piece, length in zip(pieces, lengths, strict=True):
-        if length > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(piece)
-        room -= length
-    return groups
-
-
-def select(prediction: Prediction, coarse: BoolArray, *, selection: Selection) -> IntArray:
-    """Which of K candidates to take for each of N regions: (N,). Candidate 0 is the single-mask output."""
-    n, k = prediction.scores.shape
-    if selection == "single" or k == 1:
-        return np.zeros(n, dtype=np.int64)
-    criterion = prediction.scores if selection == "predicted" else prediction.overlap(coarse)
-    best: IntArray = 1 + criterion[:, 1:].argmax(axis=1)
-    return best
-
-
-def alone(sample: Sample, verdicts: Sequence[Verdict]) -> list[Annotation]:
-    """One annotation per region, where regions may overlap and none has more than one part."""
-    judged = {verdict.claim.owner: verdict for verdict in verdicts}
-    annotations = []
-    for number, region in enumerate(sample.regions):
-        verdict = judged.get(number)
-        if verdict is None:
-            annotations.append(untouched(region))
-        elif verdict.status == REFINED:
-            mask = encode_claim(verdict.claim, sample)
-            annotations.append(Annotation(mask, REFINED, verdict.predicted_iou, verdict.coarse_iou))
-        else:
-            annotations.append(Annotation(region.mask, verdict.status, verdict.predicted_iou, verdict.coarse_iou))
-    return annotations
-
-
-def merged(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim]) -> list[Annotation]:
-    """One annotation per region, where regions share a map: no pixel has two owners (`regions.merge` has the rule).
-
-    A region counts as refined if any of its parts is; its predicted IoU is the mean of those parts, weighted by area.
-    A kept region can lose pixels to a refined one that claims them: in a map of one owner per pixel one must give way.
-    """
-    claims = [*trivial, *(verdict.claim for verdict in verdicts)]
-    for number, region in enumerate(sample.regions):
-        if region.keep is not None and region.mask is not None and masks.area(region.mask) > 0:
-            claims.append(whole_claim(number, masks.decode(region.mask)))
-    void = None if sample.void is None else masks.decode(sample.void)
-    owners = regions.merge(claims, void=void, size=sample.size)
-
-    annotations = []
-    for number, region in enumerate(sample.regions):
-        if region.mask is None:
-            annotations.append(untouched(region))
-            continue
-        mask = owners == number
-        own = [verdict for verdict in verdicts if verdict.claim.owner == number]
-        accepted = [verdict for verdict in own if verdict.status == REFINED]
-        if accepted:
-            weights = [float(verdict.claim.mask.sum()) for verdict in accepted]
-            score = float(np.average([verdict.predicted_iou for verdict in accepted], weights=weights))
-            overlap = masks.iou(mask, masks.decode(region.mask))
-            annotations.append(Annotation(masks.encode(mask), REFINED, score, overlap))
-        elif own:
-            largest = max(own, key=lambda verdict: int(verdict.claim.mask.sum()))
-            annotations.append(
-                Annotation(masks.encode(mask), largest.status, largest.predicted_iou, largest.coarse_iou)
-            )
-        else:
-            annotations.append(Annotation(masks.encode(mask), untouched(region).status))
-    return annotations
-
-
-def untouched(region: Region) -> Annotation:
-    """The annotation of a region that the model was not asked about."""
-    return Annotation(region.mask, kept(region.keep or EMPTY))
-
-
-def whole_claim(owner: int, mask: BoolArray) -> Claim:
-    """A coarse mask, bool (H, W) and not empty, as a claim cut to its box."""
-    x0, y0, x1, y1 = box = tight_box(mask)
-    return Claim(owner, box, mask[y0:y1, x0:x1].copy(), None)
-
-
-def encode_claim(claim: Claim, sample: Sample) -> Rle:
-    """The run lengths of a claim in the frame of its image."""
-    full = np.zeros(sample.size, dtype=np.bool_)
-    x0, y0, x1, y1 = claim.box
-    full[y0:y1, x0:x1] = claim.mask
-    return masks.encode(full)

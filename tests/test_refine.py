@@ -9,9 +9,10 @@ from fakes import BrightBackend
 from PIL import Image
 
 from refinetool import masks
+from refinetool.answers import packed
 from refinetool.errors import DataError, ImageError
 from refinetool.records import REFINED, BoolArray, ImageArray, Layout, Outcome, Region, Sample
-from refinetool.refine import Refiner, packed
+from refinetool.refine import Refiner
 from refinetool.settings import GuardSettings, PromptSettings, RefineSettings, SnapSettings, ViewSettings
 
 SIZE = (60, 80)

@@ -1,0 +1,101 @@
+"""Outcomes: verdicts on parts become one annotation per region, in the order of the sample."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from refinetool import masks, regions
+from refinetool.parts import whole_claim
+from refinetool.records import REFINED, Annotation, Outcome, Region, Rle, Sample, kept
+from refinetool.regions import Claim
+
+EMPTY = "empty"
+"""Why a region without pixels is kept as it is."""
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """What became of one part: the claim it makes on the image, its status, and how like the coarse mask it is."""
+
+    claim: Claim
+    status: str
+    predicted_iou: float
+    coarse_iou: float
+
+
+def outcome_of(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim]) -> Outcome:
+    """The outcome of a sample.
+
+    Args:
+        verdicts: One per part that the model was asked about.
+        trivial: Pieces of class masks that were too small to be parts.
+    """
+    if sample.layout == "instances":
+        return Outcome(sample.key, tuple(alone(sample, verdicts)))
+    return Outcome(sample.key, tuple(merged(sample, verdicts, trivial)))
+
+
+def alone(sample: Sample, verdicts: Sequence[Verdict]) -> list[Annotation]:
+    """One annotation per region, where regions may overlap and none has more than one part."""
+    judged = {verdict.claim.owner: verdict for verdict in verdicts}
+    annotations = []
+    for number, region in enumerate(sample.regions):
+        verdict = judged.get(number)
+        if verdict is None:
+            annotations.append(untouched(region))
+        elif verdict.status == REFINED:
+            mask = encode_claim(verdict.claim, sample)
+            annotations.append(Annotation(mask, REFINED, verdict.predicted_iou, verdict.coarse_iou))
+        else:
+            annotations.append(Annotation(region.mask, verdict.status, verdict.predicted_iou, verdict.coarse_iou))
+    return annotations
+
+
+def merged(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim]) -> list[Annotation]:
+    """One annotation per region, where regions share a map: no pixel has two owners (`regions.merge` has the rule).
+
+    A region counts as refined if any of its parts is; its predicted IoU is the mean of those parts, weighted by area.
+    A kept region can lose pixels to a refined one that claims them: in a map of one owner per pixel one must give way.
+    """
+    claims = [*trivial, *(verdict.claim for verdict in verdicts)]
+    for number, region in enumerate(sample.regions):
+        if region.keep is not None and region.mask is not None and masks.area(region.mask) > 0:
+            claims.append(whole_claim(number, masks.decode(region.mask)))
+    void = None if sample.void is None else masks.decode(sample.void)
+    owners = regions.merge(claims, void=void, size=sample.size)
+
+    annotations = []
+    for number, region in enumerate(sample.regions):
+        if region.mask is None:
+            annotations.append(untouched(region))
+            continue
+        mask = owners == number
+        own = [verdict for verdict in verdicts if verdict.claim.owner == number]
+        accepted = [verdict for verdict in own if verdict.status == REFINED]
+        if accepted:
+            weights = [float(verdict.claim.mask.sum()) for verdict in accepted]
+            score = float(np.average([verdict.predicted_iou for verdict in accepted], weights=weights))
+            overlap = masks.iou(mask, masks.decode(region.mask))
+            annotations.append(Annotation(masks.encode(mask), REFINED, score, overlap))
+        elif own:
+            largest = max(own, key=lambda verdict: int(verdict.claim.mask.sum()))
+            annotations.append(
+                Annotation(masks.encode(mask), largest.status, largest.predicted_iou, largest.coarse_iou)
+            )
+        else:
+            annotations.append(Annotation(masks.encode(mask), untouched(region).status))
+    return annotations
+
+
+def untouched(region: Region) -> Annotation:
+    """The annotation of a region that the model was not asked about."""
+    return Annotation(region.mask, kept(region.keep or EMPTY))
+
+
+def encode_claim(claim: Claim, sample: Sample) -> Rle:
+    """The run lengths of a claim in the frame of its image."""
+    full = np.zeros(sample.size, dtype=np.bool_)
+    x0, y0, x1, y1 = claim.box
+    full[y0:y1, x0:x1] = claim.mask
+    return masks.encode(full)
