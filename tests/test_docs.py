@@ -205,7 +205,7 @@ def reasons() -> Iterator[str]:
                     yield from strings(value)
                 case ast.Assign(targets=[ast.Name(id="reason" | "keep")], value=value):
                     yield from strings(value)
-    for name in ("guard.py", "refine.py", "formats/coco_masks.py"):
+    for name in ("guard.py", "outcomes.py", "formats/coco_masks.py"):
         for statement in ast.parse((ROOT / "refinetool" / name).read_text()).body:
             if isinstance(statement, ast.Assign):
                 yield from (word for word in strings(statement.value) if re.fullmatch(r"[a-z]+(-[a-z]+)*", word))
@@ -347,7 +347,8 @@ def test_the_python_page_runs_in_order(sandbox: Path, monkeypatch: pytest.Monkey
     names: dict[str, Any] = {}
     for block in blocks(DOCS / "how-to" / "python-api.md", "python"):
         exec(compile(block, "python-api.md", "exec"), names)
-    assert names["statuses"].keys() == {1, 2}
+    assert names["statuses"] == dict.fromkeys((1, 2), "refined")
+    assert names["doubtful"] == []
     assert names["report"].measures[0].name == "IoU"
     assert (sandbox / "refined.json").is_file()
 
