@@ -1,7 +1,8 @@
 """The geometry of SAMRefiner's public release where it differs from the paper, for `PromptSettings.release`.
 
 Reproduced: chamfer distances, a negative point at (0, 0) where a box holds no background, ranges that stop before the
-last row and column, expansions that the frame cancels and that are rounded towards zero, and the release's constants.
+last row and column, expansions that the frame cancels and that are rounded towards zero. Its constants are
+`settings.RELEASE`.
 
 Left out: the release weakens the mask prompts of a whole image by what happened to the box of its last mask. Here each
 mask answers for its own box, so that results do not depend on the order of the masks.
@@ -12,29 +13,9 @@ from itertools import pairwise
 import numpy as np
 
 from refinetool.records import BoolArray, Box, FloatArray, Point
-from refinetool.settings import PromptSettings
 
 UNREACHABLE = 1e10
 """The release's distance where there is nothing to measure to."""
-
-
-def release_settings() -> PromptSettings:
-    """The constants of the release's entry point. It has the elastic box switched off."""
-    return PromptSettings(
-        border_is_background=False,
-        box="tight",
-        elastic_threshold=0.1,
-        elastic_similarity=0.5,
-        elastic_step=0.1,
-        elastic_step_px=10.0,
-        elastic_rounds=1,
-        gaussian_shape="distance",
-        gaussian_amplitude=30.0,
-        gaussian_span=4.0,
-        gaussian_background="negative",
-        weaken_expanded=True,
-        release=True,
-    )
 
 
 def chamfer_inside(mask: BoolArray) -> FloatArray:

@@ -115,7 +115,9 @@ NO_GUARD = GuardSettings(min_predicted_iou=-1e9, min_coarse_iou=0.0, max_area_ra
 RELEASE = RefineSettings(
     passes=5,
     selection="predicted",
-    prompts=PromptSettings(box="tight", gaussian_shape="distance", gaussian_amplitude=30.0, release=True),
+    prompts=PromptSettings(
+        box="tight", gaussian_shape="distance", gaussian_amplitude=30.0, weaken_expanded=True, release=True
+    ),
     view=ViewSettings(mode="frame"),
     guard=NO_GUARD,
     snap=SnapSettings(mode="none"),

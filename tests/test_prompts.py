@@ -25,9 +25,9 @@ from refinetool.prompts import (
     tight_box,
 )
 from refinetool.records import BoolArray, Box, FloatArray, Point, Size
-from refinetool.release_prompts import UNREACHABLE, chamfer_inside, release_settings, stretch_box
+from refinetool.release_prompts import UNREACHABLE, chamfer_inside, stretch_box
 from refinetool.release_prompts import background_point as release_background_point
-from refinetool.settings import PromptSettings
+from refinetool.settings import RELEASE, PromptSettings
 
 PAPER = PromptSettings()
 ELASTIC = {"threshold": 0.1, "min_similarity": 0.5, "step": 0.1, "step_px": 10.0}
@@ -380,7 +380,7 @@ def test_excavated_prompts_of_every_shape(shapes: BoolArray) -> None:
 @pytest.mark.parametrize("point", ["distance", "random", "box-center"])
 @pytest.mark.parametrize("release", [False, True])
 def test_a_batch_equals_singles(shapes: BoolArray, point, release: bool) -> None:
-    chosen = dataclasses.replace(release_settings() if release else PAPER, point=point, weaken_expanded=True)
+    chosen = dataclasses.replace(RELEASE.prompts if release else PAPER, point=point, weaken_expanded=True)
     similarity = np.random.default_rng(1).uniform(0, 1, (len(shapes), 5, 7)).astype(np.float32)
     rng_batch, rng_singles = np.random.default_rng(2), np.random.default_rng(2)
     batch = excavate(shapes, settings=chosen, rng=rng_batch)
@@ -487,7 +487,7 @@ def test_release_cancels_steps_at_the_frame() -> None:
 
 
 def test_release_prompts_of_every_shape(shapes: BoolArray) -> None:
-    prompts = excavate(shapes, settings=release_settings(), rng=np.random.default_rng(0))
+    prompts = excavate(shapes, settings=RELEASE.prompts, rng=np.random.default_rng(0))
     assert (prompts.labels == [1, 0]).all()
     assert (prompts.points[1:, 1] == 0).all()  # none of these boxes has background to its name
     assert (prompts.points[1, 0] == 0).all()  # a full mask is equally deep everywhere
@@ -505,7 +505,7 @@ def test_release_prompts_of_every_shape(shapes: BoolArray) -> None:
 def test_release_weakens_each_mask_for_itself(order: list[int]) -> None:
     masks = np.stack([rectangle((80, 80), (30, 30, 50, 50))] * 3)
     similarity = np.stack([np.full((4, 4), value, dtype=np.float32) for value in (0.0, 1.0, 0.0)])[order]
-    chosen = release_settings()
+    chosen = RELEASE.prompts
     tight = excavate(masks, settings=chosen, rng=np.random.default_rng(0))
     wide = expand_boxes(tight, masks, similarity, settings=chosen)
     assert wide.masks is not None
