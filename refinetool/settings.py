@@ -43,9 +43,9 @@ class ViewSettings:
     """What the model sees of the image for a region."""
 
     mode: Literal["auto", "frame", "crop"] = "auto"
-    margin: float = 0.35
+    margin: float = 0.25
     """What a crop adds around the region's box, on each side, as a share of the box side."""
-    min_side_px: int = 96
+    min_side_px: int = 64
     max_aspect: float = 2.0
     """A crop's longer side is at most this many times the shorter one, where the image has room."""
     small_object: float = 0.001
@@ -68,11 +68,11 @@ class SplitSettings:
 
 @dataclass(frozen=True, slots=True)
 class GuardSettings:
-    """When the coarse mask is kept. Defaults are measured on train lists; see docs/design/guard.md."""
+    """When the coarse mask is kept. Defaults are measured on val lists; see docs/design/guard.md."""
 
-    min_predicted_iou: float = 0.5
-    min_coarse_iou: float = 0.3
-    max_area_ratio: float = 3.0
+    min_predicted_iou: float = 0.76
+    min_coarse_iou: float = 0.4
+    max_area_ratio: float = 2.5
     """Refined area over coarse area, or its inverse, above which the refined mask is doubtful."""
 
 
