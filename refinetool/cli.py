@@ -358,7 +358,7 @@ def evaluate(
             images=images,
             format=None if file_format == "auto" else file_format,
             sizes=sizes,
-            include_crowd=False,
+            need_images=False,
         )
         for path in (prediction, truth, *(() if coarse is None else (coarse,)))
     ]

@@ -1,7 +1,8 @@
 """Outcomes: verdicts on parts become one annotation per region, in the order of the sample."""
 
+import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -56,35 +57,31 @@ def merged(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim]
     """One annotation per region, where regions share a map: no pixel has two owners (`regions.merge` has the rule).
 
     A region counts as refined if any of its parts is; its predicted IoU is the mean of those parts, weighted by area.
-    A kept region can lose pixels to a refined one that claims them: in a map of one owner per pixel one must give way.
+    A region of which no part is refined keeps its coarse mask to the pixel: nobody else can claim it.
     """
-    claims = [*trivial, *(verdict.claim for verdict in verdicts)]
+    refined = {verdict.claim.owner for verdict in verdicts if verdict.status == REFINED}
+    claims = [claim for claim in (*trivial, *(verdict.claim for verdict in verdicts)) if claim.owner in refined]
     for number, region in enumerate(sample.regions):
-        if region.keep is not None and region.mask is not None and masks.area(region.mask) > 0:
-            claims.append(whole_claim(number, masks.decode(region.mask)))
+        if number not in refined and region.mask is not None and masks.area(region.mask) > 0:
+            claims.append(replace(whole_claim(number, masks.decode(region.mask)), predicted_iou=math.inf))
     void = None if sample.void is None else masks.decode(sample.void)
     owners = regions.merge(claims, void=void, size=sample.size)
 
     annotations = []
     for number, region in enumerate(sample.regions):
-        if region.mask is None:
-            annotations.append(untouched(region))
-            continue
-        mask = owners == number
         own = [verdict for verdict in verdicts if verdict.claim.owner == number]
         accepted = [verdict for verdict in own if verdict.status == REFINED]
-        if accepted:
+        if accepted and region.mask is not None:
+            mask = owners == number
             weights = [float(verdict.claim.mask.sum()) for verdict in accepted]
             score = float(np.average([verdict.predicted_iou for verdict in accepted], weights=weights))
             overlap = masks.iou(mask, masks.decode(region.mask))
             annotations.append(Annotation(masks.encode(mask), REFINED, score, overlap))
         elif own:
             largest = max(own, key=lambda verdict: int(verdict.claim.mask.sum()))
-            annotations.append(
-                Annotation(masks.encode(mask), largest.status, largest.predicted_iou, largest.coarse_iou)
-            )
+            annotations.append(Annotation(region.mask, largest.status, largest.predicted_iou, largest.coarse_iou))
         else:
-            annotations.append(Annotation(masks.encode(mask), untouched(region).status))
+            annotations.append(untouched(region))
     return annotations
 
 

@@ -190,3 +190,17 @@ def test_an_image_of_another_size_is_refused(picture: Path) -> None:
 def test_packed_groups_keep_order_and_fill_up_to_the_limit() -> None:
     pieces = [(0, slice(0, 4)), (0, slice(4, 8)), (1, slice(0, 4)), (2, slice(0, 4))]
     assert packed(pieces, [4, 1, 3, 2], limit=4) == [pieces[:1], pieces[1:3], pieces[3:]]
+
+
+@pytest.mark.parametrize("layout", ["semantic", "indexed"])
+def test_a_kept_region_of_a_map_keeps_its_pixels_against_a_refined_one(picture: Path, layout: Layout) -> None:
+    kept_mask = rectangle(8, 8, 14, 28)  # inside the bright object that the other region will claim
+    regions = (
+        Region(1, None, masks.encode(COARSE[0] & ~kept_mask)),
+        Region(2, None, masks.encode(kept_mask), keep="crowd"),
+    )
+    outcome = run(Refiner(BrightBackend(), RefineSettings()), Sample("one", picture, SIZE, regions, layout))
+    first, second = decoded(outcome)
+    assert [annotation.status for annotation in outcome.annotations] == [REFINED, "kept:crowd"]
+    assert (second == kept_mask).all()
+    assert (first == (TRUTHS[0] & ~kept_mask)).all()

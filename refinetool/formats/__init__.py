@@ -68,6 +68,7 @@ def open_dataset(
     format: str | None = None,
     sizes: Path | None = None,
     include_crowd: bool = False,
+    need_images: bool = True,
 ) -> Dataset:
     """Open coarse masks.
 
@@ -77,6 +78,7 @@ def open_dataset(
         format: One of FORMATS; None finds out.
         sizes: For COCO results, any COCO file that lists the images; None finds images by their number.
         include_crowd: Whether COCO's crowds are refined like single objects.
+        need_images: Whether it is an error if no image can be found; masks can be measured without any.
 
     Raises:
         UsageError: A format that doesn't exist, or one that can't be told from the files.
@@ -87,11 +89,13 @@ def open_dataset(
 
     name = detect(path) if format is None else format
     if name == COCO:
-        return coco.open_coco(path, images=images, include_crowd=include_crowd)
+        return coco.open_coco(path, images=images, include_crowd=include_crowd, need_images=need_images)
     if name == COCO_RESULTS:
-        return coco.open_coco_results(path, images=images, sizes=sizes, include_crowd=include_crowd)
+        return coco.open_coco_results(
+            path, images=images, sizes=sizes, include_crowd=include_crowd, need_images=need_images
+        )
     if name == MASKS:
-        return masks_dir.open_masks(path, images=images)
+        return masks_dir.open_masks(path, images=images, need_images=need_images)
     if name in FORMATS:
-        return voc.open_index_maps(path, format=name, images=images)
+        return voc.open_index_maps(path, format=name, images=images, need_images=need_images)
     raise UsageError(f"there is no format {name!r}; choose one of {', '.join(FORMATS)}.")

@@ -24,23 +24,26 @@ from refinetool.records import IntArray, Outcome, Region, Sample, Size
 _COPY_BYTES = 1 << 20
 
 
-def open_coco(path: Path, *, images: Path | None, include_crowd: bool) -> "CocoDataset":
-    """COCO instances. Raises DataError for a file that is broken, or whose images are nowhere."""
+def open_coco(path: Path, *, images: Path | None, include_crowd: bool, need_images: bool) -> "CocoDataset":
+    """COCO instances. Raises DataError for a file that is broken, or whose images are needed and nowhere."""
     stamp = _stamp(path)
     records, annotations = read_instances(path)
     rows = rows_of(annotations, records.rows)
-    return CocoDataset(COCO, annotations, rows, listed_images(records, images, path), (path,), stamp, include_crowd)
+    found = listed_images(records, images, path, needed=need_images)
+    return CocoDataset(COCO, annotations, rows, found, (path,), stamp, include_crowd)
 
 
-def open_coco_results(path: Path, *, images: Path | None, sizes: Path | None, include_crowd: bool) -> "CocoDataset":
+def open_coco_results(
+    path: Path, *, images: Path | None, sizes: Path | None, include_crowd: bool, need_images: bool
+) -> "CocoDataset":
     """COCO results; `sizes` is any COCO file that lists the images, without which they are found by their number."""
     stamp = _stamp(path)
     results = read_results(path)
     found: CocoImages
     if sizes is None:
-        found = numbered_images(results.named, images, path)
+        found = numbered_images(results.named, images, path, needed=need_images)
     else:
-        found = listed_images(read_images(sizes), images, sizes)
+        found = listed_images(read_images(sizes), images, sizes, needed=need_images)
     sources = (path,) if sizes is None else (path, sizes)
     rows = rows_of(results, found.rows)
     return CocoDataset(COCO_RESULTS, results, rows, found, sources, stamp, include_crowd)

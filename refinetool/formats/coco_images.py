@@ -79,11 +79,11 @@ class NumberedImages:
             yield ImageEntry(key, found or self.folder / f"{key}.jpg", None)
 
 
-def listed_images(records: ImageRecords, folder: Path | None, annotations: Path) -> ListedImages:
+def listed_images(records: ImageRecords, folder: Path | None, annotations: Path, *, needed: bool) -> ListedImages:
     """Images in `folder`, or, if none is named, in the first of the usual places that has one of them.
 
     Raises:
-        DataError: No image of the list is there.
+        DataError: No image of the list is there, and one is needed.
     """
     if folder is not None:
         places = [existing_folder(folder)]
@@ -99,7 +99,7 @@ def listed_images(records: ImageRecords, folder: Path | None, annotations: Path)
                 return images
             if folder is None:
                 break  # one is enough to try a place that nobody named
-    if wanted is None:
+    if wanted is None or not needed:
         return ListedImages(records, places[0])
     raise DataError(
         f"{annotations}: none of its {len(records.rows)} images is where it was looked for, the first as {wanted}; "
@@ -107,13 +107,13 @@ def listed_images(records: ImageRecords, folder: Path | None, annotations: Path)
     )
 
 
-def numbered_images(ids: Sequence[ImageId], folder: Path | None, annotations: Path) -> NumberedImages:
-    """Images in `folder`, or beside the annotations, by number. Raises DataError if none is there."""
+def numbered_images(ids: Sequence[ImageId], folder: Path | None, annotations: Path, *, needed: bool) -> NumberedImages:
+    """Images in `folder`, or beside the annotations, by number. Raises DataError if none is there and one is needed."""
     beside = annotations.absolute().parent
     if folder is None:
         folder = beside / "images" if (beside / "images").is_dir() else beside
     images = NumberedImages(ids, existing_folder(folder))
-    if ids and not any(entry.path.is_file() for entry in images.entries()):
+    if needed and ids and not any(entry.path.is_file() for entry in images.entries()):
         raise DataError(
             f"{annotations}: results name images by number ({ids[0]!r} ...), and {folder} has none of them; name a "
             "COCO file that lists the images with --sizes, or the folder of the images with --images."

@@ -60,11 +60,11 @@ def mask_files(folder: Path) -> tuple[Path, ...]:
     return files
 
 
-def find_images(root: Path, folder: Path, images: Path | None) -> MaskFolder:
+def find_images(root: Path, folder: Path, images: Path | None, *, needed: bool) -> MaskFolder:
     """Join the masks in `folder` with images in `images`, or in the first of the usual places that has one of them.
 
     Raises:
-        DataError: No mask, masks of an unsupported kind, or no image for any of them.
+        DataError: No mask, masks of an unsupported kind, or no image for any of them though one is needed.
     """
     files = mask_files(folder)
     masks = frozenset(files)
@@ -75,6 +75,9 @@ def find_images(root: Path, folder: Path, images: Path | None) -> MaskFolder:
         if keys & found.keys():
             check_headers(files)
             return MaskFolder(root, folder, files, place, found)
+    if not needed:
+        check_headers(files)
+        return MaskFolder(root, folder, files, folder, {})
     where = " or ".join(map(str, places or [folder]))
     raise DataError(
         f"{folder}: none of its {len(files)} masks has an image of the same name in {where}; name the folder of the "

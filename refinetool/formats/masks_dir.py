@@ -24,13 +24,13 @@ SOFT_THRESHOLD = 128
 """Grey values above it count as mask."""
 
 
-def open_masks(path: Path, *, images: Path | None) -> "BinaryMasks":
+def open_masks(path: Path, *, images: Path | None, need_images: bool) -> "BinaryMasks":
     """A folder of two-valued PNGs.
 
     Raises:
-        DataError: No masks, or no images for them.
+        DataError: No masks, or no images for them where they are needed.
     """
-    source = find_images(path, existing_folder(path), images)
+    source = find_images(path, existing_folder(path), images, needed=need_images)
     members: dict[str, list[Path]] = {}
     for file in source.files:
         own = source.stem(file)

@@ -32,16 +32,16 @@ BACKGROUND, VOID = 0, 255
 _FOLDERS = {VOC_CLASS: "SegmentationClass", VOC_OBJECT: "SegmentationObject"}
 
 
-def open_index_maps(path: Path, *, format: str, images: Path | None) -> "IndexMaps":
+def open_index_maps(path: Path, *, format: str, images: Path | None, need_images: bool) -> "IndexMaps":
     """Index PNGs in a folder, which may also be the root of a VOC data set.
 
     Raises:
-        DataError: No masks, or no images for them.
+        DataError: No masks, or no images for them where they are needed.
     """
     inner = existing_folder(path) / _FOLDERS.get(format, "")
     folder = inner if inner.is_dir() else path
     layout: Layout = "semantic" if format == VOC_CLASS else "indexed"
-    return IndexMaps(format, layout, find_images(path, folder, images))
+    return IndexMaps(format, layout, find_images(path, folder, images, needed=need_images))
 
 
 @dataclass(frozen=True, slots=True)
