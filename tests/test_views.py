@@ -12,7 +12,7 @@ from refinetool.records import Box, Size
 from refinetool.settings import ViewSettings
 from refinetool.views import View, choose_views, crop_around
 
-DEFAULT = ViewSettings()
+DEFAULT = ViewSettings(margin=0.35, min_side_px=96)
 
 
 @st.composite
@@ -113,7 +113,7 @@ def test_a_frame_holds_all_regions(mode) -> None:
         [MIDDLING, (0, 0, 9, 900)],
         [160_000, 8_100],
         size=(1000, 2000),
-        settings=ViewSettings(mode=mode),
+        settings=ViewSettings(mode=mode, margin=0.35, min_side_px=96),
         backend_view="frame",
     )
     assert found == [(FRAME, [0, 1])]
@@ -123,7 +123,13 @@ def test_a_frame_holds_all_regions(mode) -> None:
 def test_a_mode_that_is_set_beats_the_backend(backend_view) -> None:
     boxes, areas = [SMALL, MIDDLING], [1_600, 160_000]
     frame, crop = (
-        choose_views(boxes, areas, size=(1000, 2000), settings=ViewSettings(mode=mode), backend_view=backend_view)
+        choose_views(
+            boxes,
+            areas,
+            size=(1000, 2000),
+            settings=ViewSettings(mode=mode, margin=0.35, min_side_px=96),
+            backend_view=backend_view,
+        )
         for mode in ("frame", "crop")
     )
     assert frame == [(FRAME, [0, 1])]
