@@ -10,15 +10,13 @@
 Importing this module is quick; torch is imported when a model is loaded.
 """
 
-from collections.abc import Callable
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from refinetool.settings import JobSettings, RefineSettings
 
 if TYPE_CHECKING:
     from refinetool.refine import Refiner
-    from refinetool.runners import Progress, Summary
+    from refinetool.runners import refine_dataset
 
 __version__ = "0.1.0"
 __all__ = ["RefineSettings", "__version__", "load", "refine_dataset"]
@@ -52,47 +50,10 @@ def load(
     return load_refiner(model, checkpoint=checkpoint, device=device, precision=precision, settings=settings)
 
 
-def refine_dataset(
-    coarse: Path | str,
-    *,
-    output: Path | str,
-    images: Path | str | None = None,
-    model: str = _JOB.model,
-    checkpoint: str | None = None,
-    device: str = _JOB.device,
-    precision: str = _JOB.precision,
-    settings: RefineSettings = _REFINE,
-    format: str | None = None,
-    sizes: Path | str | None = None,
-    limit: int | None = None,
-    resume: bool = False,
-    fresh: bool = False,
-    overwrite: bool = False,
-    dry_run: bool = False,
-    record: Path | str | None = None,
-    threads: int = _JOB.threads,
-    on_progress: "Callable[[Progress], None]" = lambda _: None,
-) -> "Summary":
-    """What `refinetool refine` does; the arguments are those of `refinetool.runners.refine_dataset`."""
-    from refinetool.runners import refine_dataset as run
+def __getattr__(name: str) -> object:
+    """`refine_dataset` is imported when it is asked for: what it needs would make `import refinetool` slow."""
+    if name == "refine_dataset":
+        from refinetool.runners import refine_dataset
 
-    return run(
-        coarse,
-        images=images,
-        output=output,
-        model=model,
-        checkpoint=checkpoint,
-        device=device,
-        precision=precision,
-        settings=settings,
-        format=format,
-        sizes=sizes,
-        limit=limit,
-        resume=resume,
-        fresh=fresh,
-        overwrite=overwrite,
-        dry_run=dry_run,
-        record=record,
-        threads=threads,
-        on_progress=on_progress,
-    )
+        return refine_dataset
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeGuard
 
 from refinetool.backends import Backend, Selection, weights
-from refinetool.backends.names import suggest
+from refinetool.backends.names import EMBEDDED, suggest
 from refinetool.errors import UsageError, WeightsError
 
 if TYPE_CHECKING:
@@ -20,7 +20,6 @@ if TYPE_CHECKING:
 
     from refinetool.backends.square import Precision, SquareBackend
 
-EMBEDDED = "embedded"
 RANDOM_PREFIX = "random:"
 
 

@@ -1,7 +1,10 @@
-"""What to tell someone who mistyped a name."""
+"""The one model that is not fetched, and what to tell someone who mistyped a name."""
 
 import difflib
 from collections.abc import Iterable
+
+EMBEDDED = "embedded"
+"""The model whose weights come with the package."""
 
 
 def suggest(name: str, known: Iterable[str]) -> str:

@@ -22,7 +22,7 @@ from typing import Literal, TypeAlias
 
 import platformdirs
 
-from refinetool.backends.names import suggest
+from refinetool.backends.names import EMBEDDED, suggest
 from refinetool.errors import RefinetoolError, StorageError, UsageError, WeightsError
 
 OnProgress: TypeAlias = Callable[[int, int], None]
@@ -180,6 +180,8 @@ PUBLISHED: dict[str, Weights] = {
 
 def find(name: str) -> Weights:
     """The published weights of a model; UsageError if the name is not in the table."""
+    if name == EMBEDDED:
+        raise UsageError(f"{EMBEDDED} comes with refinetool: there is nothing to fetch or verify")
     try:
         return PUBLISHED[name]
     except KeyError:
