@@ -16,7 +16,7 @@ from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import save_file
+from safetensors.torch import save
 from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
@@ -317,7 +317,7 @@ def export(model: SAM2Base, path: Path, *, step: int, settings: TrainSettings, d
     tensors = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}
     recipe = {"step": str(step), "settings": json.dumps(asdict(settings)), "data": ", ".join(p.name for p in data)}
     temporary = path.with_suffix(".tmp")
-    save_file(tensors, temporary, metadata=recipe)
+    temporary.write_bytes(save(tensors, metadata=recipe))
     temporary.replace(path)
 
 
