@@ -11,10 +11,11 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
+from refinetool.backends.sam2 import BOX_CORNERS
 from refinetool.errors import DataError
 from refinetool.modules.embedded import build_embedded, decode, encode, set_image_size
 from refinetool.settings import TrainSettings
-from refinetool.train.data import BOX_CORNERS, IGNORE, ExampleSource, find_objects, index_folder, meeting_lines
+from refinetool.train.data import IGNORE, ExampleSource, find_objects, index_folder, meeting_lines
 from refinetool.train.embedded import FULL, TrainProgress, prompt_groups, rate_at, side_at, train_embedded
 from refinetool.train.losses import dice_loss, hard_iou, mask_loss
 

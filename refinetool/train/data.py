@@ -22,6 +22,7 @@ from numpy.typing import NDArray
 from PIL import Image
 from torch import Tensor
 
+from refinetool.backends.sam2 import BOX_CORNERS
 from refinetool.corrupt import corrupt, signed_depth, superpixel_labels
 from refinetool.errors import DataError
 from refinetool.masks import bounding_box
@@ -32,8 +33,6 @@ from refinetool.settings import PromptSettings, TrainSettings
 IGNORE = 255
 PASTED = 254
 """The id of an object pasted from another picture."""
-BOX_CORNERS = (2, 3)
-"""Labels that SAM's prompt encoder gives the two corners of a box."""
 MIN_OBJECT_PX = 150
 GOOD_IOU = 0.9
 MAX_SUPERPIXEL_COUNT = 250

@@ -21,6 +21,7 @@ from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
+from refinetool.backends.sam2 import IMAGE_MEAN, IMAGE_STD
 from refinetool.errors import DataError
 from refinetool.modules.embedded import CHANNELS, IMAGE_SIZE, build_embedded, decode, encode, set_image_size
 from refinetool.records import ABSENT
@@ -28,8 +29,6 @@ from refinetool.settings import TrainSettings
 from refinetool.train.data import Example, ExampleSource, index_folder
 from refinetool.train.losses import edge_loss, hard_iou, mask_loss
 
-IMAGE_MEAN = (0.485, 0.456, 0.406)
-IMAGE_STD = (0.229, 0.224, 0.225)
 VALIDATION_SEED = 1_000_003
 
 
