@@ -16,7 +16,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
 
 from refinetool.corrupt import corrupt, low_resolution, superpixel_defects, superpixel_labels
@@ -25,7 +24,7 @@ from refinetool.masks import boundary_iou, bounding_box, iou
 from refinetool.records import BoolArray
 from refinetool.refine import load_refiner
 from refinetool.settings import GuardSettings, RefineSettings, SnapSettings, ViewSettings
-from refinetool.train.data import Picture, TrainObject, index_folder, read_ids
+from refinetool.train.data import index_folder, object_mask, read_ids
 from refinetool.views import crop_around
 
 UNGUARDED = GuardSettings(min_predicted_iou=0.0, min_coarse_iou=0.0, max_area_ratio=float("inf"))
@@ -60,7 +59,7 @@ def measure(
         for picture in [listed[n] for n in rng.permutation(len(listed))[:pictures]]:
             ids = read_ids(picture.mask)
             image = read_image(picture.image, size=(ids.shape[0], ids.shape[1]), max_pixels=1 << 30)
-            truths = [object_mask(ids, picture, n) for n in rng.permutation(len(picture.objects))[:per_picture]]
+            truths = [object_mask(ids, picture.objects[n]) for n in rng.permutation(len(picture.objects))[:per_picture]]
             coarse = [coarse_mask(image, truth, rng, defect=defect) for truth in truths]
             for truth, given, found in zip(truths, coarse, refiner.refine_image(image, np.stack(coarse)), strict=True):
                 yield Row(
@@ -75,16 +74,6 @@ def measure(
                     float(found.mask.sum() / given.sum()),
                     float(truth.mean()),
                 )
-
-
-def object_mask(ids: Any, picture: Picture, number: int) -> BoolArray:
-    """The mask of one object of a picture, bool (H, W)."""
-    thing: TrainObject = picture.objects[number]
-    mask: BoolArray = ids == thing.value
-    if thing.seed is not None:
-        _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
-        mask = labels == labels[thing.seed[1], thing.seed[0]]
-    return mask
 
 
 def coarse_mask(image: Any, truth: BoolArray, rng: np.random.Generator, *, defect: str) -> BoolArray:

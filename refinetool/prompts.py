@@ -63,15 +63,7 @@ def excavate(masks: BoolArray, *, settings: PromptSettings, rng: np.random.Gener
                 points[n, 1], labels[n, 1] = negative, BACKGROUND
         boxes[n] = _corners(box, settings=settings)
         if logits is not None:
-            logits[n] = gaussian_mask(
-                mask,
-                centre,
-                shape=settings.gaussian_shape,
-                amplitude=settings.gaussian_amplitude,
-                span=settings.gaussian_span,
-                background=settings.gaussian_background,
-                depth=depth,
-            )
+            logits[n] = mask_prompt(mask, centre, settings=settings)
     return Prompts(points=points, labels=labels, boxes=boxes if settings.use_box else None, masks=logits)
 
 
@@ -310,6 +302,19 @@ def _corners(box: Box, *, settings: PromptSettings) -> Box:
 
 
 # --- the mask prompt
+
+
+def mask_prompt(mask: BoolArray, point: Point, *, settings: PromptSettings) -> FloatArray:
+    """The Gaussian mask of a region as the settings want it; see `gaussian_mask`."""
+    return gaussian_mask(
+        mask,
+        point,
+        shape=settings.gaussian_shape,
+        amplitude=settings.gaussian_amplitude,
+        span=settings.gaussian_span,
+        background=settings.gaussian_background,
+        depth=depth_measure(settings),
+    )
 
 
 def gaussian_mask(

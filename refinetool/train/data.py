@@ -26,7 +26,7 @@ from refinetool.backends.sam2 import BOX_CORNERS
 from refinetool.corrupt import corrupt, signed_depth, superpixel_labels
 from refinetool.errors import DataError
 from refinetool.masks import bounding_box
-from refinetool.prompts import background_point, depth_measure, foreground_point, gaussian_mask
+from refinetool.prompts import background_point, foreground_point, mask_prompt
 from refinetool.records import ABSENT, BACKGROUND, FOREGROUND, BoolArray, FloatArray, ImageArray, Size
 from refinetool.settings import PromptSettings, TrainSettings
 
@@ -119,6 +119,16 @@ def find_objects(ids: NDArray[np.uint8], *, by_class: bool) -> list[TrainObject]
                     column = int(np.flatnonzero(labels[y, x : x + w] == part)[0]) + x
                     objects.append(TrainObject(int(value), (x, y, x + w, y + h), (column, y)))
     return objects
+
+
+def object_mask(ids: NDArray[np.uint8], thing: TrainObject) -> BoolArray:
+    """The mask of one object of an id map, bool (H, W)."""
+    mask: BoolArray = ids == thing.value
+    if thing.seed is None:
+        return mask
+    _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
+    part: BoolArray = labels == labels[thing.seed[1], thing.seed[0]]
+    return part
 
 
 def read_ids(path: Path) -> NDArray[np.uint8]:
@@ -222,10 +232,7 @@ def cut(
     side: int,
 ) -> Crop:
     """Cut a window (xyxy) from an annotated image and resize it to a square, as the model's backend does."""
-    target = ids == thing.value
-    if thing.seed is not None:
-        _, labels = cv2.connectedComponents(target.view(np.uint8), connectivity=8)
-        target = labels == labels[thing.seed[1], thing.seed[0]]
+    target = object_mask(ids, thing)
     x0, y0, x1, y1 = window
     return Crop(
         resize_antialiased(image[y0:y1, x0:x1], side),
@@ -323,7 +330,6 @@ def prompt_arrays(
 
     The box is moved by -2 to 12 % of its side on each edge, as an elastic box may be, at most 4 % of the frame.
     """
-    defaults = PromptSettings()
     side = len(coarse)
     box = bounding_box(coarse)
     assert box is not None, "corrupt never returns an empty mask"
@@ -337,15 +343,7 @@ def prompt_arrays(
     grid = quarter >= 0.5 if (quarter >= 0.5).any() else quarter > 0
     peak = foreground_point(grid, border_is_background=False)
     assert positive is not None and peak is not None
-    mask = gaussian_mask(
-        grid,
-        peak,
-        shape=defaults.gaussian_shape,
-        amplitude=defaults.gaussian_amplitude,
-        span=defaults.gaussian_span,
-        background=defaults.gaussian_background,
-        depth=depth_measure(defaults),
-    )
+    mask = mask_prompt(grid, peak, settings=PromptSettings())
     absent = negative is None
     points = np.array((corners[:2], corners[2:], np.add(positive, 0.5), np.add(negative or (0, 0), 0.5))) * 2
     labels = np.array((*BOX_CORNERS, FOREGROUND, ABSENT if absent else BACKGROUND))
