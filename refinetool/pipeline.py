@@ -205,7 +205,8 @@ def _share(*, count: int) -> Share:
     def share(sample: Sample) -> float:
         height, width = sample.size
         masks = sum(region.keep is None for region in sample.regions)
-        return max(1 / count, height * width * (3 + masks) / IN_FLIGHT_BYTES)
+        # Three bytes of colour, and for each mask one of pixels and four of its prompt.
+        return max(1 / count, height * width * (3 + 5 * masks) / IN_FLIGHT_BYTES)
 
     return share
 
