@@ -38,6 +38,7 @@ REASONS = {
     "low-score": "the model trusts the refined mask too little",
     "out-of-memory": "the image needs more memory than there is",
     "size-mismatch": "image and mask differ in size",
+    "too-small": "every piece of the class is too small to refine",
     "unreadable-mask": "the mask can't be read",
 }
 """Words for the reasons behind `kept:<reason>`; others are shown as they are."""

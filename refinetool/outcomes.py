@@ -13,6 +13,8 @@ from refinetool.regions import Claim
 
 EMPTY = "empty"
 """Why a region without pixels is kept as it is."""
+TOO_SMALL = "too-small"
+"""Why a class is kept of which every piece is too small to be refined."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +89,8 @@ def merged(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim]
 
 def untouched(region: Region) -> Annotation:
     """The annotation of a region that the model was not asked about."""
-    return Annotation(region.mask, kept(region.keep or EMPTY))
+    reason = EMPTY if region.mask is None or masks.area(region.mask) == 0 else TOO_SMALL
+    return Annotation(region.mask, kept(region.keep or reason))
 
 
 def encode_claim(claim: Claim, sample: Sample) -> Rle:

@@ -204,3 +204,10 @@ def test_a_kept_region_of_a_map_keeps_its_pixels_against_a_refined_one(picture: 
     assert [annotation.status for annotation in outcome.annotations] == [REFINED, "kept:crowd"]
     assert (second == kept_mask).all()
     assert (first == (TRUTHS[0] & ~kept_mask)).all()
+
+
+def test_a_class_of_specks_is_kept_as_too_small(picture: Path) -> None:
+    specks = rectangle(0, 58, 2, 60) | rectangle(50, 2, 51, 4)
+    outcome = run(Refiner(BrightBackend(), RefineSettings()), sample_of(picture, [specks], "semantic"))
+    assert outcome.annotations[0].status == "kept:too-small"
+    assert (decoded(outcome)[0] == specks).all()
