@@ -234,9 +234,9 @@ def test_no_guard_gives_way_to_a_threshold(command: Command, passed_on: dict[str
 
 
 def test_default_outputs(tmp_path: Path) -> None:
-    assert cli.default_output(Path("a/masks.json")) == Path("a/masks.refined.json")
+    assert cli.refine.default_output(Path("a/masks.json")) == Path("a/masks.refined.json")
     (tmp_path / "masks").mkdir()
-    assert cli.default_output(tmp_path / "masks") == tmp_path / "masks-refined"
+    assert cli.refine.default_output(tmp_path / "masks") == tmp_path / "masks-refined"
 
 
 # --- a run

@@ -1,0 +1,14 @@
+"""The commands, one file each: parse, build settings, make one library call, print, exit.
+
+Nothing heavy is imported before a command runs, so that `--help` is instant. A command is known once its file is
+imported; they stand in `--help` in the order of the imports here.
+"""
+
+from refinetool.cli.app import app, main  # isort: skip
+from refinetool.cli import refine  # isort: skip
+from refinetool.cli import demo  # isort: skip
+from refinetool.cli import evaluate  # isort: skip
+from refinetool.cli import models  # isort: skip
+from refinetool.cli import train  # isort: skip
+
+__all__ = ["app", "demo", "evaluate", "main", "models", "refine", "train"]

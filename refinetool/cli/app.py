@@ -1,0 +1,38 @@
+"""The command line as a whole: its root, its entry point, and how errors end it."""
+
+import sys
+from typing import Annotated
+
+import typer
+
+from refinetool import __version__, console
+from refinetool.errors import RefinetoolError
+
+app = typer.Typer(
+    name="refinetool",
+    help="Turn coarse segmentation masks into precise ones: the same file back, with better masks.",
+    epilog="First steps: refinetool demo, then refinetool refine masks.json --images photos",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def main() -> None:
+    """Entry point of the `refinetool` command."""
+    try:
+        app()
+    except RefinetoolError as error:
+        console.complain(str(error))
+        sys.exit(error.exit_code)
+
+
+@app.callback(invoke_without_command=True)
+def version(
+    show: Annotated[bool, typer.Option("--version", help="Show the version and exit.", is_eager=True)] = False,
+) -> None:
+    if show:
+        console.say(f"refinetool {__version__}")
+        raise typer.Exit

@@ -1,0 +1,84 @@
+"""`refinetool models`."""
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refinetool import console, options
+from refinetool.cli.app import app
+
+if TYPE_CHECKING:
+    from refinetool.backends.weights import Status
+
+models = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
+app.add_typer(models, name="models", help="List models, fetch their weights, verify them.")
+
+
+@models.command("list")
+def models_list(as_json: options.AsJson = False) -> None:
+    """Show the models, where their weights come from, and which are here."""
+    from refinetool.backends.models import MODELS
+    from refinetool.backends.weights import cache_folder, listing
+
+    states = {status.weights.model: status for status in listing()}
+    if as_json:
+        console.dump({"cache": str(cache_folder()), "models": [_model_record(name, states) for name in MODELS]})
+        return
+    rows = []
+    for name, model in MODELS.items():
+        status = states.get(name)
+        size = f"{status.weights.size / 1e6:.0f} MB" if status else ""
+        rows.append((name, model.about, size, status.state if status else "built in"))
+    console.table("", ("name", "what", "weights", "state"), rows, numbers=(2,))
+    console.say(f"\nWeights are kept in {cache_folder()}", markup=False)
+    console.say("refinetool models fetch NAME brings them there; --checkpoint takes a file from anywhere.")
+
+
+def _model_record(name: str, states: "Mapping[str, Status]") -> dict[str, object]:
+    from refinetool.backends.models import MODELS
+
+    record: dict[str, object] = {"name": name, "about": MODELS[name].about, "state": "built in"}
+    if status := states.get(name):
+        weights = status.weights
+        origin = {"url": weights.url, "bytes": weights.size, "sha256": weights.sha256, "sha256_from": weights.origin}
+        record |= {"state": status.state, "path": str(status.path), **origin}
+    return record
+
+
+@models.command("fetch")
+def models_fetch(
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models, as `models list` names them.")],
+    quiet: options.Quiet = False,
+) -> None:
+    """Download published weights, continue where a download stopped, and check their SHA-256."""
+    from refinetool.backends import weights
+
+    for weight in [weights.find(name) for name in names]:
+        with console.downloading(weight.filename, quiet=quiet) as on_progress:
+            path = weights.fetch(weight.model, on_progress=on_progress)
+        if not quiet:
+            console.say(f"{weight.model}: {path}", markup=False)
+
+
+@models.command("verify")
+def models_verify(
+    names: Annotated[
+        list[str] | None, typer.Argument(metavar="[NAME...]", help="Models; without any, all that are here.")
+    ] = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Check weights that are here against the published SHA-256."""
+    from refinetool.backends import weights
+
+    here = [status.weights.model for status in weights.listing() if status.state != "missing"]
+    found = [weights.verify(name) for name in names or here]
+    if as_json:
+        console.dump({status.weights.model: {"state": status.state, "detail": status.detail} for status in found})
+    else:
+        for status in found:
+            console.say(f"{status.weights.model}: {status.state}: {status.path}: {status.detail}", markup=False)
+        if not found:
+            console.say(f"there are no weights in {weights.cache_folder()}", markup=False)
+    if any(status.state != "verified" for status in found):
+        raise typer.Exit(1)
