@@ -45,13 +45,15 @@ class Region:
     """One coarse mask as it stands in the user's file.
 
     `mask` is None where the file holds none that can be decoded; `keep` then says why. A region with a `keep` reason
-    is not refined: it goes through untouched with the status `kept:<reason>`.
+    is not refined: it goes through untouched with the status `kept:<reason>`. `truth` is the ground truth, where it is
+    known and somebody wants to choose by it.
     """
 
     id: int
     category: int | None
     mask: Rle | None
     keep: str | None = None
+    truth: Rle | None = None
 
     def __post_init__(self) -> None:
         if self.mask is None and self.keep is None:
@@ -75,8 +77,9 @@ class Sample:
 
     def __post_init__(self) -> None:
         for region in self.regions:
-            if region.mask is not None and region.mask.size != self.size:
-                raise ValueError(f"region {region.id} is {region.mask.size}, its sample {self.key} is {self.size}")
+            for mask in (region.mask, region.truth):
+                if mask is not None and mask.size != self.size:
+                    raise ValueError(f"region {region.id} is {mask.size}, its sample {self.key} is {self.size}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,18 +121,32 @@ class Prompts:
 
 
 @dataclass(frozen=True, slots=True)
+class Candidates:
+    """What a model offered for one region: K masks of the image's size with their predicted IoUs, and which was taken.
+
+    Candidate 0 is the single-mask output; the others are the alternatives of the multimask output.
+    """
+
+    masks: tuple[Rle, ...]
+    scores: tuple[float, ...]
+    selected: int
+
+
+@dataclass(frozen=True, slots=True)
 class Annotation:
     """What became of one region: its mask, and how far to trust it.
 
     mask: refined, or the coarse one where the status is `kept:<reason>`; None where the file held none.
     predicted_iou: the model's own estimate in 0..1, None where the model was not asked.
     coarse_iou: IoU of the refined proposal with the coarse mask, None where there was no proposal.
+    candidates: what the model offered, None unless it was to be kept.
     """
 
     mask: Rle | None
     status: str
     predicted_iou: float | None = None
     coarse_iou: float | None = None
+    candidates: Candidates | None = None
 
     @property
     def refined(self) -> bool:

@@ -92,7 +92,8 @@ class Claim:
 def split(class_mask: BoolArray, *, settings: SplitSettings) -> Parts:
     """Cut a class mask into parts that each make one region.
 
-    Components (8 neighbours) of fewer than `min_area_px` pixels are dropped; the others are joined by `group`.
+    Components (8 neighbours) of fewer than `min_area_px` pixels are dropped; the others are joined by `group`, or all
+    of them where the rule is `off`.
 
     Args:
         class_mask: bool (H, W); an empty one has no parts.
@@ -103,9 +104,12 @@ def split(class_mask: BoolArray, *, settings: SplitSettings) -> Parts:
     found = components(class_mask[top:bottom, left:right])
     large = np.flatnonzero(found.areas >= settings.min_area_px)
     boxes, areas = found.boxes[large] + np.array([left, top, left, top]), found.areas[large]
-    part_of_large = group(
-        boxes, areas, rule=settings.rule, merge_ratio=settings.merge_ratio, fixed_point=settings.fixed_point
-    )
+    if settings.rule == "off":
+        part_of_large = np.zeros(len(areas), dtype=np.int64)
+    else:
+        part_of_large = group(
+            boxes, areas, rule=settings.rule, merge_ratio=settings.merge_ratio, fixed_point=settings.fixed_point
+        )
     part_of = np.full(len(found) + 1, DROPPED, dtype=np.int64)
     part_of[large + 1] = part_of_large
     boxes, areas = _joined(boxes, areas, part_of_large)

@@ -1,7 +1,7 @@
 """Every default of the tool, once. Functions elsewhere take plain keyword arguments without defaults."""
 
 import os
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 
@@ -58,7 +58,8 @@ class ViewSettings:
 class SplitSettings:
     """How a class mask is split into parts (SAMRefiner's split-then-merge)."""
 
-    rule: Literal["paper", "relaxed"] = "relaxed"
+    rule: Literal["paper", "relaxed", "off"] = "relaxed"
+    """How close components are told; `off` refines each class mask in one piece."""
     merge_ratio: float = 0.5
     """The paper's mu."""
     min_area_px: int = 5
@@ -88,11 +89,43 @@ class SnapSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class GridSettings:
+    """The automatic masks that the grid baselines choose from, as SAM's automatic mask generator makes them."""
+
+    points_per_side: int = 32
+    min_predicted_iou: float = 0.88
+    min_stability: float = 0.95
+    """IoU of the masks cut `stability_offset` above and below the threshold."""
+    stability_offset: float = 1.0
+    merge_overlap: float = 0.5
+    """Share of an automatic mask inside the coarse one above which `grid-merge` takes it."""
+
+
+@dataclass(frozen=True, slots=True)
+class ClassicalSettings:
+    """The baselines without a model. Lengths are shares of r, the radius of a disc of the mask's area."""
+
+    grabcut_band: float = 0.15
+    """Pixels this near the outline are in doubt, the others are certain."""
+    grabcut_rounds: int = 3
+    smooth_sigma: float = 0.06
+    """Standard deviation of the Gaussian blur."""
+
+
+@dataclass(frozen=True, slots=True)
 class RefineSettings:
     """One refinement job, apart from model and files."""
 
+    method: Literal["prompts", "grid-max-iou", "grid-merge", "grabcut", "smooth"] = "prompts"
+    """`prompts` is SAMRefiner's way; the others are baselines, for comparison."""
     passes: int = 1
-    selection: Literal["auto", "single", "predicted", "coarse"] = "auto"
+    cascade: Literal["regen", "logits-a", "logits-b"] = "regen"
+    """What a further pass asks: prompts mined from the mask before; or its logits in place of the mask prompt, where
+    the first pass had points and box only (a), or everything (b)."""
+    selection: Literal["auto", "single", "predicted", "coarse", "oracle"] = "auto"
+    """Which candidate is taken; `oracle` is the one most like the ground truth, an upper bound."""
+    keep_candidates: bool = False
+    """Whether annotations hold every candidate of the last pass."""
     include_crowd: bool = False
     seed: int = 0
     """For random points only; everything else is deterministic."""
@@ -107,6 +140,8 @@ class RefineSettings:
     split: SplitSettings = field(default_factory=SplitSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
+    grid: GridSettings = field(default_factory=GridSettings)
+    classical: ClassicalSettings = field(default_factory=ClassicalSettings)
 
 
 NO_GUARD = GuardSettings(min_predicted_iou=-1e9, min_coarse_iou=0.0, max_area_ratio=1e9)
@@ -123,6 +158,22 @@ RELEASE = RefineSettings(
     snap=SnapSettings(mode="none"),
 )
 """What the authors' public release does by default, for comparison; its elastic box is switched off."""
+
+_PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"))
+
+METHODS = {
+    "samrefiner": RefineSettings(),
+    "tight-box": replace(
+        _PLAIN,
+        selection="single",
+        prompts=PromptSettings(use_point=False, use_negative=False, use_mask=False, box="tight"),
+    ),
+    "grid-max-iou": replace(_PLAIN, method="grid-max-iou", view=ViewSettings(mode="frame")),
+    "grid-merge": replace(_PLAIN, method="grid-merge", view=ViewSettings(mode="frame")),
+    "grabcut": replace(_PLAIN, method="grabcut", view=ViewSettings(mode="crop")),
+    "smooth": replace(_PLAIN, method="smooth", view=ViewSettings(mode="crop")),
+}
+"""What `refine --method` begins with: the tool's own way, and baselines, which have neither guard nor snapping."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -52,6 +52,12 @@ class BrightPrediction:
                 found[row, y0:y1, x0:x1] = self.bright[y0:y1, x0:x1] | (k == 1)
         return found
 
+    def logits(self, choice: IntArray) -> FloatArray:
+        return np.where(self.masks(choice), 8.0, -8.0).astype(np.float32)
+
+    def stability(self, offset: float) -> FloatArray:
+        return np.full((len(self.boxes), 4), 1.0 if offset < 8 else 0.0, np.float32)
+
 
 @dataclass(frozen=True)
 class BrightBackend:

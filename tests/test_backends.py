@@ -27,7 +27,7 @@ from refinetool.backends.frames import Frame, letterboxed, rasterise, squashed
 from refinetool.backends.models import MODELS, find_model, load_backend, pick_device, read_state
 from refinetool.backends.sam import HqSamBackend, SamBackend, import_hq_sam
 from refinetool.backends.sam2 import Sam2Backend
-from refinetool.backends.square import Candidates, Precision, SquareBackend, SquareEmbedding
+from refinetool.backends.square import Precision, SquareBackend, SquareEmbedding, SquarePrediction
 from refinetool.errors import UsageError, WeightsError
 from refinetool.modules.embedded import build_embedded, encode
 from refinetool.records import BoolArray, FloatArray, ImageArray, Prompts, Size
@@ -162,9 +162,9 @@ def prompts_for(size: Size, count: int, *, layout: str = "all", seed: int = 0) -
     )
 
 
-def answer(backend: SquareBackend, image: ImageArray, prompts: Prompts) -> Candidates:
+def answer(backend: SquareBackend, image: ImageArray, prompts: Prompts) -> SquarePrediction:
     (prediction,) = backend.predict(backend.embed([image]), [prompts])
-    assert isinstance(prediction, Candidates)
+    assert isinstance(prediction, SquarePrediction)
     return prediction
 
 
@@ -186,13 +186,11 @@ def test_a_batch_equals_singles(backend: SquareBackend) -> None:
     together = backend.predict(backend.embed(images), prompts)
     for image, asked, mixed in zip(images, prompts, together, strict=True):
         alone = answer(backend, image, asked)
-        assert isinstance(mixed, Candidates)
-        np.testing.assert_allclose(mixed.logits, alone.logits, rtol=1e-3, atol=1e-4 * float(alone.logits.abs().max()))
+        assert isinstance(mixed, SquarePrediction)
+        np.testing.assert_allclose(mixed.grid, alone.grid, rtol=1e-3, atol=1e-4 * float(alone.grid.abs().max()))
         np.testing.assert_allclose(mixed.scores, alone.scores, rtol=1e-3, atol=1e-4)
-        rows = [answer(backend, image, asked.take([n])).logits for n in range(len(asked))]
-        np.testing.assert_allclose(
-            alone.logits, torch.cat(rows), rtol=1e-3, atol=1e-4 * float(alone.logits.abs().max())
-        )
+        rows = [answer(backend, image, asked.take([n])).grid for n in range(len(asked))]
+        np.testing.assert_allclose(alone.grid, torch.cat(rows), rtol=1e-3, atol=1e-4 * float(alone.grid.abs().max()))
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)
@@ -257,14 +255,14 @@ def test_prompts_of_every_kind_count(backend: SquareBackend) -> None:
     size = (48, 64)
     base = prompts_for(size, 1, seed=1)
     other = prompts_for(size, 1, seed=2)
-    reference = answer(backend, picture(size), base).logits
+    reference = answer(backend, picture(size), base).grid
     for changed in (
         Prompts(other.points, base.labels, base.boxes, base.masks),
         Prompts(base.points, np.array([[0, -1]]), base.boxes, base.masks),
         Prompts(base.points, base.labels, other.boxes, base.masks),
         Prompts(base.points, base.labels, base.boxes, other.masks),
     ):
-        difference = (answer(backend, picture(size), changed).logits - reference).abs().max()
+        difference = (answer(backend, picture(size), changed).grid - reference).abs().max()
         assert difference > 1e-3 * reference.abs().max()
 
 
@@ -274,15 +272,15 @@ def test_coordinates_of_absent_points_mean_nothing(backend: SquareBackend) -> No
     labels = np.array([[1, -1]])
     elsewhere = np.array([[(10, 20), (3, 4)]], dtype=np.float32)
     one, two = (answer(backend, picture(size), Prompts(p, labels, None, None)) for p in (points, elsewhere))
-    torch.testing.assert_close(one.logits, two.logits, rtol=0, atol=0)
+    torch.testing.assert_close(one.grid, two.grid, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("kind", ["sam", "sam-hq", "sam2", "embedded"])
 def test_bf16_is_near_fp32(kind: str) -> None:
     size = (48, 64)
     precise, fast = (answer(backend_of(kind, p), picture(size), prompts_for(size, 3)) for p in ("fp32", "bf16"))
-    assert fast.logits.dtype == torch.float32
-    error = (fast.logits - precise.logits).norm() / precise.logits.norm()
+    assert fast.grid.dtype == torch.float32
+    error = (fast.grid - precise.grid).norm() / precise.grid.norm()
     assert 0 < error < 0.1
     np.testing.assert_allclose(fast.scores, precise.scores, rtol=0.1, atol=0.05)
 
@@ -336,7 +334,7 @@ def test_sam_as_its_own_predictor(kind: str, size: Size, layout: str) -> None:
     ]
     logits, scores = (torch.cat([part[i] for part in expected], dim=1) for i in (2, 1))
     ours = answer(backend, image, prompts)
-    torch.testing.assert_close(ours.logits, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
+    torch.testing.assert_close(ours.grid, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
     np.testing.assert_allclose(ours.scores, scores, rtol=1e-3, atol=1e-4)
 
     official = torch.cat([part[0] for part in expected], dim=1) > 0
@@ -375,7 +373,7 @@ def test_sam2_as_its_own_predictor(kind: str, layout: str) -> None:
     ]
     logits, scores = (torch.cat([part[i] for part in expected], dim=1) for i in (2, 1))
     ours = answer(backend, image, prompts)
-    bounded = ours.logits.clamp(-32, 32)  # as the predictor returns them
+    bounded = ours.grid.clamp(-32, 32)  # as the predictor returns them
     torch.testing.assert_close(bounded, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
     np.testing.assert_allclose(ours.scores, scores, rtol=1e-3, atol=1e-4)
     official = torch.cat([part[0] for part in expected], dim=1) > 0
@@ -438,7 +436,7 @@ def test_masks_are_read_at_the_right_place() -> None:
         cells = SIDE // 4
         centres = (torch.arange(cells) + 0.5) * 4  # in model pixels
         logits = (0.7 * centres[:, None] + 0.4 * centres - 45.0).expand(1, 1, cells, cells)
-        candidates = Candidates(frame, logits, torch.zeros(1, 1))
+        candidates = SquarePrediction(frame, logits, torch.zeros(1, 1))
         (mask,) = candidates.masks(np.array([0]))
         y, x = (np.mgrid[: frame.view[0], : frame.view[1]] + 0.5) * np.reshape(frame.scale, (2, 1, 1))
         inner = (y > 2) & (x > 2) & (y < SIDE - 2) & (x < SIDE - 2)  # bilinear reading is flat beyond
@@ -448,7 +446,9 @@ def test_masks_are_read_at_the_right_place() -> None:
 
 def test_candidates_are_chosen_per_region() -> None:
     signs = torch.tensor([[1.0, -1.0], [-1.0, 1.0]])
-    candidates = Candidates(squashed((3, 4), side=16), signs[..., None, None].expand(2, 2, 4, 4), torch.zeros(2, 2))
+    candidates = SquarePrediction(
+        squashed((3, 4), side=16), signs[..., None, None].expand(2, 2, 4, 4), torch.zeros(2, 2)
+    )
     assert candidates.masks(np.array([0, 0])).mean(axis=(1, 2)).tolist() == [1, 0]
     assert candidates.masks(np.array([1, 1])).mean(axis=(1, 2)).tolist() == [0, 1]
 
@@ -462,14 +462,36 @@ def test_overlap_is_the_iou_on_the_grid() -> None:
     expected = [
         [(candidates[n, k] & masks[n]).sum() / (candidates[n, k] | masks[n]).sum() for k in range(4)] for n in range(3)
     ]
-    np.testing.assert_allclose(Candidates(frame, logits, torch.zeros(3, 4)).overlap(masks), expected, rtol=1e-6)
+    np.testing.assert_allclose(SquarePrediction(frame, logits, torch.zeros(3, 4)).overlap(masks), expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize("frame", [squashed((37, 60), side=SIDE), letterboxed((64, 128), side=SIDE)])
+def test_logits_can_go_in_again_as_they_came_out(frame: Frame) -> None:
+    """Logits of a prediction, brought to the model's mask grid again, are what they were wherever the view is."""
+    grid = torch.tensor(np.random.default_rng(1).normal(scale=20, size=(2, 3, 32, 32)), dtype=torch.float32)
+    prediction = SquarePrediction(frame, grid, torch.zeros(2, 3))
+    again = rasterise(torch.tensor(prediction.logits(np.array([2, 0]))), frame, cells=32)
+    height, width = (int(cells) for cells in frame.extent(32))
+    expected = grid[[0, 1], [2, 0], :height, :width].clamp(-32, 32)
+    torch.testing.assert_close(again[:, :height, :width], expected, rtol=1e-5, atol=1e-4)
+
+
+def test_stability_is_the_iou_of_two_thresholds() -> None:
+    frame = letterboxed((64, 128), side=SIDE)
+    grid = torch.tensor(np.random.default_rng(2).normal(size=(2, 3, 32, 32)), dtype=torch.float32)
+    grid[1, 2] = -5.0
+    stability = SquarePrediction(frame, grid, torch.zeros(2, 3)).stability(0.5)
+    for n, k in np.ndindex(2, 3):
+        tight, loose = (grid[n, k, :16].numpy() > cut for cut in (0.5, -0.5))
+        expected = (tight & loose).sum() / (tight | loose).sum() if loose.any() else 1.0
+        assert stability[n, k] == pytest.approx(expected)
 
 
 def test_overlap_leaves_padding_out() -> None:
     frame = letterboxed((32, 64), side=SIDE)
-    candidates = Candidates(frame, torch.ones((1, 1, 32, 32)), torch.zeros(1, 1))
+    candidates = SquarePrediction(frame, torch.ones((1, 1, 32, 32)), torch.zeros(1, 1))
     assert candidates.overlap(np.ones((1, 32, 64), dtype=bool)).item() == 1
-    nothing = Candidates(frame, -torch.ones((1, 1, 32, 32)), torch.zeros(1, 1))
+    nothing = SquarePrediction(frame, -torch.ones((1, 1, 32, 32)), torch.zeros(1, 1))
     assert nothing.overlap(np.zeros((1, 32, 64), dtype=bool)).item() == 1
 
 
@@ -601,7 +623,7 @@ def test_random_weights_repeat_and_leave_the_generator_alone() -> None:
     assert len(one.fingerprint) == 64
     assert (one.name, one.view, one.selection) == ("embedded", "crop", "single")
     image, prompts = picture((40, 30)), prompts_for((40, 30), 2)
-    torch.testing.assert_close(answer(one, image, prompts).logits, answer(two, image, prompts).logits)
+    torch.testing.assert_close(answer(one, image, prompts).grid, answer(two, image, prompts).grid)
 
 
 def test_a_checkpoint_brings_its_weights(tmp_path: Path) -> None:
@@ -611,12 +633,12 @@ def test_a_checkpoint_brings_its_weights(tmp_path: Path) -> None:
     torch.save(state, tmp_path / "b.pt")
     torch.save({"model": state}, tmp_path / "c.pth")
     image, prompts = picture((40, 30)), prompts_for((40, 30), 2)
-    expected = answer(source, image, prompts).logits
+    expected = answer(source, image, prompts).grid
     fingerprints = set()
     for path in sorted(tmp_path.iterdir()):
         loaded = load(str(path))
         fingerprints.add(loaded.fingerprint)
-        torch.testing.assert_close(answer(loaded, image, prompts).logits, expected)
+        torch.testing.assert_close(answer(loaded, image, prompts).grid, expected)
     assert len(fingerprints) == 3, "they are of the file"
     assert load(str(path)).fingerprint in fingerprints
 

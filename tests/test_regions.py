@@ -1,5 +1,7 @@
 """Split-then-merge against Algorithm 1 on full-size masks, and the rules of the merge pixel by pixel."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from hypothesis import given
@@ -240,3 +242,14 @@ def test_instances_that_share_a_map_keep_their_pixels_apart() -> None:
     owners = merge([Claim(0, frame, grown, 0.9), Claim(1, frame, right, 0.7)], void=None, size=(10, 20))
     np.testing.assert_array_equal(owners == 0, grown)
     np.testing.assert_array_equal(owners == 1, right & ~grown)
+
+
+def test_without_splitting_a_class_is_one_part() -> None:
+    mask = np.zeros((20, 60), dtype=np.bool_)
+    mask[2:8, 2:8] = mask[10:18, 50:58] = True
+    mask[0, 30] = True  # too small
+    parts = split(mask, settings=replace(SplitSettings(), rule="off"))
+    assert len(parts) == 1
+    assert parts.box(0) == (2, 2, 58, 18)
+    assert parts.areas.tolist() == [36 + 64]
+    assert len(split(mask, settings=SplitSettings())) == 2

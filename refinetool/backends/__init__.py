@@ -51,6 +51,18 @@ class Prediction(Protocol):
     def masks(self, choice: IntArray) -> BoolArray:
         """bool (N, H, W) at view size: candidate `choice[n]` of region n. Only these are upsampled and copied out."""
 
+    def logits(self, choice: IntArray) -> FloatArray:
+        """float32 (N, h, w): the logits of those candidates on the model's mask grid, padding cut off, in -32..32.
+
+        They can go into the model again as the mask prompt of a further pass.
+        """
+
+    def stability(self, offset: float) -> FloatArray:
+        """float32 (N, K): IoU of each candidate cut at `offset` with itself cut at -`offset`; 1 where both are empty.
+
+        What SAM's automatic mask generator calls the stability score: low where the outline hangs on the threshold.
+        """
+
 
 class Backend(Protocol):
     """A promptable segmentation model. A batch of N equals N batches of one."""

@@ -8,6 +8,7 @@ single-mask output and 1 the alternative of the highest predicted IoU, both corr
 
 import warnings
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import torch
@@ -66,7 +67,13 @@ class SamBackend(SquareBackend):
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
         return [(features, ()) for features in self.model.image_encoder(pixels)]
 
-    def _decode(self, embeddings: list[SquareEmbedding], rows: list[int], question: Question) -> tuple[Tensor, Tensor]:
+    @property
+    def _iou_head(self) -> Any:
+        return self.model.mask_decoder.iou_prediction_head
+
+    def _decode_tokens(
+        self, embeddings: list[SquareEmbedding], rows: list[int], question: Question
+    ) -> tuple[Tensor, Tensor]:
         sparse, dense = self._prompt(question)
         # The official decoder takes one image a call, and begins by adding the dense prompt to it. So let the images
         # ride on the dense prompts, one per row, and add them to an image of zeros.
@@ -102,6 +109,16 @@ class HqSamBackend(SamBackend):
         return [(features[i], (fine[i],)) for i in range(len(features))]
 
     def _decode(self, embeddings: list[SquareEmbedding], rows: list[int], question: Question) -> tuple[Tensor, Tensor]:
+        logits, scores = self._decode_tokens(embeddings, rows, question)
+        single = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
+        best = 1 + scores[:, 1:].argmax(dim=1)
+        chosen = torch.stack((single, best), dim=1)
+        each = torch.arange(len(logits), device=logits.device)[:, None]
+        return logits[each, chosen], scores[each, chosen]
+
+    def _decode_tokens(
+        self, embeddings: list[SquareEmbedding], rows: list[int], question: Question
+    ) -> tuple[Tensor, Tensor]:
         sparse, dense = self._prompt(question)
         parts = [
             self._decode_image(embedding, *prompt)
@@ -121,8 +138,4 @@ class HqSamBackend(SamBackend):
                 dense_prompt_embeddings=dense,
                 hq_features=embedding.extras[0][None],
             )
-        single = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
-        best = 1 + scores[:, 1:].argmax(dim=1)
-        chosen = torch.stack((single, best), dim=1)
-        each = torch.arange(len(logits), device=logits.device)[:, None]
-        return logits[each, chosen].float() + logits[:, -1:].float(), scores[each, chosen]
+        return logits[:, :-1].float() + logits[:, -1:].float(), scores

@@ -6,6 +6,7 @@ alternatives.
 """
 
 from importlib.resources import files
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -60,7 +61,13 @@ class Sam2Backend(SquareBackend):
             features = features + self.model.no_mem_embed.reshape(1, -1, 1, 1)
         return [(features[i], tuple(level[i] for level in fine)) for i in range(len(features))]
 
-    def _decode(self, embeddings: list[SquareEmbedding], rows: list[int], question: Question) -> tuple[Tensor, Tensor]:
+    @property
+    def _iou_head(self) -> Any:
+        return self.model.sam_mask_decoder.iou_prediction_head
+
+    def _decode_tokens(
+        self, embeddings: list[SquareEmbedding], rows: list[int], question: Question
+    ) -> tuple[Tensor, Tensor]:
         # Outside autocast: bf16 would blur coordinates.
         sparse, dense = self.model.sam_prompt_encoder(points=_tokens(question), boxes=None, masks=question.masks)
         owner = owners(rows, device=self.device)

@@ -24,6 +24,9 @@ Precision: TypeAlias = Literal["fp32", "bf16"]
 PIXELS_AT_ONCE = 2**25
 """Full-size mask pixels, as float32, that are worked on at a time: 128 MiB."""
 
+LARGEST_LOGIT = 32.0
+"""Bound of logits that go in again as a mask prompt, as in the official predictors."""
+
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SquareEmbedding:
@@ -64,11 +67,11 @@ class SquareEmbedding:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Candidates:
-    """Answers for N regions of one view: mask logits (N, K, m, m) and predicted IoUs (N, K), float32 on the device."""
+class SquarePrediction:
+    """Answers for N regions of one view: logits (N, K, m, m) and predicted IoUs (N, K), float32 on the device."""
 
     frame: Frame
-    logits: Tensor
+    grid: Tensor
     predicted_iou: Tensor
 
     @property
@@ -78,13 +81,13 @@ class Candidates:
 
     def overlap(self, masks: BoolArray) -> FloatArray:
         """IoU of each candidate with its mask on the mask grid, padding left out; 1 where both are empty."""
-        cells = self.logits.shape[-1]
-        shown = in_view(self.frame, cells=cells).to(self.logits.device)
+        cells = self.grid.shape[-1]
+        shown = in_view(self.frame, cells=cells).to(self.grid.device)
         ious = torch.zeros(self.predicted_iou.shape)
         for rows in _chunks(len(masks), self.frame.view):
-            given = torch.tensor(masks[rows]).to(self.logits.device)
+            given = torch.tensor(masks[rows]).to(self.grid.device)
             mask = (rasterise(given * 2.0 - 1.0, self.frame, cells=cells) > 0)[:, None] & shown
-            candidates = (self.logits[rows] > 0) & shown
+            candidates = (self.grid[rows] > 0) & shown
             shared = (candidates & mask).sum(dim=(2, 3))
             either = (candidates | mask).sum(dim=(2, 3))
             ious[rows] = torch.where(either > 0, shared / either, 1.0).cpu()
@@ -98,14 +101,44 @@ class Candidates:
         that the view covers is read bilinearly once, at the same positions.
         """
         view = self.frame.view
-        rows = torch.arange(len(choice), device=self.logits.device)
-        chosen = self.logits[rows, torch.tensor(choice).to(self.logits.device)]
+        chosen = self._chosen(choice)
         extent = self.frame.extent(chosen.shape[-1])
         masks = np.zeros((len(choice), *view), dtype=np.bool_)
         for part in _chunks(len(choice), view):
             full = sample(chosen[part], view, step=(extent[0] / view[0], extent[1] / view[1]))
             masks[part] = (full > 0).cpu().numpy()
         return masks
+
+    def logits(self, choice: IntArray) -> FloatArray:
+        chosen = self._chosen(choice).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
+        extent = self.frame.extent(chosen.shape[-1])
+        height, width = (math.ceil(cells) for cells in extent)
+        exact = sample(chosen[:, :height, :width], (height, width), step=(extent[0] / height, extent[1] / width))
+        result: FloatArray = exact.cpu().numpy()
+        return result
+
+    def stability(self, offset: float) -> FloatArray:
+        shown = in_view(self.frame, cells=self.grid.shape[-1]).to(self.grid.device)
+        inner = ((self.grid > offset) & shown).sum(dim=(2, 3))
+        outer = ((self.grid > -offset) & shown).sum(dim=(2, 3))  # holds the inner one
+        result: FloatArray = torch.where(outer > 0, inner / outer, 1.0).cpu().numpy()
+        return result
+
+    def _chosen(self, choice: IntArray) -> Tensor:
+        rows = torch.arange(len(choice), device=self.grid.device)
+        return self.grid[rows, torch.tensor(choice).to(self.grid.device)]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class TokenAnswers:
+    """What the decoder made of N rows before a candidate is chosen: what IoU adaption learns from.
+
+    features: float32 (N, H), the input of the last layer of the IoU head.
+    tokens: the answers of all T mask tokens, 0 the single-mask output; their logits are those a candidate would have.
+    """
+
+    features: Tensor
+    tokens: SquarePrediction
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,8 +200,38 @@ class SquareBackend(ABC):
             with torch.no_grad():
                 logits, scores = self._answer(asked, [prompts[i] for i in members])
             parts = zip(members, asked, torch.split(logits, rows), torch.split(scores, rows), strict=True)
-            answers.update((i, Candidates(embedding.frame, part, score)) for i, embedding, part, score in parts)
+            answers.update((i, SquarePrediction(embedding.frame, part, score)) for i, embedding, part, score in parts)
         return [answers[i] for i in range(len(prompts))]
+
+    @property
+    def score_layer(self) -> nn.Linear:
+        """The last layer of the IoU head: H features -> T scores, one per mask token."""
+        layer: nn.Linear = self._iou_head.layers[-1]
+        return layer
+
+    @property
+    def scores_are_probabilities(self) -> bool:
+        """Whether a sigmoid follows that layer."""
+        return bool(self._iou_head.sigmoid_output)
+
+    def predict_tokens(self, embedding: Embedding, prompts: Prompts) -> TokenAnswers:
+        """Answer at least one row of prompts about one view with all mask tokens, and show what the scores come from.
+
+        The scores are `score_layer` of the features, through a sigmoid where `scores_are_probabilities`.
+        """
+        own = _own(embedding)
+        seen: list[Tensor] = []
+
+        def note(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            seen.append(inputs[0].float())
+
+        handle = self.score_layer.register_forward_pre_hook(note)
+        try:
+            with torch.no_grad():
+                logits, scores = self._decode_tokens([own], [len(prompts)], self._question([own], [prompts]))
+        finally:
+            handle.remove()
+        return TokenAnswers(torch.cat(seen), SquarePrediction(own.frame, logits.float(), scores.float()))
 
     def _answer(self, embeddings: list[SquareEmbedding], prompts: list[Prompts]) -> tuple[Tensor, Tensor]:
         rows = [len(asked) for asked in prompts]
@@ -226,9 +289,20 @@ class SquareBackend(ABC):
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
         """Features and extras of each image of a batch (B, 3, S, S)."""
 
+    @property
     @abstractmethod
+    def _iou_head(self) -> Any:
+        """The `MLP` that predicts the IoU of each mask token."""
+
+    @abstractmethod
+    def _decode_tokens(
+        self, embeddings: list[SquareEmbedding], rows: list[int], question: Question
+    ) -> tuple[Tensor, Tensor]:
+        """Logits (N, T, m, m) and scores (N, T) of all mask tokens; the first `rows[0]` rows are the first image's."""
+
     def _decode(self, embeddings: list[SquareEmbedding], rows: list[int], question: Question) -> tuple[Tensor, Tensor]:
-        """Logits (N, K, m, m) and predicted IoUs (N, K); the first `rows[0]` of the N belong to the first image."""
+        """Logits (N, K, m, m) and predicted IoUs (N, K): the mask tokens are the candidates, unless there are fewer."""
+        return self._decode_tokens(embeddings, rows, question)
 
 
 def owners(rows: list[int], *, device: torch.device) -> Tensor:
