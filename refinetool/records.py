@@ -46,7 +46,8 @@ class Region:
 
     `mask` is None where the file holds none that can be decoded; `keep` then says why. A region with a `keep` reason
     is not refined: it goes through untouched with the status `kept:<reason>`. `truth` is the ground truth, where it is
-    known and somebody wants to choose by it.
+    known and somebody wants to choose by it. `score` and `area` (pixels, of the outline) are what the file states, None
+    where it is silent: detections are ranked by the one, and true objects told small from large by the other.
     """
 
     id: int
@@ -54,6 +55,8 @@ class Region:
     mask: Rle | None
     keep: str | None = None
     truth: Rle | None = None
+    score: float | None = None
+    area: float | None = None
 
     def __post_init__(self) -> None:
         if self.mask is None and self.keep is None:

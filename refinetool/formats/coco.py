@@ -2,6 +2,7 @@
 
 import heapq
 import json
+import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -110,7 +111,14 @@ class CocoDataset:
         if record.get("iscrowd") and not self.include_crowd:
             keep = "crowd"
         category = record.get("category_id")
-        return Region(number, int(category) if isinstance(category, int | float) else None, mask, keep)
+        return Region(
+            number,
+            int(category) if isinstance(category, int | float) else None,
+            mask,
+            keep,
+            score=_number(record.get("score")),
+            area=_number(record.get("area")),
+        )
 
     def _draft(self, find: Callable[[str], Outcome | None], file: BinaryIO, drafts: BinaryIO) -> tuple[IntArray, int]:
         """Write the refined records to `drafts`, image by image, since that is how outcomes come.
@@ -162,6 +170,10 @@ class CocoDataset:
         else:
             text = f"{{{member}}}"
         return [(info, text.encode())]
+
+
+def _number(value: Json) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
 
 
 def _with_values(text: str, values: Mapping[str, Json]) -> str:
