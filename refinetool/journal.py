@@ -22,7 +22,7 @@ from types import TracebackType
 from typing import Any, BinaryIO, Self
 
 from refinetool.errors import StorageError, UsageError
-from refinetool.records import Annotation, Outcome, Rle, Sample
+from refinetool.records import Annotation, Candidates, Outcome, Rle, Sample
 
 if sys.platform != "win32":
     import fcntl
@@ -228,6 +228,8 @@ def _parts(sample: Sample) -> Iterable[object]:
     yield (sample.size, sample.layout)
     for region in sample.regions:
         yield (region.id, region.category, region.keep, None if region.mask is None else region.mask.counts)
+        if region.truth is not None:
+            yield region.truth.counts
     yield None if sample.void is None else sample.void.counts
 
 
@@ -252,13 +254,32 @@ def _json_line(record: Mapping[str, object]) -> bytes:
 
 def _packed(annotation: Annotation) -> dict[str, object]:
     mask = annotation.mask
-    return {
+    record: dict[str, object] = {
         "status": annotation.status,
         "predicted_iou": _number(annotation.predicted_iou),
         "coarse_iou": _number(annotation.coarse_iou),
         "size": None if mask is None else [int(side) for side in mask.size],
         "counts": None if mask is None else mask.counts.decode("ascii"),
     }
+    if annotation.candidates is not None:
+        record["candidates"] = packed_candidates(annotation.candidates)
+    return record
+
+
+def packed_candidates(candidates: Candidates) -> dict[str, object]:
+    """Candidates as JSON holds them: masks as COCO's run lengths, each with its predicted IoU."""
+    return {
+        "selected": candidates.selected,
+        "scores": list(candidates.scores),
+        "candidates": [
+            {"size": list(map(int, rle.size)), "counts": rle.counts.decode("ascii")} for rle in candidates.masks
+        ],
+    }
+
+
+def _candidates(packed: Mapping[str, Any]) -> Candidates:
+    rles = (Rle((rle["size"][0], rle["size"][1]), rle["counts"].encode("ascii")) for rle in packed["candidates"])
+    return Candidates(tuple(rles), tuple(packed["scores"]), packed["selected"])
 
 
 def _number(value: float | None) -> float | None:
@@ -273,7 +294,8 @@ def _outcome(record: Mapping[str, Any]) -> Outcome:
 def _annotation(packed: Mapping[str, Any]) -> Annotation:
     size, counts = packed["size"], packed["counts"]
     mask = None if counts is None else Rle((size[0], size[1]), counts.encode("ascii"))
-    return Annotation(mask, packed["status"], packed["predicted_iou"], packed["coarse_iou"])
+    candidates = _candidates(packed["candidates"]) if "candidates" in packed else None
+    return Annotation(mask, packed["status"], packed["predicted_iou"], packed["coarse_iou"], candidates)
 
 
 def _parse(line: bytes) -> dict[str, Any]:

@@ -95,6 +95,10 @@ Precision: TypeAlias = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option("--precision", help="Arithmetic of the model; auto is bf16 on a GPU.", rich_help_panel=MODEL),
 ]
+IouAdapter: TypeAlias = Annotated[
+    Path | None,
+    _given("--iou-adapter", metavar="PATH", text="What refinetool adapt-iou made for this model.", panel=MODEL),
+]
 ImageBatch: TypeAlias = Annotated[
     int | None,
     _given(
@@ -170,15 +174,31 @@ Passes: TypeAlias = Annotated[
     ),
 ]
 Selection: TypeAlias = Annotated[
-    Literal["auto", "single", "predicted", "coarse"] | None,
-    _given("--selection", text="Candidate to take.", panel=METHOD, default=REFINE.selection),
+    Literal["auto", "single", "predicted", "coarse", "oracle"] | None,
+    _given("--selection", text="Candidate to take; oracle needs --truth.", panel=METHOD, default=REFINE.selection),
+]
+Method: TypeAlias = Annotated[
+    Literal["samrefiner", "tight-box", "grid-max-iou", "grid-merge", "grabcut", "guided", "smooth"],
+    typer.Option("--method", help="The tool's own way, or a baseline to compare with.", rich_help_panel=METHOD),
+]
+Cascade: TypeAlias = Annotated[
+    Literal["regen", "logits-a", "logits-b"] | None,
+    _given("--cascade", text="What further passes are prompted with.", panel=METHOD, default=REFINE.cascade),
+]
+Truth: TypeAlias = Annotated[
+    Path | None,
+    _given("--truth", metavar="PATH", text="Ground truth, for --selection oracle.", panel=METHOD),
+]
+Candidates: TypeAlias = Annotated[
+    Path | None,
+    _given("--candidates", metavar="PATH", text="JSON lines to write: all the model offered.", panel=FILES),
 ]
 Snap: TypeAlias = Annotated[
     Literal["auto", "none", "guided"] | None,
     _given("--snap", text="Edge-aware filter at full resolution.", panel=METHOD, default=REFINE.snap.mode),
 ]
 SplitRule: TypeAlias = Annotated[
-    Literal["paper", "relaxed"] | None,
+    Literal["paper", "relaxed", "off"] | None,
     _given("--split-rule", text="How parts of a class mask join.", panel=METHOD, default=REFINE.split.rule),
 ]
 IncludeCrowd: TypeAlias = Annotated[bool, _flag("--include-crowd", text="Refine crowds too.", panel=METHOD)]

@@ -8,7 +8,7 @@ import numpy as np
 
 from refinetool import masks, regions
 from refinetool.parts import whole_claim
-from refinetool.records import REFINED, Annotation, Outcome, Region, Rle, Sample, kept
+from refinetool.records import REFINED, Annotation, Candidates, Outcome, Region, Rle, Sample, kept
 from refinetool.regions import Claim
 
 EMPTY = "empty"
@@ -19,12 +19,14 @@ TOO_SMALL = "too-small"
 
 @dataclass(frozen=True, slots=True)
 class Verdict:
-    """What became of one part: the claim it makes on the image, its status, and how like the coarse mask it is."""
+    """What became of one part: the claim it makes on the image, its status, how sure the model is of it (None without
+    a model), how like the coarse mask it is, and what else the model offered, if that is to be kept."""
 
     claim: Claim
     status: str
-    predicted_iou: float
+    predicted_iou: float | None
     coarse_iou: float
+    candidates: Candidates | None = None
 
 
 def outcome_of(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim]) -> Outcome:
@@ -49,9 +51,9 @@ def alone(sample: Sample, verdicts: Sequence[Verdict]) -> list[Annotation]:
             annotations.append(untouched(region))
         elif verdict.status == REFINED:
             mask = encode_claim(verdict.claim, sample)
-            annotations.append(Annotation(mask, REFINED, verdict.predicted_iou, verdict.coarse_iou))
+            annotations.append(judged_as(verdict, mask))
         else:
-            annotations.append(Annotation(region.mask, verdict.status, verdict.predicted_iou, verdict.coarse_iou))
+            annotations.append(judged_as(verdict, region.mask))
     return annotations
 
 
@@ -75,16 +77,26 @@ def merged(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim]
         accepted = [verdict for verdict in own if verdict.status == REFINED]
         if accepted and region.mask is not None:
             mask = owners == number
-            weights = [float(verdict.claim.mask.sum()) for verdict in accepted]
-            score = float(np.average([verdict.predicted_iou for verdict in accepted], weights=weights))
             overlap = masks.iou(mask, masks.decode(region.mask))
-            annotations.append(Annotation(masks.encode(mask), REFINED, score, overlap))
+            annotations.append(Annotation(masks.encode(mask), REFINED, mean_score(accepted), overlap))
         elif own:
             largest = max(own, key=lambda verdict: int(verdict.claim.mask.sum()))
-            annotations.append(Annotation(region.mask, largest.status, largest.predicted_iou, largest.coarse_iou))
+            annotations.append(replace(judged_as(largest, region.mask), candidates=None))
         else:
             annotations.append(untouched(region))
     return annotations
+
+
+def judged_as(verdict: Verdict, mask: Rle | None) -> Annotation:
+    """The annotation of a region that is one part."""
+    return Annotation(mask, verdict.status, verdict.predicted_iou, verdict.coarse_iou, verdict.candidates)
+
+
+def mean_score(verdicts: Sequence[Verdict]) -> float | None:
+    """The mean predicted IoU of some parts, weighted by area; None where no model was asked."""
+    scored = [(verdict.predicted_iou, float(verdict.claim.mask.sum())) for verdict in verdicts]
+    scores, weights = zip(*scored, strict=True)
+    return None if None in scores else float(np.average(scores, weights=weights))
 
 
 def untouched(region: Region) -> Annotation:

@@ -1,12 +1,13 @@
-"""Parts: what is refined at a time. A region, or a piece of a class mask."""
+"""Parts: what is refined at a time, a region or a piece of a class mask; and jobs: the parts that share a view."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from refinetool import masks, regions
 from refinetool.prompts import tight_box
-from refinetool.records import BoolArray, Box, Sample
+from refinetool.records import BoolArray, Box, ImageArray, Prompts, Sample
 from refinetool.regions import Claim
 from refinetool.settings import SplitSettings
 from refinetool.views import View
@@ -19,6 +20,24 @@ class Part:
     region: int
     box: Box
     mask: BoolArray
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One view and the n parts that are refined in it.
+
+    pixels: uint8 (H, W, 3), what the view shows.
+    coarse: bool (n, H, W).
+    truth: bool (n, H, W), the ground truth of the parts, None where it is not known.
+    prompts: What the model is to be asked first.
+    """
+
+    view: View
+    parts: tuple[Part, ...]
+    pixels: ImageArray
+    coarse: BoolArray
+    truth: BoolArray | None
+    prompts: Prompts
 
 
 def split_sample(sample: Sample, *, settings: SplitSettings) -> tuple[list[Part], list[Claim]]:
@@ -48,6 +67,13 @@ def in_view(part: Part, view: View) -> BoolArray:
     x0, y0, x1, y1 = part.box
     mask[y0 - top : y1 - top, x0 - left : x1 - left] = part.mask
     return mask
+
+
+def truth_in_view(parts: Sequence[Part], view: View, sample: Sample) -> BoolArray | None:
+    """The ground truth of the regions of some parts, bool (n, H, W) in a view; None unless all of it is known."""
+    rles = [sample.regions[part.region].truth for part in parts]
+    known = [masks.decode(rle) for rle in rles if rle is not None]
+    return view.crop_masks(np.stack(known)) if len(known) == len(rles) else None
 
 
 def whole_claim(owner: int, mask: BoolArray) -> Claim:

@@ -9,46 +9,39 @@ A `Refiner` does all of it but reading and writing files, which belong to `forma
 
 import zlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 
 from refinetool import masks
-from refinetool.answers import Answer, ask
+from refinetool.answers import Answer, Offer, ask
 from refinetool.backends import Backend
 from refinetool.backends.models import load_backend
+from refinetool.classical import CLASSICAL, NoModel, answer_classically
 from refinetool.errors import DataError
+from refinetool.grid import answer_by_grid
 from refinetool.guard import doubt
 from refinetool.images import read_image
 from refinetool.outcomes import Verdict, outcome_of
-from refinetool.parts import Part, in_view, split_sample
+from refinetool.parts import Job, in_view, split_sample, truth_in_view
 from refinetool.prompts import excavate, expand_boxes, tight_box
 from refinetool.records import (
     REFINED,
     BoolArray,
+    Candidates,
     ImageArray,
     Outcome,
     Prompts,
     Region,
     Sample,
+    Size,
     kept,
 )
 from refinetool.regions import Claim
 from refinetool.settings import RefineSettings
 from refinetool.snap import guided_snap
 from refinetool.views import View, choose_views
-
-
-@dataclass(frozen=True, slots=True)
-class Job:
-    """One view and the n parts the model is asked about in it: pixels (H, W, 3), coarse masks (n, H, W)."""
-
-    view: View
-    parts: tuple[Part, ...]
-    pixels: ImageArray
-    coarse: BoolArray
-    prompts: Prompts
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,8 +98,9 @@ class Refiner:
         for view, members in chosen:
             shown = tuple(parts[member] for member in members)
             coarse = np.stack([in_view(part, view) for part in shown])
+            truth = truth_in_view(shown, view, sample)
             prompts = excavate(coarse, settings=self.settings.prompts, rng=rng)
-            jobs.append(Job(view, shown, view.crop_image(image), coarse, prompts))
+            jobs.append(Job(view, shown, view.crop_image(image), coarse, truth, prompts))
         return Prepared(sample, tuple(jobs), tuple(trivial))
 
     def segment(self, batch: Sequence[Prepared]) -> list[tuple[Answer, ...]]:
@@ -126,10 +120,19 @@ class Refiner:
         ]
 
     def _answer(self, jobs: Sequence[Job]) -> list[Answer]:
+        match self.settings.method:
+            case "prompts":
+                return self._answer_prompts(jobs)
+            case "grid-max-iou" | "grid-merge" as rule:
+                return answer_by_grid(self.backend, jobs, rule=rule, settings=self.settings)
+            case "grabcut" | "guided" | "smooth" as method:
+                return answer_classically(jobs, method=method, settings=self.settings.classical)
+
+    def _answer_prompts(self, jobs: Sequence[Job]) -> list[Answer]:
+        """SAMRefiner's way: (excavate → segment → select) x passes."""
         settings = self.settings
         embeddings = self.backend.embed([job.pixels for job in jobs])
         current = [job.coarse for job in jobs]
-        prompts = [job.prompts for job in jobs]
         answers: list[Answer] = []
         for number in range(settings.passes):
             if number > 0:
@@ -138,45 +141,62 @@ class Refiner:
                     np.where(answer.masks.any(axis=(1, 2), keepdims=True), answer.masks, before)
                     for answer, before in zip(answers, current, strict=True)
                 ]
-                rng = np.random.default_rng((settings.seed, number))
-                prompts = [excavate(found, settings=settings.prompts, rng=rng) for found in current]
+            prompts = self._excavate(number, jobs, current, answers)
             if settings.prompts.box == "elastic":
                 prompts = [
                     expand_boxes(asked, found, embedding.similarity(found), settings=settings.prompts)
                     for asked, found, embedding in zip(prompts, current, embeddings, strict=True)
                 ]
+            last = number == settings.passes - 1
             answers = ask(
                 self.backend,
                 embeddings,
                 prompts,
-                [job.coarse for job in jobs],
+                jobs,
                 selection=self.backend.selection if settings.selection == "auto" else settings.selection,
                 prompt_batch=settings.prompt_batch,
+                with_logits=settings.cascade != "regen" and not last,
+                with_offer=settings.keep_candidates and last,
             )
         return answers
+
+    def _excavate(
+        self, number: int, jobs: Sequence[Job], current: Sequence[BoolArray], answers: Sequence[Answer]
+    ) -> list[Prompts]:
+        """The prompts of pass `number`, mined from the masks of the one before, or with its logits among them."""
+        settings = self.settings
+        if number == 0:
+            prompts = [job.prompts for job in jobs]
+            return [replace(asked, masks=None) for asked in prompts] if settings.cascade == "logits-a" else prompts
+        rng = np.random.default_rng((settings.seed, number))
+        prompts = [excavate(found, settings=settings.prompts, rng=rng) for found in current]
+        if settings.cascade == "regen":
+            return prompts
+        return [replace(asked, masks=answer.logits) for asked, answer in zip(prompts, answers, strict=True)]
 
     def finish(self, prepared: Prepared, segmented: Sequence[Answer]) -> Outcome:
         """Snap and judge what the model proposed, and merge it where regions share a map."""
         verdicts = [
-            self._judge(job, row, answer)
+            self._judge(job, row, answer, size=prepared.sample.size)
             for job, answer in zip(prepared.jobs, segmented, strict=True)
             for row in range(len(job.parts))
         ]
         return outcome_of(prepared.sample, verdicts, prepared.trivial)
 
-    def _judge(self, job: Job, row: int, answer: Answer) -> Verdict:
+    def _judge(self, job: Job, row: int, answer: Answer, *, size: Size) -> Verdict:
         part, proposal = job.parts[row], answer.masks[row]
-        score = float(answer.predicted_iou[row])
+        score = None if np.isnan(answer.predicted_iou[row]) else float(answer.predicted_iou[row])
+        offered = None if answer.offer is None else candidates_of(answer.offer, row, job.view, size)
         snap = self.settings.snap
         if (self.backend.snap if snap.mode == "auto" else snap.mode) == "guided" and proposal.any():
             proposal = guided_snap(job.pixels, proposal, radius_share=snap.radius, epsilon=snap.epsilon)
         reason, overlap = doubt(job.coarse[row], proposal, score, settings=self.settings.guard)
         if reason is not None:
-            return Verdict(Claim(part.region, part.box, part.mask, None), kept(reason), score, overlap)
+            return Verdict(Claim(part.region, part.box, part.mask, None), kept(reason), score, overlap, offered)
         x0, y0, x1, y1 = tight_box(proposal)
         left, top, _, _ = job.view.window
         claim = Claim(part.region, (left + x0, top + y0, left + x1, top + y1), proposal[y0:y1, x0:x1].copy(), score)
-        return Verdict(claim, REFINED, score, overlap)
+        return Verdict(claim, REFINED, score, overlap, offered)
 
     def refine_image(self, image: ImageArray, coarse: BoolArray) -> list[RefinedMask]:
         """Refine N masks of one image that are at hand as arrays; they may overlap.
@@ -208,14 +228,29 @@ class Refiner:
         ]
 
 
+def candidates_of(offer: Offer, row: int, view: View, size: Size) -> Candidates:
+    """What was offered for one part of a view, in the frame of the image, whose size is (H, W)."""
+    whole = (view.paste_masks(mask, size=size) for mask in offer.masks[row])
+    scores = tuple(float(score) for score in offer.scores[row])
+    return Candidates(tuple(masks.encode(mask) for mask in whole), scores, int(offer.selected[row]))
+
+
 def load_refiner(
-    model: str, *, checkpoint: str | None, device: str, precision: str, settings: RefineSettings
+    model: str,
+    *,
+    checkpoint: str | None,
+    device: str,
+    precision: str,
+    settings: RefineSettings,
 ) -> Refiner:
-    """A refiner with the named model (`refinetool models list`).
+    """A refiner with the named model (`refinetool models list`); methods that ask no model load none.
 
     Args:
         checkpoint: A weights file, `random:SEED`, or None for the published weights.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
     """
-    return Refiner(load_backend(model, checkpoint=checkpoint, device=device, precision=precision), settings)
+    if settings.method in CLASSICAL:
+        return Refiner(NoModel(), settings)
+    backend = load_backend(model, checkpoint=checkpoint, device=device, precision=precision)
+    return Refiner(backend, settings)

@@ -19,9 +19,11 @@ from pathlib import Path
 from types import FrameType
 
 from refinetool.backends.models import pick_device, pick_precision
+from refinetool.candidate_record import write_candidates
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.storage import refuse_overlap
+from refinetool.ground_truth import with_truth
 from refinetool.journal import Journal, holds_work, journal_path
 from refinetool.mask_record import write_mask_record
 from refinetool.pipeline import Crashed, P, Result, S, Stages, in_process, stay_coarse
@@ -105,6 +107,8 @@ def refine_dataset(
     overwrite: bool = False,
     dry_run: bool = False,
     record: Path | str | None = None,
+    candidates: Path | str | None = None,
+    truth: Path | str | None = None,
     threads: int = JOB.threads,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Summary:
@@ -130,6 +134,8 @@ def refine_dataset(
         overwrite: replace the output if it exists.
         dry_run: only look; every mask that would be refined counts as kept for `dry-run`.
         record: a CSV file to write with one line per mask: what became of it.
+        candidates: a file of JSON lines to write with all that the model offered for every mask.
+        truth: ground truth in the format of the coarse masks, for the selection `oracle`.
         threads: how many prepare and finish beside the one that runs the model.
         on_progress: called after each image.
 
@@ -148,11 +154,24 @@ def refine_dataset(
         source, images=_path(images), format=format, sizes=_path(sizes), include_crowd=settings.include_crowd
     )
     total = len(dataset) if limit is None else min(limit, len(dataset))
-    samples = islice(dataset.samples(), total)
+    samples: Iterable[Sample] = islice(dataset.samples(), total)
+    if (settings.selection == "oracle") != (truth is not None):
+        raise UsageError("--selection oracle chooses by the ground truth that --truth names: give both or neither")
+    if truth is not None:
+        known = open_dataset(Path(truth), images=_path(images), sizes=_path(sizes), need_images=False)
+        samples = with_truth(samples, known.samples())
+    if candidates is not None:
+        settings = replace(settings, keep_candidates=True)
     if dry_run:
         return look(samples, total=total, on_progress=on_progress)
     try:
-        refiner = load_refiner(model, checkpoint=checkpoint, device=device, precision=precision, settings=settings)
+        refiner = load_refiner(
+            model,
+            checkpoint=checkpoint,
+            device=device,
+            precision=precision,
+            settings=settings,
+        )
         job = describe(refiner, model=model, device=device, precision=precision, format=dataset.format)
         with Journal(left, job=job, fresh=fresh) as journal:
             with stop_on_interrupt() as stop:
@@ -169,6 +188,8 @@ def refine_dataset(
             written = write(dataset, journal.find, destination, job)
             if record is not None:
                 write_mask_record(dataset.samples(), journal.find, Path(record))
+            if candidates is not None:
+                write_candidates(dataset.samples(), journal.find, Path(candidates))
             complete = total == len(dataset) and summary.failed == 0
             if complete:
                 journal.remove()

@@ -88,6 +88,9 @@ class SnapSettings:
     """Variance, on a 0..1 colour scale, below which the guide counts as flat."""
 
 
+_SNAP = SnapSettings()
+
+
 @dataclass(frozen=True, slots=True)
 class GridSettings:
     """The automatic masks that the grid baselines choose from, as SAM's automatic mask generator makes them."""
@@ -108,6 +111,9 @@ class ClassicalSettings:
     grabcut_band: float = 0.15
     """Pixels this near the outline are in doubt, the others are certain."""
     grabcut_rounds: int = 3
+    guided_radius: float = _SNAP.radius
+    guided_epsilon: float = _SNAP.epsilon
+    """Of the colour guided filter, which is also what `snap` does to a model's mask."""
     smooth_sigma: float = 0.06
     """Standard deviation of the Gaussian blur."""
 
@@ -116,7 +122,7 @@ class ClassicalSettings:
 class RefineSettings:
     """One refinement job, apart from model and files."""
 
-    method: Literal["prompts", "grid-max-iou", "grid-merge", "grabcut", "smooth"] = "prompts"
+    method: Literal["prompts", "grid-max-iou", "grid-merge", "grabcut", "guided", "smooth"] = "prompts"
     """`prompts` is SAMRefiner's way; the others are baselines, for comparison."""
     passes: int = 1
     cascade: Literal["regen", "logits-a", "logits-b"] = "regen"
@@ -171,6 +177,7 @@ METHODS = {
     "grid-max-iou": replace(_PLAIN, method="grid-max-iou", view=ViewSettings(mode="frame")),
     "grid-merge": replace(_PLAIN, method="grid-merge", view=ViewSettings(mode="frame")),
     "grabcut": replace(_PLAIN, method="grabcut", view=ViewSettings(mode="crop")),
+    "guided": replace(_PLAIN, method="guided", view=ViewSettings(mode="crop")),
     "smooth": replace(_PLAIN, method="smooth", view=ViewSettings(mode="crop")),
 }
 """What `refine --method` begins with: the tool's own way, and baselines, which have neither guard nor snapping."""

@@ -14,6 +14,7 @@ import numpy as np
 import pytest
 from commands import HEIGHT, WIDTH, Command, a_summary
 from fakes import BrightBackend
+from pycocotools.mask import decode, frPyObjects
 
 import refinetool
 from refinetool import cli, options, runners
@@ -21,7 +22,7 @@ from refinetool.backends import weights
 from refinetool.errors import Interrupted
 from refinetool.formats import FORMATS
 from refinetool.runners import Summary
-from refinetool.settings import NO_GUARD, RELEASE, JobSettings, RefineSettings
+from refinetool.settings import METHODS, NO_GUARD, RELEASE, JobSettings, RefineSettings
 
 
 @pytest.fixture
@@ -117,6 +118,8 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
     assert passed_on == {
         "coarse": Path("masks.json"),
         "record": None,
+        "candidates": None,
+        "truth": None,
         "images": None,
         "output": Path("masks.refined.json"),
         "model": job.model,
@@ -152,6 +155,8 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         (["--resume"], "resume", True),
         (["--fresh"], "fresh", True),
         (["--threads", "3"], "threads", 3),
+        (["--candidates", "all.jsonl"], "candidates", Path("all.jsonl")),
+        (["--selection", "oracle", "--truth", "truth.json"], "truth", Path("truth.json")),
     ],
 )
 def test_job_options(
@@ -163,6 +168,7 @@ def test_job_options(
 
 SETTINGS: list[tuple[str, str, object]] = [
     ("--passes 3", "passes", 3),
+    ("--cascade logits-b", "cascade", "logits-b"),
     ("--selection coarse", "selection", "coarse"),
     ("--include-crowd", "include_crowd", True),
     ("--seed 5", "seed", 5),
@@ -173,6 +179,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--view-margin 0.1", "view.margin", 0.1),
     ("--snap guided", "snap.mode", "guided"),
     ("--split-rule paper", "split.rule", "paper"),
+    ("--split-rule off", "split.rule", "off"),
     ("--min-predicted-iou 0.9", "guard.min_predicted_iou", 0.9),
     ("--min-coarse-iou 0.8", "guard.min_coarse_iou", 0.8),
     ("--max-area-ratio 2", "guard.max_area_ratio", 2.0),
@@ -225,12 +232,52 @@ def test_release_is_a_base_that_options_still_change(command: Command, passed_on
     assert {key for key in after if after[key] != before[key]} == {"passes"}
 
 
+@pytest.mark.parametrize("method", METHODS)
+def test_a_method_is_a_base_that_options_still_change(command: Command, passed_on: dict[str, Any], method: str) -> None:
+    command("refine", "masks.json", "--method", method)
+    assert passed_on["settings"] == METHODS[method]
+    command("refine", "masks.json", "--method", method, "--max-area-ratio", "2")
+    before, after = flat(METHODS[method]), flat(passed_on["settings"])
+    assert {key for key in after if after[key] != before[key]} == {"guard.max_area_ratio"}
+
+
+def test_release_and_a_baseline_exclude_each_other(command: Command) -> None:
+    said = command("refine", "masks.json", "--compat", "release", "--method", "grabcut")
+    assert said.code == 2
+    assert "--method grabcut" in said.err
+
+
 def test_no_guard_gives_way_to_a_threshold(command: Command, passed_on: dict[str, Any]) -> None:
     command("refine", "masks.json", "--no-guard")
     assert passed_on["settings"].guard == NO_GUARD
     command("refine", "masks.json", "--no-guard", "--min-coarse-iou", "0.5")
     assert passed_on["settings"].guard.min_coarse_iou == 0.5
     assert passed_on["settings"].guard.max_area_ratio == NO_GUARD.max_area_ratio
+
+
+def test_all_that_the_model_offered_is_written(command: Command, folder: Path) -> None:
+    offered, out = folder / "all.jsonl", folder / "out.json"
+    arguments = ("refine", folder / "coarse.json", "--images", folder / "images", "-o", out, "--candidates", offered)
+    assert command(*arguments).code == 0
+    lines = [json.loads(line) for line in offered.read_text().splitlines()]
+    assert [line["image"] for line in lines] == ["1", "2", "3"]
+    refined = {one["id"]: one["segmentation"] for one in json.loads(out.read_text())["annotations"]}
+    for line in lines:
+        for one in line["annotations"]:
+            assert len(one["candidates"]) == len(one["scores"]) == 4
+            assert one["selected"] == 1 + int(np.argmax(one["scores"][1:]))
+            (ring,) = refined.pop(one["id"])
+            taken = decode(one["candidates"][one["selected"]])
+            assert decode(frPyObjects([ring], HEIGHT, WIDTH)[0]).tolist() == taken.tolist()
+    assert not refined
+
+
+def test_the_oracle_needs_ground_truth(command: Command, folder: Path) -> None:
+    arguments = ("refine", folder / "coarse.json", "--images", folder / "images", "-o", folder / "out.json")
+    said = command(*arguments, "--selection", "oracle")
+    assert said.code == 2
+    assert "--truth" in said.err
+    assert command(*arguments, "--selection", "oracle", "--truth", folder / "coarse.json").code == 0
 
 
 def test_default_outputs(tmp_path: Path) -> None:

@@ -205,7 +205,7 @@ def reasons() -> Iterator[str]:
                     yield from strings(value)
                 case ast.Assign(targets=[ast.Name(id="reason" | "keep")], value=value):
                     yield from strings(value)
-    for name in ("guard.py", "outcomes.py", "formats/coco_masks.py"):
+    for name in ("guard.py", "outcomes.py", "ground_truth.py", "formats/coco_masks.py"):
         for statement in ast.parse((ROOT / "refinetool" / name).read_text()).body:
             if isinstance(statement, ast.Assign):
                 yield from (word for word in strings(statement.value) if re.fullmatch(r"[a-z]+(-[a-z]+)*", word))

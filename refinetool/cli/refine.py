@@ -10,8 +10,8 @@ import typer
 from refinetool import console, options
 from refinetool.cli.app import app
 from refinetool.errors import DataError, Interrupted, UsageError
-from refinetool.options import JOB, REFINE
-from refinetool.settings import NO_GUARD, RELEASE
+from refinetool.options import JOB
+from refinetool.settings import METHODS, NO_GUARD, RELEASE
 
 
 @app.command(
@@ -38,16 +38,20 @@ def refine(
     limit: options.Limit = None,
     dry_run: options.DryRun = False,
     record: options.Record = None,
+    candidates: options.Candidates = None,
     resume: options.Resume = False,
     fresh: options.Fresh = False,
     threads: options.Threads = None,
     seed: options.Seed = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
+    method: options.Method = "samrefiner",
     view: options.View = None,
     view_margin: options.ViewMargin = None,
     passes: options.Passes = None,
+    cascade: options.Cascade = None,
     selection: options.Selection = None,
+    truth: options.Truth = None,
     snap: options.Snap = None,
     split_rule: options.SplitRule = None,
     include_crowd: options.IncludeCrowd = False,
@@ -74,11 +78,14 @@ def refine(
     gaussian_background: options.GaussianBackground = None,
     weaken_expanded: options.WeakenExpanded = False,
 ) -> None:
+    if compat == "release" and method != "samrefiner":
+        raise UsageError(f"--compat release is about the method samrefiner; leave it or --method {method} out")
     settings = options.changed(
-        RELEASE if compat == "release" else REFINE,
+        RELEASE if compat == "release" else METHODS[method],
         {
             "guard": NO_GUARD if no_guard else None,
             "passes": passes,
+            "cascade": cascade,
             "selection": selection,
             "include_crowd": include_crowd or None,
             "seed": seed,
@@ -139,6 +146,8 @@ def refine(
                 overwrite=overwrite,
                 dry_run=dry_run,
                 record=record,
+                candidates=candidates,
+                truth=truth,
                 threads=threads or JOB.threads,
                 on_progress=listener,
             )

@@ -1,0 +1,102 @@
+"""Baselines without a model, for comparison: GrabCut and the guided filter, and a blur, which is blind to the image.
+
+Lengths are shares of r, the radius of a disc of the mask's area.
+"""
+
+import hashlib
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal, TypeAlias
+
+import cv2
+import numpy as np
+
+from refinetool.answers import Answer
+from refinetool.backends import Embedding, Prediction, Selection
+from refinetool.masks import distance_inside
+from refinetool.parts import Job
+from refinetool.records import BoolArray, ImageArray, Prompts
+from refinetool.settings import ClassicalSettings
+from refinetool.snap import guided_snap
+
+Method: TypeAlias = Literal["grabcut", "guided", "smooth"]
+CLASSICAL: tuple[Method, ...] = ("grabcut", "guided", "smooth")
+
+SMALLEST_SIGMA_PX = 0.3
+RNG_SEED = 0
+NO_RECTANGLE = (0, 0, 0, 0)
+"""What GrabCut gets that begins with a trimap."""
+
+
+def answer_classically(jobs: Sequence[Job], *, method: Method, settings: ClassicalSettings) -> list[Answer]:
+    """One answer per job; its predicted IoUs are NaN, since nobody predicts any."""
+    return [
+        Answer(
+            np.stack([refined(job.pixels, mask, method=method, settings=settings) for mask in job.coarse]),
+            np.full(len(job.coarse), np.nan, dtype=np.float32),
+        )
+        for job in jobs
+    ]
+
+
+def refined(image: ImageArray, mask: BoolArray, *, method: Method, settings: ClassicalSettings) -> BoolArray:
+    """One mask, bool (H, W), of an image, uint8 (H, W, 3) RGB, refined by the method."""
+    match method:
+        case "grabcut":
+            return grabcut(image, mask, band_share=settings.grabcut_band, rounds=settings.grabcut_rounds)
+        case "guided":
+            return guided_snap(image, mask, radius_share=settings.guided_radius, epsilon=settings.guided_epsilon)
+        case "smooth":
+            return smooth(mask, sigma_share=settings.smooth_sigma)
+
+
+def grabcut(image: ImageArray, mask: BoolArray, *, band_share: float, rounds: int) -> BoolArray:
+    """GrabCut (Rother et al. 2004) where all within `band_share` r of the outline is in doubt, the rest certain.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        mask: bool (H, W), not empty. One that fills the image comes back: there is no background to learn from.
+        rounds: Iterations of colour models and cut.
+    """
+    if mask.all():
+        return mask
+    band_px = max(1.0, band_share * disc_radius(mask))
+    inside, outside = (distance_inside(side, border_is_background=False) for side in (mask, ~mask))
+    trimap = np.full(mask.shape, cv2.GC_BGD, dtype=np.uint8)
+    trimap[(outside > 0) & (outside <= band_px)] = cv2.GC_PR_BGD
+    trimap[(inside > 0) & (inside <= band_px)] = cv2.GC_PR_FGD
+    trimap[inside > band_px] = cv2.GC_FGD
+    cv2.setRNGSeed(RNG_SEED)  # its colour clusters start at random
+    models = np.zeros((1, 65)), np.zeros((1, 65))
+    cv2.grabCut(np.ascontiguousarray(image), trimap, NO_RECTANGLE, *models, rounds, cv2.GC_INIT_WITH_MASK)
+    return np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD))
+
+
+def smooth(mask: BoolArray, *, sigma_share: float) -> BoolArray:
+    """Blur a mask, bool (H, W), with a standard deviation of `sigma_share` r and cut it at one half."""
+    sigma_px = max(sigma_share * disc_radius(mask), SMALLEST_SIGMA_PX)
+    blurred: BoolArray = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma_px) > 0.5
+    return blurred
+
+
+def disc_radius(mask: BoolArray) -> float:
+    """r, in pixels."""
+    return math.sqrt(np.count_nonzero(mask) / math.pi)
+
+
+@dataclass(slots=True)
+class NoModel:
+    """Stands where methods without a model have none: it says how they like their views, and can't be asked."""
+
+    name: str = "none"
+    view: Literal["frame", "crop"] = "crop"
+    selection: Selection = "single"
+    snap: Literal["none", "guided"] = "none"
+    fingerprint: str = hashlib.sha256(f"opencv {cv2.__version__}".encode()).hexdigest()
+
+    def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
+        raise NotImplementedError("methods without a model embed nothing")
+
+    def predict(self, embeddings: Sequence[Embedding], prompts: Sequence[Prompts]) -> list[Prediction]:
+        raise NotImplementedError("methods without a model ask nothing")

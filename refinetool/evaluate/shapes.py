@@ -1,0 +1,158 @@
+"""Masks of one image as they are compared: cut to their boxes, drawn once, however often they are asked for."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from refinetool import masks
+from refinetool.records import BoolArray, Box, Rle, Size
+
+
+@dataclass(frozen=True, slots=True)
+class Shape:
+    """One mask within its tight box, bool (y1 - y0, x1 - x0), and its inner boundary band there."""
+
+    box: Box
+    pixels: BoolArray
+    band: BoolArray
+    area: int
+    band_area: int
+
+
+NOTHING = np.zeros((0, 0), dtype=np.bool_)
+EMPTY = Shape(box=(0, 0, 0, 0), pixels=NOTHING, band=NOTHING, area=0, band_area=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Overlap:
+    """IoU and boundary IoU of a mask with its ground truth, both in 0..1."""
+
+    iou: float
+    boundary_iou: float
+
+
+LOST = Overlap(iou=0.0, boundary_iou=0.0)
+"""What an object scores that the prediction does not have, even if its ground truth is empty."""
+
+
+@dataclass(frozen=True, slots=True)
+class Common:
+    """Pixels that two masks, and their bands, share and cover together."""
+
+    shared: int
+    covered: int
+    band_shared: int
+    band_covered: int
+
+    @property
+    def overlap(self) -> Overlap:
+        """Two empty masks are equal: both figures are 1, as DAVIS has it."""
+        return Overlap(
+            iou=self.shared / self.covered if self.covered else 1.0,
+            boundary_iou=self.band_shared / self.band_covered if self.band_covered else 1.0,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Canvas:
+    """The shapes of an image's masks.
+
+    size: (H, W).
+    void: bool (H, W), pixels that belong to no mask, None if there are none.
+    band_px: Width of the boundary band.
+    """
+
+    size: Size
+    void: BoolArray | None
+    band_px: int
+    drawn: dict[bytes, Shape] = field(default_factory=dict)
+
+    def shape(self, rle: Rle | None) -> Shape:
+        """The shape of a mask without the void pixels; None is an empty mask."""
+        if rle is None:
+            return EMPTY
+        found = self.drawn.get(rle.counts)
+        if found is None:
+            found = self.drawn[rle.counts] = self._draw(rle)
+        return found
+
+    def _draw(self, rle: Rle) -> Shape:
+        crop = masks.decode_crop(rle)
+        if crop is None:
+            return EMPTY
+        pixels, (x0, y0, x1, y1) = crop
+        if self.void is not None:
+            pixels = pixels & ~self.void[y0:y1, x0:x1]
+        return shape_of(pixels, (x0, y0), band_px=self.band_px)
+
+
+def shape_of(pixels: BoolArray, corner: tuple[int, int], *, band_px: int) -> Shape:
+    """The shape of a mask, bool (h, w), whose top left pixel is `corner` (x, y)."""
+    box = masks.bounding_box(pixels)
+    if box is None:
+        return EMPTY
+    x0, y0, x1, y1 = box
+    inside = pixels[y0:y1, x0:x1]
+    band = masks.boundary(inside, band_px)
+    return Shape(
+        box=(corner[0] + x0, corner[1] + y0, corner[0] + x1, corner[1] + y1),
+        pixels=inside,
+        band=band,
+        area=int(np.count_nonzero(inside)),
+        band_area=int(np.count_nonzero(band)),
+    )
+
+
+def common(a: Shape, b: Shape) -> Common:
+    """Count what two masks share."""
+    here, there = _meeting(a.box, b.box)
+    shared = int(np.count_nonzero(a.pixels[here] & b.pixels[there]))
+    band_shared = int(np.count_nonzero(a.band[here] & b.band[there]))
+    return Common(
+        shared=shared,
+        covered=a.area + b.area - shared,
+        band_shared=band_shared,
+        band_covered=a.band_area + b.band_area - band_shared,
+    )
+
+
+def placed(shape: Shape, box: Box) -> BoolArray:
+    """What of a mask lies in a box, bool (y1 - y0, x1 - x0)."""
+    x0, y0, x1, y1 = box
+    canvas = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
+    here, there = _meeting(shape.box, box)
+    canvas[there] = shape.pixels[here]
+    return canvas
+
+
+def box_around(boxes: Iterable[Box], *, margin_px: int, size: Size) -> Box:
+    """The box that holds all boxes and a margin, within an image of size (H, W)."""
+    x0, y0, x1, y1 = zip(*boxes, strict=True)
+    return (
+        max(0, min(x0) - margin_px),
+        max(0, min(y0) - margin_px),
+        min(size[1], max(x1) + margin_px),
+        min(size[0], max(y1) + margin_px),
+    )
+
+
+def _meeting(a: Box, b: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Where two boxes meet, as (rows, columns) within each of them; empty if they don't."""
+    x0, y0 = max(a[0], b[0]), max(a[1], b[1])
+    x1, y1 = max(x0, min(a[2], b[2])), max(y0, min(a[3], b[3]))
+    return (
+        (slice(y0 - a[1], y1 - a[1]), slice(x0 - a[0], x1 - a[0])),
+        (slice(y0 - b[1], y1 - b[1]), slice(x0 - b[0], x1 - b[0])),
+    )
+
+
+def overlaps(truth: BoolArray, others: Iterable[BoolArray], *, boundary_ratio: float) -> list[Overlap]:
+    """IoU and boundary IoU of some masks, bool (H, W), with one ground truth mask.
+
+    iou = |P & G| / |P | G|; boundary IoU is the same of the inner bands (Cheng et al. 2021), `boundary_ratio` of the
+    image diagonal wide, at least 1 px. Two empty masks are equal: both figures are 1, as DAVIS has it.
+    """
+    band_px = masks.boundary_width((truth.shape[0], truth.shape[1]), boundary_ratio)
+    reference = shape_of(truth, (0, 0), band_px=band_px)
+    return [common(reference, shape_of(other, (0, 0), band_px=band_px)).overlap for other in others]

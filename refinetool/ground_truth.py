@@ -1,0 +1,40 @@
+"""Ground truth beside coarse masks, for what may look at it: upper bounds and ablations."""
+
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
+
+from refinetool.errors import UsageError
+from refinetool.evaluate.pairing import matches
+from refinetool.records import Region, Sample
+
+NO_TRUTH = "no-truth"
+"""Why a region is kept as it is that has no ground truth, where that is needed."""
+
+
+def with_truth(samples: Iterable[Sample], truths: Iterable[Sample]) -> Iterator[Sample]:
+    """Coarse samples whose regions know their ground truth, matched by image and id; images without any come last.
+
+    A region without ground truth is kept for `no-truth`.
+
+    Raises:
+        UsageError: class maps, whose parts have no ground truth of their own.
+        DataError: an image occurs twice, or differs in size.
+    """
+    for match in matches(samples, truths, None):
+        sample = match.prediction
+        if sample is None:
+            continue
+        if match.semantic:
+            raise UsageError(
+                f"Image {sample.key} is a class map. Its parts have no ground truth of their own to choose by; the "
+                "oracle needs objects."
+            )
+        known = {} if match.truth is None else {region.id: region.mask for region in match.truth.regions}
+        regions = (_informed(region, replace(region, truth=known.get(region.id))) for region in sample.regions)
+        yield replace(sample, regions=tuple(regions))
+
+
+def _informed(region: Region, informed: Region) -> Region:
+    if informed.truth is not None or region.keep is not None:
+        return informed
+    return replace(region, keep=NO_TRUTH)
