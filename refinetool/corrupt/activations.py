@@ -1,0 +1,160 @@
+"""Masks as thresholded activations of low resolution: class activation maps, and the grids of mask heads."""
+
+from collections.abc import Iterator
+from typing import Literal
+
+import cv2
+import numpy as np
+
+from refinetool.corrupt.geometry import radius
+from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
+from refinetool.masks import bounding_box
+from refinetool.records import BoolArray, FloatArray, ImageArray
+
+THRESHOLDS = np.linspace(0.1, 0.9, 161)
+"""Where a map may be cut, as shares of its peak."""
+BIAS_GAIN = 1.5
+BIAS_REACH = 0.35
+"""Reach of the bias towards one part, as a share of the square root of the object's area."""
+MIN_CELL_PX = 2.0
+BLUR_STEP = 1.5
+MASK_HEAD_CELLS = (28, 56)
+
+
+def activation_map(
+    image: ImageArray | None,
+    gt: BoolArray,
+    rng: Rng,
+    *,
+    goal: Goal,
+    name: str,
+    cell_px: float,
+    blur: float,
+    bias: bool,
+    leak: float,
+    mode: Literal["under", "over", "either"],
+) -> Corrupted:
+    """Threshold a blurred activation of low resolution, as weak supervision gives.
+
+    The IoU aimed at is drawn from the band, and the threshold is the one between 0.1 and 0.9 of the peak that comes
+    closest to it: above the threshold of the best IoU the mask is too small, below it too large. Where no threshold
+    gives the IoU because the map is too coarse for the object, the next attempt halves the cells; where it is too
+    fine, it blurs more.
+
+    Args:
+        image: Not looked at.
+        gt: bool (H, W).
+        name: What to call the generator.
+        cell_px, blur, bias, leak: See `activation`.
+        mode: Whether the mask is to be too small, too large, or either.
+    """
+    del image
+
+    def attempts() -> Iterator[Attempt]:
+        cell, sigma = cell_px, blur
+        target = rng.uniform(goal.low, goal.high)
+        while True:
+            scores = activation(gt, rng, cell_px=cell, blur=sigma, bias=bias, leak=leak)
+            overlaps = overlap_by_threshold(scores, gt, goal.ignore)
+            side = ("under", "over")[rng.integers(2)] if mode == "either" else mode
+            threshold = _threshold_for(overlaps, target, too_small=side == "under")
+            yield Attempt(scores >= threshold, (f"{side}-segmented",), evidence=_centred(scores, threshold))
+            if overlaps.max() < target:
+                cell = max(MIN_CELL_PX, cell / 2)
+            else:
+                sigma *= BLUR_STEP
+
+    return reach(name, attempts(), gt, goal=goal)
+
+
+def activation(gt: BoolArray, rng: Rng, *, cell_px: float, blur: float, bias: bool, leak: float) -> FloatArray:
+    """The map that a class activation method might give for a mask, float32 (H, W) in 0..1.
+
+    Args:
+        gt: bool (H, W), not empty.
+        cell_px: Side of a cell of the grid.
+        blur: Standard deviation of the Gaussian, in cells.
+        bias: Whether one part of the object, around a random pixel of it, excites more than the rest.
+        leak: Amplitude of smooth noise all over the image, as a share of the peak.
+    """
+    height, width = gt.shape
+    columns, rows = max(2, round(width / cell_px)), max(2, round(height / cell_px))
+    grid = cv2.resize(gt.astype(np.float32), (columns, rows), interpolation=cv2.INTER_AREA)
+    heat = _blurred(np.asarray(grid, np.float32), blur)
+    if bias:
+        y, x = np.divmod(rng.choice(np.flatnonzero(gt)), width)
+        across = (np.arange(columns) + 0.5) * width / columns - x
+        down = (np.arange(rows) + 0.5) * height / rows - y
+        squared = across[None] ** 2 + down[:, None] ** 2
+        heat = heat * (1 + BIAS_GAIN * np.exp(-squared / (2 * BIAS_REACH**2 * gt.sum()))).astype(np.float32)
+    if leak:
+        noise = _blurred(rng.standard_normal((rows, columns)).astype(np.float32), max(1.0, blur))
+        heat = heat + leak * heat.max() * noise / (np.abs(noise).max() + np.float32(1e-6))
+    large = np.asarray(cv2.resize(heat.astype(np.float32), (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    positive = np.maximum(large, 0)
+    scaled: FloatArray = (positive / max(float(positive.max()), 1e-12)).astype(np.float32)
+    return scaled
+
+
+def overlap_by_threshold(scores: FloatArray, gt: BoolArray, ignore: BoolArray | None) -> FloatArray:
+    """IoU of `scores >= threshold` with a mask for each of THRESHOLDS, float32, from one pass over the pixels."""
+    counted = np.ones_like(gt) if ignore is None else ~ignore
+    # Position 0 is below all thresholds, position n reaches the first n of them.
+    level = np.searchsorted(THRESHOLDS, scores, side="right")
+    hits, alarms = (
+        np.bincount(level[where], minlength=len(THRESHOLDS) + 1)[::-1].cumsum()[::-1][1:]
+        for where in (gt & counted, counted & ~gt)
+    )
+    overlaps: FloatArray = (hits / (np.count_nonzero(gt & counted) + alarms)).astype(np.float32)
+    return overlaps
+
+
+def _threshold_for(overlaps: FloatArray, target: float, *, too_small: bool) -> float:
+    """The threshold whose IoU is closest to the target, among those above or below the one of the best IoU."""
+    peak = int(overlaps.argmax())
+    side = slice(peak, None) if too_small else slice(0, peak + 1)
+    return float(THRESHOLDS[side][np.abs(overlaps[side] - target).argmin()])
+
+
+def _centred(scores: FloatArray, threshold: float) -> FloatArray:
+    """The scores, bent so that the threshold lies at 0.5; 0 and 1 stay."""
+    above = 0.5 + 0.5 * (scores - threshold) / max(1 - threshold, 1e-6)
+    centred: FloatArray = np.where(scores < threshold, 0.5 * scores / threshold, above).astype(np.float32)
+    return centred
+
+
+def _blurred(values: FloatArray, sigma: float) -> FloatArray:
+    return np.asarray(cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT), np.float32)
+
+
+# --- by severity
+
+
+def low_resolution(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+    """Blur, shrink to a grid of a few cells per object, add noise, enlarge: what heat maps and mask heads give."""
+    _, _, *box_sides = cv2.boundingRect(mask.astype(np.uint8))
+    height, width = mask.shape
+    cells_per_object = rng.uniform(3.0, 12.0) / severity
+    scale = max(cells_per_object / max(box_sides), 2.0 / min(height, width))
+    grid = (max(2, round(width * scale)), max(2, round(height * scale)))
+    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(0.5, 0.1 * radius(mask) * severity))
+    small = cv2.resize(soft, grid, interpolation=cv2.INTER_AREA)
+    small = small + rng.normal(0, 0.06 * severity, small.shape)
+    how = cv2.INTER_NEAREST if rng.random() < 0.3 else cv2.INTER_LINEAR
+    large = cv2.resize(small, (width, height), interpolation=how)
+    coarse: BoolArray = large > rng.uniform(0.3, 0.6)
+    return coarse
+
+
+def mask_head(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+    """The mask on a square grid over its box, 28 or 56 cells a side at severity 1, nearest neighbour there and back."""
+    box = bounding_box(mask)
+    if box is None:
+        return mask.copy()
+    x0, y0, x1, y1 = box
+    cells = max(2, round(int(rng.choice(MASK_HEAD_CELLS)) / severity))
+    inside = mask[y0:y1, x0:x1].astype(np.uint8)
+    grid = cv2.resize(inside, (cells, cells), interpolation=cv2.INTER_NEAREST)
+    coarse = np.zeros_like(mask)
+    coarse[y0:y1, x0:x1] = cv2.resize(grid, (x1 - x0, y1 - y0), interpolation=cv2.INTER_NEAREST).astype(bool)
+    return coarse

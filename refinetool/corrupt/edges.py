@@ -1,0 +1,215 @@
+"""Defects of the boundary: outlines drawn with few corners, local morphology, noise, boundaries that moved."""
+
+from collections.abc import Callable, Iterator
+
+import cv2
+import numpy as np
+from numpy.typing import NDArray
+
+from refinetool.corrupt.geometry import radius, signed_depth, smooth_noise, zoom_on
+from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
+from refinetool.records import BoolArray, FloatArray, ImageArray
+
+OPERATIONS_PER_ROUND = 4
+SEED_SHARE = 0.25
+"""Probability that an operation sets a pixel, from which a hole or an island may grow."""
+ELEMENT_SIDES = (3, 9)
+TINY_PX = 2
+LEAST_CORNERS = 10
+"""Outlines with fewer corners are left as they are."""
+
+
+def boundary(
+    image: ImageArray | None,
+    gt: BoolArray,
+    rng: Rng,
+    *,
+    goal: Goal,
+    cut: float,
+    keep: float,
+    jitter: float,
+    rounds: int,
+    margin: float,
+    min_side_px: int,
+) -> Corrupted:
+    """Redraw the outlines with few corners, then disturb them locally, as CascadePSP does for training.
+
+    The IoU aimed at is drawn from the band; the disturbance ends below it. It happens in a window around the object,
+    whose pixels are repeated where the object is small: structuring elements of 3 to 9 pixels would swallow it.
+
+    Args:
+        image: Not looked at.
+        gt: bool (H, W).
+        cut, keep, jitter: See `simplified`.
+        rounds: See `local_morphology`.
+        margin, min_side_px: Of the window, see `geometry.zoom_on`.
+    """
+    del image
+
+    def attempts() -> Iterator[Attempt]:
+        zoom = zoom_on(gt, margin=margin, min_side_px=min_side_px)
+        inside = zoom.enter(gt)
+        void = None if goal.ignore is None else zoom.enter(goal.ignore)
+        around = Goal(goal.low, goal.high, goal.tries, goal.min_area, void)
+        while True:
+            target = rng.uniform(goal.low, goal.high)
+            redrawn = simplified(inside, rng, cut=cut, keep=keep, jitter=jitter)
+            coarse, _ = local_morphology(
+                redrawn, rng, overlap=lambda mask: around.overlap(mask, inside), target=target, rounds=rounds
+            )
+            yield Attempt(zoom.leave(coarse, gt.shape), ("simplified-outline", "local-morphology"))
+
+    return reach("boundary", attempts(), gt, goal=goal)
+
+
+def simplified(mask: BoolArray, rng: Rng, *, cut: float, keep: float, jitter: float) -> BoolArray:
+    """Redraw every outline, outer and inner, with few of its pixels as corners.
+
+    Args:
+        mask: bool (H, W).
+        cut: Share of consecutive pixels to leave out, where the ends of the gap are close: a limb or bay is cut off.
+        keep: Share of the other pixels to keep as corners, drawn at random.
+        jitter: Standard deviation of the relative move of a corner away from the middle of its outline.
+
+    Returns:
+        bool (H, W); the mask itself where no outline is left.
+    """
+    outlines, _ = cv2.findContours(mask.view(np.uint8), cv2.RETR_CCOMP, cv2.CHAIN_APPROX_NONE)
+    rings = [
+        _fewer_corners(np.asarray(outline[:, 0], np.int32), rng, cut=cut, keep=keep, jitter=jitter)
+        for outline in outlines
+    ]
+    drawn = [ring for ring in rings if len(ring) >= 3]
+    if not drawn:
+        return mask.copy()
+    canvas = np.zeros(mask.shape, np.uint8)
+    cv2.fillPoly(canvas, drawn, (1,))  # all at once: even-odd, so that holes stay holes
+    return canvas.astype(bool)
+
+
+def _fewer_corners(ring: NDArray[np.int32], rng: Rng, *, cut: float, keep: float, jitter: float) -> NDArray[np.int32]:
+    if len(ring) < LEAST_CORNERS:
+        return ring
+    gap = max(1, int(cut * len(ring)))
+    apart = np.linalg.norm(ring - np.roll(ring, -gap, axis=0), axis=1)
+    closest = np.argsort(apart, kind="stable")[: max(1, len(ring) // 10)]
+    start = int(rng.choice(closest))
+    left = np.roll(ring, -start, axis=0)[gap:]
+    picked = np.sort(rng.choice(len(left), size=max(1, int(keep * len(left))), replace=False))
+    corners: NDArray[np.int32] = left[picked]
+    if jitter and len(corners):
+        middle = corners.mean(axis=0)
+        moved = middle + (corners - middle) * (1 + rng.normal(0, jitter, (len(corners), 1)))
+        corners = moved.round().astype(np.int32)
+    return corners
+
+
+def local_morphology(
+    mask: BoolArray, rng: Rng, *, overlap: Callable[[BoolArray], float], target: float, rounds: int
+) -> tuple[BoolArray, int]:
+    """Dilate and erode in random rectangles until the overlap is below a target.
+
+    An operation draws a rectangle, sets its middle to mask or background with probability 1/4, and dilates or erodes
+    within it by a random rectangle or ellipse of 3 to 9 pixels. What lies beyond the rectangle is taken to go on as it
+    is at its rim. Four operations make a round; the target is looked at after each.
+
+    Args:
+        mask: bool (H, W), where to start.
+        overlap: The IoU that is to fall below `target`.
+        rounds: At most as many.
+
+    Returns:
+        The disturbed mask, bool (H, W), and the number of rounds. Masks of one or two pixels a side stay as they are.
+    """
+    coarse = mask.astype(np.uint8)
+    if min(mask.shape) <= TINY_PX:
+        return mask.copy(), 0
+    done = 0
+    while done < rounds and overlap(coarse.view(np.bool_)) >= target:
+        for _ in range(OPERATIONS_PER_ROUND):
+            _disturb(coarse, rng)
+        done += 1
+    return coarse.view(np.bool_), done
+
+
+def _disturb(mask: NDArray[np.uint8], rng: Rng) -> None:
+    """One operation, in place."""
+    height, width = mask.shape
+    (x0, x1), (y0, y1) = (np.sort(rng.integers(0, side, 2)) for side in (width, height))
+    part = mask[y0 : y1 + 1, x0 : x1 + 1]
+    if rng.random() < SEED_SHARE:
+        part[part.shape[0] // 2, part.shape[1] // 2] = rng.integers(2)
+    change = cv2.dilate if rng.random() < 0.5 else cv2.erode
+    part[:] = change(part, _element(rng), borderType=cv2.BORDER_REPLICATE)
+
+
+def _element(rng: Rng) -> NDArray[np.uint8]:
+    side = int(rng.integers(ELEMENT_SIDES[0], ELEMENT_SIDES[1] + 1))
+    kinds = (
+        (cv2.MORPH_RECT, (side, side)),
+        (cv2.MORPH_ELLIPSE, (side, side)),
+        (cv2.MORPH_ELLIPSE, (side, side // 2)),
+        (cv2.MORPH_ELLIPSE, (side // 2, side)),
+    )
+    kind, size = kinds[rng.integers(len(kinds))]
+    return np.asarray(cv2.getStructuringElement(kind, size), dtype=np.uint8)
+
+
+def noise_band(
+    image: ImageArray | None, gt: BoolArray, rng: Rng, *, goal: Goal, grid_side: int, factor: int, residue: float
+) -> Corrupted:
+    """Salt and pepper along the boundary, as HQ-SAM makes mask prompts for training.
+
+    The band is where the mask differs by `residue` or more from itself scaled down by `factor` and back, bilinearly;
+    normal noise is added there and the sum thresholded at 0.5. The noise can't be aimed: the band of IoUs is met or
+    not.
+
+    Args:
+        image: Not looked at.
+        gt: bool (H, W).
+        grid_side: The longer side of the grid on which this is done, as fine as a mask prompt; smaller masks keep
+            their own pixels.
+    """
+    del image
+    height, width = gt.shape
+    scale = min(1.0, grid_side / max(height, width))
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+
+    def attempts() -> Iterator[Attempt]:
+        share = _resized(gt.astype(np.float32), size, cv2.INTER_AREA)
+        grid = (share >= 0.5).astype(np.float32)
+        least = _resized(grid, (max(1, size[0] // factor), max(1, size[1] // factor)), cv2.INTER_LINEAR)
+        band = np.abs(grid - _resized(least, size, cv2.INTER_LINEAR)) >= residue
+        while True:
+            noisy = grid + band * rng.standard_normal(grid.shape, dtype=np.float32)
+            large = _resized((noisy > 0.5).astype(np.float32), (width, height), cv2.INTER_NEAREST)
+            yield Attempt(large > 0.5, ("noise-band",))
+
+    return reach("noise-band", attempts(), gt, goal=goal)
+
+
+def _resized(values: FloatArray, size: tuple[int, int], how: int) -> FloatArray:
+    """Values on a grid of another (width, height)."""
+    return np.asarray(cv2.resize(values, size, interpolation=how), dtype=np.float32)
+
+
+# --- by severity
+
+
+def boundary_noise(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+    """Move the boundary in and out by smooth noise of up to about r / 4, with a bias to one side."""
+    r = radius(mask)
+    noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(4, 20)))
+    return _shifted_boundary(mask, 0.20 * r * severity * noise + np.float32(0.08 * r * severity * rng.normal()))
+
+
+def grow_or_shrink(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+    """Move the whole boundary out or in by 8 to 25 % of r."""
+    offset = rng.choice((-1, 1)) * rng.uniform(0.08, 0.25) * radius(mask) * severity
+    noise = 0.04 * radius(mask) * smooth_noise(mask.shape, rng, cells=6)
+    return _shifted_boundary(mask, np.float32(offset) + noise)
+
+
+def _shifted_boundary(mask: BoolArray, offset: FloatArray | float) -> BoolArray:
+    shifted: BoolArray = signed_depth(mask) + offset > 0
+    return shifted

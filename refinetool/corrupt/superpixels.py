@@ -1,0 +1,158 @@
+"""Defects made of whole superpixels: pieces that follow colour edges, as a segmenter's own mistakes do."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
+from functools import cache
+from itertools import chain, islice
+from typing import TypeAlias
+
+import cv2
+import numpy as np
+
+from refinetool.corrupt.geometry import radius, signed_depth, zoom_on
+from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
+from refinetool.records import BoolArray, ImageArray, IntArray
+
+LabelMaps: TypeAlias = Callable[[int], IntArray]
+"""From a number of superpixels to the map of their labels, int64 (H, W), for one image."""
+
+BANDS = ("boundary", "inner-hole", "outer-island")
+"""What toggling a superpixel is called by where it starts: a boundary error, an internal false negative, an external
+false positive."""
+
+TOO_FEW_PX = 5
+"""A band with fewer pixels gives way to the object itself."""
+BAND_WIDTH = 0.10
+"""Width of the IoU band of the original set."""
+
+
+def superpixel_labels(image: ImageArray, *, count: int, compactness: float) -> IntArray:
+    """SLIC superpixels of an image, uint8 (H, W, 3) RGB: int64 (H, W) labels from 0 (Achanta et al. 2012)."""
+    from skimage.segmentation import slic
+
+    labels: IntArray = slic(image, n_segments=count, compactness=compactness, start_label=0).astype(np.int64)
+    return labels
+
+
+def label_maps(image: ImageArray, *, compactness: float) -> LabelMaps:
+    """The label maps of an image, each made when it is first asked for: the objects of an image share them."""
+    return cache(lambda count: superpixel_labels(image, count=count, compactness=compactness))
+
+
+def superpixel(
+    image: ImageArray,
+    gt: BoolArray,
+    rng: Rng,
+    *,
+    goal: Goal,
+    labels: LabelMaps,
+    counts: Sequence[int],
+    compactness: float,
+    shares: Sequence[float],
+    kernel_px: int,
+    iterations: int,
+    max_defects: int,
+    margin: float,
+    min_side_px: int,
+) -> Corrupted:
+    """Toggle superpixels at the boundary, inside and outside until the IoU is in the band, as DAVIS-585 was made.
+
+    An attempt starts from the good mask and makes up to `max_defects` defects. Each picks a band of pixels, a number
+    of superpixels and a pixel of the band, and toggles the superpixel of that pixel: added if the pixel is background,
+    removed if not. An attempt ends when the IoU is in the band or below it.
+
+    Two things are ours. A band wider than that of the original (0.1) is covered by drawing one of that width within
+    it, or most masks would stop at the first defect. And where the superpixels of the whole image are too large for an
+    object, those of an enlarged window around it are tried for as many attempts again.
+
+    Args:
+        image: uint8 (H, W, 3) RGB.
+        gt: bool (H, W).
+        labels: Label maps of the image, see `label_maps`.
+        counts: Numbers of superpixels to draw from.
+        shares: Probabilities of the bands: boundary, inside, outside.
+        kernel_px, iterations: The boundary band is what this many dilations with a square of that side add to what as
+            many erosions take away.
+        margin, min_side_px: Of the window, see `geometry.zoom_on`.
+    """
+    part = goal.narrowed(rng, BAND_WIDTH)
+
+    def toggles(mask: BoolArray, maps: LabelMaps, ignore: BoolArray | None) -> Iterator[Attempt]:
+        inside = replace(part, ignore=ignore)
+        places = _places(mask, kernel_px=kernel_px, iterations=iterations)
+        while True:
+            yield _toggle_until(
+                mask, places, rng, goal=inside, maps=maps, counts=counts, shares=shares, most=max_defects
+            )
+
+    def zoomed() -> Iterator[Attempt]:
+        zoom = zoom_on(gt, margin=margin, min_side_px=min_side_px)
+        maps = label_maps(zoom.enter_image(image), compactness=compactness)
+        ignore = None if goal.ignore is None else zoom.enter(goal.ignore)
+        for attempt in toggles(zoom.enter(gt), maps, ignore):
+            yield attempt._replace(coarse=zoom.leave(attempt.coarse, gt.shape))
+
+    attempts = chain(islice(toggles(gt, labels, goal.ignore), goal.tries), zoomed())
+    return reach("superpixel", attempts, gt, goal=replace(goal, tries=2 * goal.tries))
+
+
+def _places(mask: BoolArray, *, kernel_px: int, iterations: int) -> tuple[IntArray, ...]:
+    """The pixels (flat indices) of the bands: around the boundary, inside of it, outside of it."""
+    pixels, kernel = mask.view(np.uint8), np.ones((kernel_px, kernel_px), np.uint8)
+    grown = cv2.dilate(pixels, kernel, iterations=iterations).astype(bool)
+    core = cv2.erode(pixels, kernel, iterations=iterations).astype(bool)
+    places = (np.flatnonzero(band) for band in (grown & ~core, core, ~grown))
+    return tuple(place if len(place) >= TOO_FEW_PX else np.flatnonzero(mask) for place in places)
+
+
+def _toggle_until(
+    mask: BoolArray,
+    places: Sequence[IntArray],
+    rng: Rng,
+    *,
+    goal: Goal,
+    maps: LabelMaps,
+    counts: Sequence[int],
+    shares: Sequence[float],
+    most: int,
+) -> Attempt:
+    """One attempt: toggle until the IoU is in the band or below it, or `most` superpixels are toggled."""
+    coarse, defects = mask.copy(), []
+    for _ in range(most):
+        band = rng.choice(len(places), p=shares)
+        _toggle(coarse, maps(int(rng.choice(counts))), places[band], rng)
+        defects.append(BANDS[band])
+        if goal.overlap(coarse, mask) <= goal.high:
+            break
+    return Attempt(coarse, tuple(defects))
+
+
+def _toggle(coarse: BoolArray, labels: IntArray, places: IntArray, rng: Rng) -> None:
+    """Pick one of some pixels and turn its superpixel over, in place: to mask if the pixel is none, else to none."""
+    pixel = rng.choice(places)
+    coarse[labels == labels.flat[pixel]] = not coarse.flat[pixel]
+
+
+def superpixel_defects(mask: BoolArray, rng: Rng, severity: float, *, labels: IntArray) -> BoolArray:
+    """Toggle superpixels of one map, at the boundary (65 %), inside (25 %) and outside (10 %).
+
+    The number of toggled superpixels grows with severity; the band is 6 % of r wide on each side of the boundary, r
+    being the radius of a disc of the mask's area. Where `superpixel` aims at an IoU, this only draws.
+    """
+    depth = signed_depth(mask)
+    width = max(1.5, 0.06 * radius(mask))
+    bands = (np.abs(depth) <= width, depth > width, (depth < -width) & (depth > -4 * radius(mask)))
+    coarse = mask.copy()
+    for _ in range(1 + rng.poisson(2.5 * severity)):
+        band = bands[rng.choice(3, p=(0.65, 0.25, 0.10))]
+        _toggle(coarse, labels, np.flatnonzero(band) if band.any() else np.flatnonzero(mask), rng)
+    return coarse
+
+
+def superpixel_vote(mask: BoolArray, rng: Rng, severity: float, *, labels: IntArray) -> BoolArray:
+    """Snap the mask to superpixels: one is foreground if enough of it is, the share being drawn around one half."""
+    total = np.bincount(labels.ravel())
+    inside = np.bincount(labels.ravel(), weights=mask.ravel(), minlength=len(total))
+    share = inside / np.maximum(total, 1) + 0.15 * severity * rng.standard_normal(len(total)) * (inside > 0)
+    voted: BoolArray = (share > 0.5)[labels]
+    return voted
