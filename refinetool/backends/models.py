@@ -11,7 +11,7 @@ from importlib.resources import files
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeGuard
 
-from refinetool.backends import Backend, Selection, weights
+from refinetool.backends import Selection, weights
 from refinetool.backends.names import EMBEDDED, suggest
 from refinetool.errors import UsageError, WeightsError
 
@@ -79,7 +79,9 @@ MODELS: dict[str, Model] = {
 }
 
 
-def load_backend(name: str, *, checkpoint: str | None, device: str, precision: str) -> Backend:
+def load_backend(
+    name: str, *, checkpoint: str | None, device: str, precision: str, iou_adapter: Path | None = None
+) -> "SquareBackend":
     """Build a model by name and put weights into it.
 
     Args:
@@ -88,25 +90,42 @@ def load_backend(name: str, *, checkpoint: str | None, device: str, precision: s
             with the package (`embedded`) or were fetched into the cache.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         precision: `fp32`, `bf16`, or `auto`: bf16 on GPUs that have it.
+        iou_adapter: What `adapt-iou` wrote for this model and these weights, to predict IoUs with; it becomes part of
+            the fingerprint.
 
     Raises:
         UsageError: a name, device, precision or seed that does not exist.
-        WeightsError: the weights are missing, unreadable, not the published ones, or do not fit the model.
+        WeightsError: the weights are missing, unreadable, not the published ones, or do not fit the model; the adapter
+            is unreadable or for another model.
     """
     model = find_model(name)
     place = pick_device(device)
     chosen_precision = pick_precision(precision, place)
     network, digest = _random(model, checkpoint) if is_random(checkpoint) else _loaded(model, checkpoint)
-    return _adapter(model)(
+    fingerprint = _hash(f"{model.name} {digest}")
+    correction = None
+    if iou_adapter is not None:
+        from refinetool.modules.iou_adapter import merge, read_adapter
+
+        correction = read_adapter(Path(iou_adapter).expanduser(), model=model.name, fingerprint=fingerprint)
+        fingerprint = _hash(f"{fingerprint} {correction.digest}")
+    backend = _adapter(model)(
         network,
         name=model.name,
         view=model.view,
         selection=model.selection,
         snap=model.snap,
-        fingerprint=hashlib.sha256(f"{model.name} {digest}".encode()).hexdigest(),
+        fingerprint=fingerprint,
         device=place,
         precision=chosen_precision,
     )
+    if correction is not None:
+        merge(correction, backend.score_layer)
+    return backend
+
+
+def _hash(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()
 
 
 def find_model(name: str) -> Model:
