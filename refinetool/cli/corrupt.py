@@ -1,0 +1,218 @@
+"""`refinetool corrupt`."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from refinetool import console, options
+from refinetool.cli.app import app
+from refinetool.errors import DataError, UsageError
+from refinetool.settings import BandName, CorruptSettings, GeneratorName, SuiteName
+
+if TYPE_CHECKING:
+    from refinetool.corrupt.dataset import CorruptSummary
+    from refinetool.corrupt.figures import BandFigures
+    from refinetool.corrupt.suites import Suite
+
+CORRUPT = CorruptSettings()
+
+FILES, WHAT, RUN = "Files", "What is made", "Run"
+
+REASONS = {
+    "crowd": "crowds",
+    "empty": "empty masks",
+    "image-missing": "the image is missing",
+    "image-too-large": "the image is too large; --max-pixels allows more",
+    "image-unreadable": "the image can't be read",
+    "size-mismatch": "image and mask differ in size",
+    "unreadable-mask": "the mask can't be read",
+}
+"""Words for why a mask stayed as it was; others are shown as they are."""
+
+
+@app.command(
+    help="Make coarse masks from good ones: the same file back, with worse masks.\n\n"
+    "A suite is a mix of generators with the band of IoU that each is to reach; the report says how far it got. An "
+    "object's mask follows from the seed, its image and its id alone. Crowds and masks that can't be read stay as they "
+    "are."
+)
+def corrupt(
+    *,
+    truth: Annotated[Path, typer.Argument(metavar="GT", help="Good masks: COCO JSON, results, or a folder of PNGs.")],
+    images: options.Images = None,
+    output: Annotated[
+        Path | None,
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="File or folder to write. [dim]\\[default: GT.coarse.json, GT-coarse][/dim]",
+            rich_help_panel=FILES,
+            show_default=False,
+        ),
+    ] = None,
+    file_format: options.Format = "auto",
+    sizes: options.Sizes = None,
+    max_pixels: Annotated[
+        int,
+        typer.Option("--max-pixels", min=1, metavar="N", help="Larger images are left alone.", rich_help_panel=FILES),
+    ] = CORRUPT.max_pixels,
+    record: Annotated[
+        Path | None,
+        typer.Option(
+            "--record",
+            metavar="PATH",
+            help="CSV or JSON to write: how every coarse mask was made.",
+            rich_help_panel=FILES,
+        ),
+    ] = None,
+    picture: Annotated[
+        Path | None,
+        typer.Option(
+            "--picture", metavar="PATH", help="PNG to write: a dozen masks to look at.", rich_help_panel=FILES
+        ),
+    ] = None,
+    overwrite: options.Overwrite = False,
+    suite: Annotated[
+        SuiteName, typer.Option("--suite", metavar="NAME", help="Mix of generators.", rich_help_panel=WHAT)
+    ] = CORRUPT.suite,
+    generator: Annotated[
+        GeneratorName | None,
+        typer.Option("--generator", metavar="NAME", help="This generator, no suite.", rich_help_panel=WHAT),
+    ] = None,
+    band: Annotated[
+        BandName | None,
+        typer.Option("--band", help="How hard, whatever the suite's own bands are.", rich_help_panel=WHAT),
+    ] = None,
+    iou_low: Annotated[
+        float | None,
+        typer.Option(
+            "--iou-low", min=0, max=1, metavar="X", help="The same in numbers: IoU from ...", rich_help_panel=WHAT
+        ),
+    ] = None,
+    iou_high: Annotated[
+        float | None,
+        typer.Option("--iou-high", min=0, max=1, metavar="X", help="... to.", rich_help_panel=WHAT),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, metavar="N", help="Another seed gives other masks.", rich_help_panel=RUN)
+    ] = CORRUPT.seed,
+    limit: Annotated[
+        int | None,
+        typer.Option("--limit", min=1, metavar="N", help="Corrupt the first N images only.", rich_help_panel=RUN),
+    ] = None,
+    workers: Annotated[
+        int | None,
+        typer.Option(
+            "--workers",
+            min=1,
+            metavar="N",
+            help="Threads. [dim]\\[default: CPU cores, 8 at most][/dim]",
+            rich_help_panel=RUN,
+            show_default=False,
+        ),
+    ] = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    from refinetool.corrupt.dataset import corrupt_dataset
+
+    chosen = choose(suite, generator, band=band, low=iou_low, high=iou_high)
+    with console.listening(quiet=quiet) as listener:
+        summary = corrupt_dataset(
+            truth,
+            output=output or default_output(truth),
+            suite=chosen,
+            images=images,
+            format=None if file_format == "auto" else file_format,
+            sizes=sizes,
+            limit=limit,
+            overwrite=overwrite,
+            record=record,
+            picture=picture,
+            workers=workers or CORRUPT.workers,
+            settings=replace(CORRUPT, seed=seed, max_pixels=max_pixels),
+            on_progress=listener,
+        )
+    if as_json:
+        console.dump(console.as_json(summary))
+    elif not quiet:
+        summarise(summary)
+    if summary.failed:
+        for sentence in summary.errors:
+            console.complain(sentence)
+        if summary.failed > len(summary.errors):
+            console.complain(f"... and {summary.failed - len(summary.errors)} more images")
+        raise typer.Exit(DataError.exit_code)
+
+
+def choose(
+    suite: SuiteName,
+    generator: GeneratorName | None,
+    *,
+    band: BandName | None,
+    low: float | None,
+    high: float | None,
+) -> "Suite":
+    """The suite that is asked for, with another band where one is given.
+
+    Raises:
+        UsageError: Half a band, two of them, or one that is upside down.
+    """
+    from refinetool.corrupt.suites import BANDS, SUITES, single
+
+    chosen = SUITES[suite] if generator is None else single(generator)
+    if band is not None and (low is not None or high is not None):
+        raise UsageError("--band and --iou-low with --iou-high say the same; choose one")
+    if band is not None:
+        return chosen.with_band(*BANDS[band])
+    if low is None and high is None:
+        return chosen
+    if low is None or high is None:
+        raise UsageError("--iou-low and --iou-high go together; give both")
+    if low > high:
+        raise UsageError(f"--iou-low {low} is above --iou-high {high}; swap them")
+    return chosen.with_band(low, high)
+
+
+def default_output(truth: Path) -> Path:
+    """`masks.json` -> `masks.coarse.json`; folder `masks` -> `masks-coarse`."""
+    absolute = truth.absolute()
+    if truth.is_dir():
+        return absolute.with_name(f"{absolute.name}-coarse")
+    return truth.with_name(f"{truth.stem}.coarse{truth.suffix}")
+
+
+def summarise(summary: "CorruptSummary") -> None:
+    """What was made, band by band, on stdout."""
+    headings = ("", "IoU asked for", "n", "reached", "mean IoU", "median", "boundary IoU", "parts", "holes")
+    console.table("", headings, [_row(band) for band in summary.bands], numbers=range(2, len(headings)))
+    console.say(f"[bold]{summary.corrupted} of {summary.masks} masks made coarse[/bold], in {summary.images} images")
+    if missed := summary.corrupted - summary.reached:
+        console.say(f"  {missed} missed their band: the closest that was drawn stands for them; --record names them")
+    for reason, count in sorted(summary.kept.items(), key=_most_first):
+        console.say(f"  {count} left as they are: {REASONS.get(reason, reason)}", markup=False)
+    for note in summary.notes:
+        console.say(note, markup=False)
+    console.say(f"written to {summary.output}", markup=False)
+
+
+def _row(band: "BandFigures") -> Sequence[str]:
+    return (
+        band.generator,
+        f"{band.low:.2f} to {band.high:.2f}",
+        str(band.count),
+        f"{band.reached:.1%}",
+        f"{band.mean_iou:.3f}",
+        f"{band.median_iou:.3f}",
+        f"{band.mean_boundary_iou:.3f}",
+        f"{band.mean_components:.1f}",
+        f"{band.mean_holes:.1f}",
+    )
+
+
+def _most_first(item: tuple[str, int]) -> tuple[int, str]:
+    return -item[1], item[0]

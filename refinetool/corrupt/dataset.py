@@ -1,0 +1,385 @@
+"""Coarse masks for a whole file or folder: the same one back, with every good mask replaced by a coarse one.
+
+    read → corrupt, object by object → share out the pixels of a map → write
+
+The randomness of an object follows from the seed, its image's key and its own id, so its coarse mask does not depend
+on what else is in the file, on the order, or on the number of threads.
+"""
+
+import time
+import zlib
+from collections import Counter, deque
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from dataclasses import asdict, dataclass, field, replace
+from functools import cache
+from importlib.metadata import version
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+
+from refinetool import masks
+from refinetool.corrupt.figures import BandFigures, Made, describe, figures, write_record
+from refinetool.corrupt.geometry import radius, signed_depth
+from refinetool.corrupt.goals import Corrupted
+from refinetool.corrupt.sheet import sheet, tile, write_picture
+from refinetool.corrupt.suites import SUITES, Suite, draw, scene_of
+from refinetool.errors import ImageError, Interrupted
+from refinetool.formats import open_dataset
+from refinetool.images import read_image
+from refinetool.pipeline import stay_coarse
+from refinetool.records import (
+    REFINED,
+    Annotation,
+    BoolArray,
+    FloatArray,
+    ImageArray,
+    Outcome,
+    Region,
+    Rle,
+    Sample,
+    kept,
+)
+from refinetool.runners import ERRORS_TOLD, Progress, check_output, write
+from refinetool.settings import CorruptSettings, EvaluateSettings
+
+CORRUPT = CorruptSettings()
+BOUNDARY_RATIO = EvaluateSettings().boundary_ratio
+NEIGHBOURS = 3
+"""Other objects that an object may be merged with: the nearest of its category, else the nearest."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptSummary:
+    """What `corrupt_dataset` did."""
+
+    suite: str
+    images: int
+    masks: int
+    corrupted: int
+    reached: int
+    """Coarse masks whose IoU lies in the band that was asked for; the others are the closest that was drawn."""
+    kept: Mapping[str, int]
+    """Masks that stay as they are, by reason."""
+    failed: int
+    """Images kept as they are because of an error."""
+    errors: tuple[str, ...]
+    """Sentences about the first of them."""
+    bands: tuple[BandFigures, ...]
+    seconds: float
+    output: Path
+    notes: tuple[str, ...]
+    """What the user should know about the output."""
+
+
+def corrupt_dataset(
+    truth: Path | str,
+    *,
+    output: Path | str,
+    suite: Suite = SUITES[CORRUPT.suite],
+    images: Path | str | None = None,
+    format: str | None = None,
+    sizes: Path | str | None = None,
+    limit: int | None = None,
+    overwrite: bool = False,
+    record: Path | str | None = None,
+    picture: Path | str | None = None,
+    workers: int = CORRUPT.workers,
+    settings: CorruptSettings = CORRUPT,
+    on_progress: Callable[[Progress], None] = lambda _: None,
+) -> CorruptSummary:
+    """Write a file or folder of coarse masks made from good ones.
+
+    Crowds and masks that can't be decoded stay as they are, as do the masks of images that can't be read where a
+    generator needs pixels. In maps each value is corrupted on its own; a pixel that several claim goes to the one
+    whose evidence is strongest, and void stays void.
+
+    Args:
+        truth: the file or folder of good masks.
+        output: what to write; it appears when it is complete.
+        suite: which generators, how often, and to what IoU; see `suites.SUITES` and `suites.single`.
+        images: the folder of their images; None looks beside the masks.
+        format: a name of `formats.FORMATS`, None to detect it.
+        sizes: a COCO file that lists the images, for a file of results, which does not.
+        limit: how many images, from the first, to corrupt; the rest comes back as it is.
+        overwrite: replace the output if it exists.
+        record: a file to write with one entry per coarse mask, CSV or JSON by its suffix.
+        picture: a PNG to write, a contact sheet of some coarse masks.
+        workers: threads that make masks.
+        settings: the seed, and the parameters of the generators.
+        on_progress: called after each image; `refined` counts coarse masks that were made.
+
+    Raises:
+        UsageError: an output in the way.
+        DataError: the masks can't be read.
+        StorageError: an output can't be written.
+        Interrupted: stopped by the user; nothing is written.
+    """
+    source, destination = Path(truth), Path(output)
+    check_output(source, destination, replaced=overwrite)
+    needs_images = suite.needs_image or picture is not None
+    dataset = open_dataset(source, images=_path(images), format=format, sizes=_path(sizes), need_images=needs_images)
+    total = len(dataset) if limit is None else min(limit, len(dataset))
+    book = _Book(total, settings, on_progress)
+    samples = islice(dataset.samples(), total)
+    made = _in_order(lambda sample: corrupt_sample(sample, suite=suite, settings=settings), samples, workers=workers)
+    try:
+        with closing(made) as results:
+            written = write(dataset, _Lookup(map(book.enter, results)).find, destination, _notes(suite, settings))
+            deque(results, maxlen=0)
+        if record is not None:
+            write_record(book.made, Path(record))
+        if picture is not None:
+            write_picture(_contact_sheet(book.shown, max_pixels=settings.max_pixels), Path(picture))
+    except KeyboardInterrupt:
+        raise Interrupted(f"stopped before {destination} was complete; run the command again") from None
+    return CorruptSummary(
+        suite=suite.name,
+        images=total,
+        masks=book.masks,
+        corrupted=len(book.made),
+        reached=sum(each.reached for each in book.made),
+        kept=dict(sorted(book.kept.items())),
+        failed=book.failed,
+        errors=tuple(book.errors),
+        bands=tuple(figures(book.made)),
+        seconds=time.perf_counter() - book.started,
+        output=destination,
+        notes=written.notes,
+    )
+
+
+# --- one image
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One object for the contact sheet."""
+
+    order: int
+    sample: Sample
+    gt: Rle
+    coarse: Rle
+    made: Made
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptedSample:
+    """One image: what becomes of its annotations, and what was done to those that were corrupted."""
+
+    sample: Sample
+    outcome: Outcome
+    examples: tuple[Example, ...]
+
+
+def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -> CorruptedSample:
+    """Corrupt the regions of an image, each with randomness of its own."""
+    todo = [n for n, region in enumerate(sample.regions) if region.keep is None]
+    if not todo:
+        return CorruptedSample(sample, stay_coarse(sample, reason="empty", error=None), ())
+    image = None
+    if suite.needs_image:
+        try:
+            image = read_image(sample.image, size=sample.size, max_pixels=settings.max_pixels)
+        except ImageError as error:
+            return CorruptedSample(sample, stay_coarse(sample, reason=error.reason, error=str(error)), ())
+
+    void = None if sample.void is None else masks.decode(sample.void)
+    gts = [masks.decode(_mask(sample.regions[n])) for n in todo]
+    shared = scene_of(image, lambda: (), settings=settings)
+    drawn = [
+        draw(
+            suite,
+            replace(shared, neighbours=cache(lambda n=n: _neighbours(sample, n))),
+            gt,
+            object_rng(settings.seed, sample.key, sample.regions[n].id),
+            ignore=void,
+            settings=settings,
+        )
+        for n, gt in zip(todo, gts, strict=True)
+    ]
+    coarse = [each.coarse for each in drawn]
+    if sample.layout != "instances":
+        coarse = share_out(gts, drawn)
+
+    annotations = [Annotation(region.mask, kept(region.keep or "")) for region in sample.regions]
+    examples = []
+    for n, gt, found, each in zip(todo, gts, coarse, drawn, strict=True):
+        region = sample.regions[n]
+        made = describe(sample, region, gt, found, each.info, boundary_ratio=BOUNDARY_RATIO)
+        rle = masks.encode(found)
+        order = zlib.crc32(f"{settings.seed}/{sample.key}/{region.id}".encode())
+        examples.append(Example(order, sample, _mask(region), rle, made))
+        if sample.layout != "instances" or rle != region.mask:  # an annotation with the same mask keeps its text
+            annotations[n] = Annotation(rle, REFINED)
+    return CorruptedSample(sample, Outcome(sample.key, tuple(annotations)), tuple(examples))
+
+
+def object_rng(seed: int, key: str, number: int) -> np.random.Generator:
+    """The randomness of one object, from the seed, the key of its image and its id alone."""
+    return np.random.default_rng((seed, zlib.crc32(key.encode()), number % (1 << 64)))
+
+
+def share_out(gts: Sequence[BoolArray], drawn: Sequence[Corrupted]) -> list[BoolArray]:
+    """The coarse masks of regions that share a map, no two of them on a pixel.
+
+    Each pixel goes to the region with the strongest evidence, or to the background, whose evidence is 1 minus the
+    strongest. That is the activation, scaled so that the threshold lies at 0.5, where the mask was thresholded from
+    one; else how deep the pixel lies in the mask, in radii. A region that would vanish keeps its good mask.
+
+    Returns:
+        bool (H, W) each, within the coarse masks or, for those, equal to the good one.
+    """
+    evidence = np.stack([_evidence(each) for each in drawn])
+    strongest = evidence.max(axis=0)
+    winner = evidence.argmax(axis=0)
+    winner[1 - strongest > strongest] = -1
+    winner[~np.any([each.coarse for each in drawn], axis=0)] = -1
+    for n, gt in enumerate(gts):
+        if not (winner == n).any():
+            winner[gt] = n
+    return [winner == n for n in range(len(gts))]
+
+
+def _evidence(drawn: Corrupted) -> FloatArray:
+    """float32 (H, W), 0.5 or more in the coarse mask and below it elsewhere."""
+    if drawn.info.evidence is not None:
+        return np.where(drawn.coarse, np.maximum(drawn.info.evidence, 0.5), 0).astype(np.float32)
+    depth = np.tanh(signed_depth(drawn.coarse) / radius(drawn.coarse))
+    return np.where(drawn.coarse, 0.5 + 0.5 * np.maximum(depth, 0), 0).astype(np.float32)
+
+
+def _neighbours(sample: Sample, number: int) -> list[BoolArray]:
+    """The nearest other objects of the same category; of any, where there is none of the same."""
+    own = sample.regions[number]
+    others = [region for n, region in enumerate(sample.regions) if n != number and region.keep is None]
+    alike = [region for region in others if region.category == own.category]
+    box = _box(own)
+    found = sorted(alike or others, key=lambda region: _gap(box, _box(region)))[:NEIGHBOURS]
+    return [masks.decode(_mask(region)) for region in found]
+
+
+def _mask(region: Region) -> Rle:
+    assert region.mask is not None, "a region without a mask has a reason to be kept"
+    return region.mask
+
+
+def _box(region: Region) -> tuple[int, int, int, int]:
+    found = masks.decode_crop(_mask(region))
+    assert found is not None, "a region without pixels has a reason to be kept"
+    return found[1]
+
+
+def _gap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
+    """Pixels between two boxes, the longer of both axes; 0 or less where they meet."""
+    return max(b[0] - a[2], a[0] - b[2], b[1] - a[3], a[1] - b[3])
+
+
+# --- many images
+
+
+def _in_order(
+    work: Callable[[Sample], CorruptedSample], samples: Iterable[Sample], *, workers: int
+) -> Generator[CorruptedSample, None, None]:
+    """Map samples on threads, a few ahead of who asks, in the order of the samples."""
+    pool = ThreadPoolExecutor(workers, thread_name_prefix="corrupt")
+    waiting: deque[Future[CorruptedSample]] = deque()
+    try:
+        for sample in samples:
+            waiting.append(pool.submit(work, sample))
+            if len(waiting) > 2 * workers:
+                yield waiting.popleft().result()
+        while waiting:
+            yield waiting.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)
+
+
+class _Lookup:
+    """Outcomes by key from a stream of them; what comes before it is asked for is held."""
+
+    def __init__(self, outcomes: Iterator[Outcome]) -> None:
+        self._outcomes = outcomes
+        self._held: dict[str, Outcome] = {}
+
+    def find(self, key: str) -> Outcome | None:
+        """The outcome of a sample, None where there is none."""
+        while key not in self._held:
+            outcome = next(self._outcomes, None)
+            if outcome is None:
+                return None
+            self._held[outcome.key] = outcome
+        return self._held.pop(key)
+
+
+@dataclass(slots=True)
+class _Book:
+    """Counts what was done, and keeps the examples that come first in the random order of the sheet."""
+
+    total: int
+    settings: CorruptSettings
+    on_progress: Callable[[Progress], None]
+    started: float = field(default_factory=time.perf_counter)
+    images: int = 0
+    masks: int = 0
+    made: list[Made] = field(default_factory=list)
+    kept: Counter[str] = field(default_factory=Counter)
+    failed: int = 0
+    errors: list[str] = field(default_factory=list)
+    shown: list[Example] = field(default_factory=list)
+
+    def enter(self, result: CorruptedSample) -> Outcome:
+        """Count one image; returns its outcome."""
+        self.images += 1
+        self.masks += len(result.sample.regions)
+        self.made += [example.made for example in result.examples]
+        corrupted = {example.made.id for example in result.examples}
+        for region, annotation in zip(result.sample.regions, result.outcome.annotations, strict=True):
+            if region.id not in corrupted:
+                self.kept[annotation.status.removeprefix(kept(""))] += 1
+        if result.outcome.error is not None:
+            self.failed += 1
+            self.errors.extend([result.outcome.error][: ERRORS_TOLD - len(self.errors)])
+        nearest = sorted([*self.shown, *result.examples], key=lambda example: example.order)
+        self.shown = nearest[: self.settings.pictures]
+        self.on_progress(self._progress())
+        return result.outcome
+
+    def _progress(self) -> Progress:
+        rate = self.images / (time.perf_counter() - self.started)
+        return Progress(
+            done=self.images,
+            total=self.total,
+            reused=0,
+            masks=self.masks,
+            refined=len(self.made),
+            kept=self.masks - len(self.made),
+            failed=self.failed,
+            images_per_second=rate,
+            seconds_left=(self.total - self.images) / rate,
+        )
+
+
+def _contact_sheet(examples: Sequence[Example], *, max_pixels: int) -> ImageArray:
+    tiles = []
+    for example in examples:
+        sample, made = example.sample, example.made
+        try:
+            image = read_image(sample.image, size=sample.size, max_pixels=max_pixels)
+        except ImageError:
+            image = np.full((*sample.size, 3), 128, dtype=np.uint8)
+        text = f"{made.generator} {made.iou:.2f}{'' if made.reached else ' missed'}"
+        tiles.append(tile(image, masks.decode(example.gt), masks.decode(example.coarse), text))
+    return sheet(tiles)
+
+
+def _notes(suite: Suite, settings: CorruptSettings) -> dict[str, object]:
+    """What a COCO file says about how it was made; nothing that does not change a mask."""
+    values = {name: value for name, value in asdict(settings).items() if name not in ("suite", "workers", "pictures")}
+    return {"command": "corrupt", "version": version("refinetool"), "suite": asdict(suite), "settings": values}
+
+
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
