@@ -2,7 +2,30 @@
 
 import os
 from dataclasses import dataclass, field, replace
-from typing import Literal
+from typing import Literal, TypeAlias
+
+
+SuiteName: TypeAlias = Literal["davis-like", "boundary", "weak", "train-mix", "stress", "embedded-mix"]
+"""Mixes of generators of coarse masks; what is in them stands in `corrupt.suites`, as do the generators and bands."""
+GeneratorName: TypeAlias = Literal[
+    "superpixel",
+    "boundary",
+    "noise-band",
+    "cam-like",
+    "clip-like",
+    "polygon",
+    "shift-scale",
+    "low-res",
+    "partial",
+    "merge-neighbour",
+    "boundary-noise",
+    "grow-shrink",
+    "heat-map",
+    "holes-islands",
+    "mix",
+    "compose",
+]
+BandName: TypeAlias = Literal["easy", "default", "hard", "extreme"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,6 +223,64 @@ class EvaluateSettings:
 
     boundary_ratio: float = 0.02
     """Width of the band of the boundary IoU as a share of the image diagonal, as Cheng et al. 2021 have it."""
+
+
+@dataclass(frozen=True, slots=True)
+class CorruptSettings:
+    """How coarse masks are made from good ones. Superpixel numbers are those of the DAVIS-585 set, outline and
+    morphology numbers those of CascadePSP, noise numbers those of HQ-SAM; the rest is ours."""
+
+    suite: SuiteName = "davis-like"
+    seed: int = 0
+    workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+    """Threads that make masks."""
+    tries: int = 31
+    """Attempts before the one closest to the band is taken."""
+    min_area_px: int = 10
+    """A coarse mask with fewer pixels is drawn again."""
+    window_margin: float = 0.5
+    """What the window around an object adds on each side, as a share of the longer side of its box."""
+    window_side_px: int = 128
+    """Pixels of smaller windows are repeated until the longer side has so many, so that defects scale with objects."""
+    compactness: float = 10.0
+    """How square superpixels are, against how well they follow colours."""
+    superpixel_counts: tuple[int, ...] = (50, 100, 200, 300, 500, 700)
+    superpixel_shares: tuple[float, float, float] = (0.65, 0.25, 0.10)
+    """How often a superpixel defect starts at the boundary, inside and outside."""
+    superpixel_kernel_px: int = 5
+    superpixel_iterations: int = 3
+    """The boundary band is this many dilations and erosions with a square of that side wide."""
+    superpixel_defects: int = 10
+    """Superpixels toggled in an attempt, at most."""
+    outline_cut: float = 0.1
+    """Share of consecutive outline pixels that is left out, where the ends of the gap are close."""
+    outline_keep: float = 0.1
+    """Share of the other outline pixels that is kept as corners."""
+    outline_jitter: float = 0.0
+    """Standard deviation of the relative move of a corner away from the middle of its outline."""
+    morphology_rounds: int = 250
+    """Rounds of four local dilations and erosions, at most."""
+    noise_side_px: int = 256
+    """Longer side of the grid of the noise band."""
+    noise_factor: int = 8
+    noise_residue: float = 0.01
+    """Noise falls where a mask differs so much from itself scaled down by the factor and up again."""
+    cam_cell_px: float = 32.0
+    cam_blur: float = 1.0
+    """In cells, as below."""
+    cam_leak: float = 0.15
+    """Amplitude of noise beside the object, as a share of the peak, as below."""
+    clip_cell_px: float = 16.0
+    clip_blur: float = 1.0
+    clip_leak: float = 0.1
+    activation_mode: Literal["under", "over", "either"] = "either"
+    """Whether thresholded activations are to be too small, too large, or either."""
+    compose_more: float = 0.5
+    """Probability that a composition takes a second, and then a third step."""
+    pictures: int = 12
+    """Objects on the contact sheet."""
+    max_pixels: int = 178_956_970
+    """Images that claim more pixels are left alone."""
 
 
 @dataclass(frozen=True, slots=True)

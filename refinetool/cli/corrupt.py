@@ -77,11 +77,24 @@ def corrupt(
     ] = None,
     overwrite: options.Overwrite = False,
     suite: Annotated[
-        SuiteName, typer.Option("--suite", metavar="NAME", help="Mix of generators.", rich_help_panel=WHAT)
+        SuiteName,
+        typer.Option(
+            "--suite",
+            metavar="NAME",
+            help="Mix of generators: davis-like, boundary, weak, train-mix, stress or embedded-mix.",
+            rich_help_panel=WHAT,
+        ),
     ] = CORRUPT.suite,
     generator: Annotated[
         GeneratorName | None,
-        typer.Option("--generator", metavar="NAME", help="This generator, no suite.", rich_help_panel=WHAT),
+        typer.Option(
+            "--generator",
+            metavar="NAME",
+            help="One generator, no suite: superpixel, boundary, noise-band, cam-like, clip-like, polygon, "
+            "shift-scale, low-res, partial, merge-neighbour, boundary-noise, grow-shrink, heat-map, holes-islands, mix "
+            "or compose.",
+            rich_help_panel=WHAT,
+        ),
     ] = None,
     band: Annotated[
         BandName | None,
