@@ -132,6 +132,38 @@ def _bar(console: Console) -> Iterator[Listener]:
 
 
 @contextmanager
+def counting(what: str, *, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
+    """Something to tell a progress to, as (done, total): a bar on a terminal, plain lines elsewhere."""
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda *_: None
+        return
+    if not console.is_terminal:
+        told_at = time.monotonic()
+
+        def tell(done: int, total: int) -> None:
+            nonlocal told_at
+            if done == total or time.monotonic() - told_at >= LINE_EVERY_S:
+                told_at = time.monotonic()
+                print(f"{what}: {done}/{total} {unit}", file=sys.stderr, flush=True)
+
+        yield tell
+        return
+    from rich import progress as rich_progress
+
+    columns = (
+        rich_progress.TextColumn("{task.description}"),
+        rich_progress.BarColumn(),
+        rich_progress.MofNCompleteColumn(),
+        rich_progress.TextColumn(unit),
+        rich_progress.TimeRemainingColumn(),
+    )
+    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task(what, total=None)
+        yield lambda done, total: bar.update(task, completed=done, total=total)
+
+
+@contextmanager
 def downloading(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
     """Something to tell the progress of a download to, as (bytes there, bytes in all)."""
     console = Console(stderr=True)
@@ -228,6 +260,15 @@ def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *,
     for row in rows:
         drawn.add_row(*(escape(cell) for cell in row))
     Console(highlight=False).print(drawn)
+
+
+def markdown(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> None:
+    """The same table in Markdown, on stdout."""
+    if title:
+        sys.stdout.write(f"**{title}**\n\n")
+    rules = ["---:" if index in numbers else "---" for index in range(len(headings))]
+    for row in (headings, rules, *rows):
+        sys.stdout.write("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n")
 
 
 def _plain(value: object) -> object:

@@ -223,6 +223,10 @@ class EvaluateSettings:
 
     boundary_ratio: float = 0.02
     """Width of the band of the boundary IoU as a share of the image diagonal, as Cheng et al. 2021 have it."""
+    protocol: Literal["auto", "coco", "lvis", "davis", "lvos", "none"] = "auto"
+    """Whose rules AP and J&F follow; `auto` is COCO for COCO files and DAVIS for clips."""
+    workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
+    """Processes of the command; `evaluate` in Python starts none unless it is told to."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,12 +1,13 @@
 """`refinetool eval`."""
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import typer
 
 from refinetool import console, options
 from refinetool.cli.app import app
+from refinetool.errors import UsageError
 from refinetool.settings import EvaluateSettings
 
 EVALUATE = EvaluateSettings()
@@ -20,18 +21,39 @@ def evaluate(
     coarse: Annotated[
         Path | None, typer.Option("--coarse", help="What PRED was refined from: adds before and gain.")
     ] = None,
+    candidates: Annotated[
+        Path | None,
+        typer.Option("--candidates", help="What refine --candidates wrote: adds how well masks were chosen."),
+    ] = None,
     images: options.Images = None,
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
+    protocol: Annotated[
+        Literal["auto", "coco", "lvis", "davis", "lvos", "none"],
+        typer.Option("--protocol", help="Rules of AP (coco, lvis) or of J&F (davis, lvos)."),
+    ] = EVALUATE.protocol,
     boundary_ratio: Annotated[
         float,
         typer.Option(
             "--boundary-ratio", min=0, max=1, help="Width of the boundary band, as a share of the image diagonal."
         ),
     ] = EVALUATE.boundary_ratio,
+    workers: Annotated[
+        int | None, typer.Option("--workers", min=1, help="Processes. [dim]\\[default: one per core, at most 8][/dim]")
+    ] = None,
+    plot: Annotated[
+        Path | None,
+        typer.Option("--plot", help="PNG to write: gain by size and by quality of the coarse mask. Needs --coarse."),
+    ] = None,
+    as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: options.AsJson = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
 ) -> None:
-    """Measure masks against ground truth: IoU and boundary IoU by id, mIoU for class maps."""
+    """Measure masks against ground truth: AP, IoU, boundary IoU, mBA; mIoU for class maps, J&F for clips."""
+    if plot is not None and coarse is None:
+        raise UsageError("--plot shows what was gained: name the masks before with --coarse.")
+    if as_json and as_markdown:
+        raise UsageError("--json and --markdown: choose one.")
     from refinetool.evaluate import evaluate as measure
     from refinetool.formats import open_dataset
 
@@ -45,16 +67,33 @@ def evaluate(
         )
         for path in (prediction, truth, *(() if coarse is None else (coarse,)))
     ]
-    report = measure(
-        opened[0], opened[1], coarse=opened[2] if coarse is not None else None, boundary_ratio=boundary_ratio
-    )
+    total = len(opened[1])
+    with console.counting("measuring", unit="images", quiet=quiet) as tell:
+        report = measure(
+            opened[0],
+            opened[1],
+            coarse=opened[2] if coarse is not None else None,
+            candidates=candidates,
+            boundary_ratio=boundary_ratio,
+            protocol=protocol,
+            workers=EVALUATE.workers if workers is None else workers,
+            on_progress=lambda done: tell(done, max(done, total)),
+        )
+    if plot is not None:
+        from refinetool.evaluate.plot import write_plot
+
+        write_plot(report, plot)
     if as_json:
         console.dump(report.to_dict())
         return
-    rows = report.rows()
+    headings: tuple[str, ...] = ("", "coarse", "refined", "gain")
+    rows: list[tuple[str, ...]] = [*report.rows()]
     if coarse is None:
-        console.table("", ("", "value"), [(name, value) for name, _, value, _ in rows], numbers=(1,))
+        headings, rows = ("", "value"), [(name, value) for name, _, value, _ in report.rows()]
+    if as_markdown:
+        console.markdown("", headings, rows, numbers=range(1, len(headings)))
+        console.say("")
     else:
-        console.table("", ("", "coarse", "refined", "gain"), rows, numbers=(1, 2, 3))
+        console.table("", headings, rows, numbers=range(1, len(headings)))
     for note in report.notes():
-        console.say(note, markup=False)
+        console.say(f"- {note}" if as_markdown else note, markup=False)

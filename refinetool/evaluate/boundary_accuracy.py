@@ -19,7 +19,7 @@ SHARE_OF_SIDES = 300
 def radii(size: Size) -> tuple[int, ...]:
     """The five radii in pixels for an image of size (H, W): r_i = 1 + int((r_max - 1) / 5 i), r_max = (W + H) / 300.
 
-    They repeat in small images: below W + H = 900 all are 1.
+    They repeat in small images: below W + H = 675 all are 1.
     """
     longest = (size[0] + size[1]) / SHARE_OF_SIDES
     return tuple(1 + int((longest - 1) / WIDTHS * i) for i in range(WIDTHS))
@@ -34,7 +34,7 @@ def near_outline(mask: BoolArray, radius: int) -> BoolArray:
     pixels = mask.view(np.uint8)
     grown = cv2.dilate(pixels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
     shrunk = cv2.erode(pixels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(255,))
-    return grown != shrunk
+    return np.not_equal(grown, shrunk)
 
 
 @functools.cache

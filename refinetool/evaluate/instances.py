@@ -1,7 +1,7 @@
-"""IoU and boundary IoU of objects, matched by image and id."""
+"""IoU, boundary IoU and boundary accuracy of objects, matched by image and id."""
 
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Self
 
@@ -10,79 +10,124 @@ from numpy.typing import NDArray
 
 from refinetool import masks
 from refinetool.errors import DataError
+from refinetool.evaluate.boundary_accuracy import boundary_accuracies
+from refinetool.evaluate.gains import IOUS, NOTABLE_CHANGE, SIDES_PX, GainTally
 from refinetool.evaluate.pairing import Match
-from refinetool.evaluate.report import MEANINGS, NOTABLE_CHANGE, Measure, Report, share
-from refinetool.records import BoolArray, Region, Rle, Sample, Size
+from refinetool.evaluate.report import OBJECTS, Measure, Report, share
+from refinetool.evaluate.shapes import LOST, Canvas, Overlap, common
+from refinetool.formats.coco_masks import EMPTY
+from refinetool.records import Region, Rle, Sample
 
 CROWD = "crowd"
 """The reason for which formats keep a crowd as it is."""
 
 
 @dataclass(frozen=True, slots=True)
-class Overlap:
-    """IoU and boundary IoU of a mask with its ground truth, both in 0..1."""
+class MaskScore:
+    """How one mask compares with its ground truth.
 
-    iou: float
-    boundary_iou: float
+    overlap: IoU and boundary IoU.
+    shared, covered: pixels of intersection and union.
+    boundary_accuracy: 0..1, None where the ground truth has no outline.
+    """
 
-
-LOST = Overlap(iou=0.0, boundary_iou=0.0)
-"""What an object scores that the prediction does not have, even if its ground truth is empty."""
+    overlap: Overlap
+    shared: int
+    covered: int
+    boundary_accuracy: float | None
 
 
 @dataclass(frozen=True, slots=True)
 class ObjectScore:
-    """How the masks of one object overlap with its ground truth; `before` is None without a coarse mask."""
+    """How the masks of one object compare with its ground truth; `before` is None without a coarse mask.
+
+    area: pixels of the ground truth.
+    """
 
     key: str
     id: int
-    after: Overlap
-    before: Overlap | None
+    category: int | None
+    area: int
+    after: MaskScore
+    before: MaskScore | None
 
 
-def overlaps(truth: BoolArray, others: Sequence[BoolArray], *, boundary_ratio: float) -> list[Overlap]:
-    """IoU and boundary IoU of some masks, bool (H, W), with one ground truth mask.
+@dataclass(slots=True)
+class MaskSums:
+    """Sums over the masks of one file.
 
-    Computed on the box of all of them, which changes nothing: boundary bands lie inside their masks, and what is
-    outside the box is background for each. Two empty masks are equal: both figures are 1, as DAVIS has it.
+    iou, boundary_iou, boundary_accuracy: sums of the figures of each object.
+    shared, covered: pixels of intersection and union, over the data set and per category.
     """
-    width_px = masks.boundary_width((truth.shape[0], truth.shape[1]), boundary_ratio)
-    box = masks.bounding_box(np.logical_or.reduce([truth, *others]))
-    if box is None:
-        return [Overlap(iou=1.0, boundary_iou=1.0)] * len(others)
-    x0, y0, x1, y1 = box
-    truth, *others = (mask[y0:y1, x0:x1] for mask in (truth, *others))
-    band = masks.boundary(truth, width_px)
-    return [
-        Overlap(iou=masks.iou(truth, other), boundary_iou=masks.iou(band, masks.boundary(other, width_px)))
-        for other in others
-    ]
+
+    iou: float = 0.0
+    boundary_iou: float = 0.0
+    boundary_accuracy: float = 0.0
+    shared: int = 0
+    covered: int = 0
+    classes: dict[int, NDArray[np.int64]] = field(default_factory=dict)
+
+    def add(self, score: MaskScore, category: int | None) -> None:
+        self.iou += score.overlap.iou
+        self.boundary_iou += score.overlap.boundary_iou
+        self.boundary_accuracy += score.boundary_accuracy or 0.0
+        self.shared += score.shared
+        self.covered += score.covered
+        if category is not None:
+            self._add_class(category, np.array([score.shared, score.covered], dtype=np.int64))
+
+    def merge(self, other: "MaskSums") -> None:
+        self.iou += other.iou
+        self.boundary_iou += other.boundary_iou
+        self.boundary_accuracy += other.boundary_accuracy
+        self.shared += other.shared
+        self.covered += other.covered
+        for category, pixels in other.classes.items():
+            self._add_class(category, pixels)
+
+    def class_ious(self) -> dict[int, float]:
+        """Per category: sum of intersections over sum of unions."""
+        return {category: int(s) / int(c) for category, (s, c) in sorted(self.classes.items()) if c}
+
+    def _add_class(self, category: int, pixels: NDArray[np.int64]) -> None:
+        self.classes[category] = self.classes.get(category, np.zeros(2, dtype=np.int64)) + pixels
 
 
 @dataclass(slots=True)
 class InstanceTally:
-    """Mean IoU and mean boundary IoU over objects.
+    """IoU (mean over objects, global, per class), boundary IoU, mBA, and gains by size and coarse IoU.
 
     Scored are the objects of the coarse file, without one those of the prediction, that the ground truth has and does
     not mark as crowd. Pixels that are void in the ground truth are left out of all masks.
 
-    after, before: float64 (2,), the sums of IoU and boundary IoU of the prediction and of the coarse masks.
+    folder: Whether the masks are PNGs in a folder; where none of its images has two, means over objects are the means
+        over images that HQ-SAM's benchmark calls mIoU and mBIoU.
+    crowded_images: Images with more than one object.
     """
 
     with_coarse: bool
     boundary_ratio: float
-    after: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
-    before: NDArray[np.float64] = field(default_factory=lambda: np.zeros(2))
+    folder: bool = False
+    after: MaskSums = field(default_factory=MaskSums)
+    before: MaskSums = field(default_factory=MaskSums)
+    by_size: GainTally = field(default_factory=lambda: GainTally(SIDES_PX))
+    by_coarse_iou: GainTally = field(default_factory=lambda: GainTally(IOUS))
     counts: Counter[str] = field(default_factory=Counter)
+    crowded_images: int = 0
 
     def add(self, match: Match) -> None:
-        for score in self.scores(match):
-            self.after += (score.after.iou, score.after.boundary_iou)
+        scores = list(self.scores(match))
+        self.crowded_images += len(scores) > 1
+        for score in scores:
+            self.after.add(score.after, score.category)
+            self.counts["no_outline"] += score.after.boundary_accuracy is None
             if score.before is not None:
-                self.before += (score.before.iou, score.before.boundary_iou)
-                change = score.after.iou - score.before.iou
-                self.counts["better"] += change > NOTABLE_CHANGE
-                self.counts["worse"] += change < -NOTABLE_CHANGE
+                self.before.add(score.before, score.category)
+                was, now = score.before.overlap.iou, score.after.overlap.iou
+                self.by_size.add(score.area**0.5, before=was, after=now)
+                self.by_coarse_iou.add(was, before=was, after=now)
+                self.counts["better"] += now - was > NOTABLE_CHANGE
+                self.counts["worse"] += now - was < -NOTABLE_CHANGE
 
     def scores(self, match: Match) -> Iterator[ObjectScore]:
         """Score the objects of one image in the order of the file, and count what is left out."""
@@ -95,56 +140,106 @@ class InstanceTally:
         }
         crowds = sum(region.keep == CROWD for region in truth.values())
         ids = [id for id in scored if id in reference]
+        lost = [id for id in ids if id not in prediction or _unreadable(prediction[id])]
         self.counts.update(
             scored=len(ids),
             missing=len(reference.keys() - scored.keys()),
-            lost=len(set(ids) - prediction.keys()),
+            lost=len(lost),
             added=len(prediction.keys() - scored.keys()),
             extra=len(scored.keys() - truth.keys()),
             crowd=crowds,
             unreadable=len(truth) - len(reference) - crowds,
         )
-        void = None if match.truth is None else match.truth.void
+        if match.truth is None:
+            return
+        canvas = self._canvas(match.truth)
         for id in ids:
-            yield self._score(match.key, id, reference[id], void, after=prediction.get(id), before=coarse.get(id))
+            after = None if id in lost else prediction[id]
+            yield self._score(match.key, truth[id], reference[id], canvas, after=after, before=coarse.get(id))
+
+    def _canvas(self, truth: Sample) -> Canvas:
+        return Canvas(
+            size=truth.size,
+            void=None if truth.void is None else masks.decode(truth.void),
+            band_px=masks.boundary_width(truth.size, self.boundary_ratio),
+        )
 
     def _score(
-        self, key: str, id: int, truth: Rle, void: Rle | None, *, after: Region | None, before: Region | None
+        self, key: str, truth: Region, mask: Rle, canvas: Canvas, *, after: Region | None, before: Region | None
     ) -> ObjectScore:
-        valid = None if void is None else ~masks.decode(void)
-        reference, *others = (
-            _pixels(rle, size=truth.size, valid=valid)
-            for rle in (truth, _mask_of(after), *([_mask_of(before)] if self.with_coarse else []))
+        reference = canvas.shape(mask)
+        others = [canvas.shape(_mask_of(region)) for region in ((after, before) if self.with_coarse else (after,))]
+        self.counts["empty_ground_truth"] += not reference.area
+        self.counts["empty_prediction"] += not others[0].area
+        accuracies = boundary_accuracies(reference, others, size=canvas.size, void=canvas.void)
+        scores = []
+        for number, other in enumerate(others):
+            pixels = common(reference, other)
+            scores.append(
+                MaskScore(
+                    overlap=LOST if number == 0 and after is None else pixels.overlap,
+                    shared=pixels.shared,
+                    covered=pixels.covered,
+                    boundary_accuracy=None if accuracies is None else accuracies[number],
+                )
+            )
+        return ObjectScore(
+            key=key,
+            id=truth.id,
+            category=truth.category,
+            area=reference.area,
+            after=scores[0],
+            before=scores[1] if self.with_coarse else None,
         )
-        self.counts["empty_ground_truth"] += not reference.any()
-        self.counts["empty_prediction"] += not others[0].any()
-        of_after, *of_before = overlaps(reference, others, boundary_ratio=self.boundary_ratio)
-        if after is None:
-            of_after = LOST
-        return ObjectScore(key=key, id=id, after=of_after, before=of_before[0] if of_before else None)
 
     def merge(self, other: Self) -> None:
-        self.after += other.after
-        self.before += other.before
+        self.after.merge(other.after)
+        self.before.merge(other.before)
+        self.by_size.merge(other.by_size)
+        self.by_coarse_iou.merge(other.by_coarse_iou)
         self.counts.update(other.counts)
+        self.crowded_images += other.crowded_images
 
     def result(self) -> Report:
-        scored = self.counts["scored"]
-        measures = tuple(
-            Measure(
-                name=name,
-                reduction="mean over objects",
-                value=share(after, scored),
-                before=share(before, scored) if self.with_coarse else None,
-            )
-            for name, after, before in zip(("IoU", "boundary IoU"), self.after, self.before, strict=True)
-        )
+        scored, outlined = self.counts["scored"], self.counts["scored"] - self.counts["no_outline"]
+        after, before = self.after, self.before
+        classes = after.class_ious(), before.class_ious()
+        rows: list[tuple[str, str, float | None, float | None]] = [
+            ("IoU", MEAN, share(after.iou, scored), share(before.iou, scored)),
+            ("boundary IoU", MEAN, share(after.boundary_iou, scored), share(before.boundary_iou, scored)),
+        ]
+        if self.folder and scored and not self.crowded_images:
+            rows += [
+                (name, "mean over images of one object each", value, coarse)
+                for name, (_, _, value, coarse) in zip(("mIoU", "mBIoU"), rows, strict=True)
+            ]
+        rows += [
+            ("global IoU", GLOBAL, share(after.shared, after.covered), share(before.shared, before.covered)),
+            ("mBA", MEAN, share(after.boundary_accuracy, outlined), share(before.boundary_accuracy, outlined)),
+        ]
+        if classes[0]:
+            now, was = (share(sum(ious.values()), len(ious)) for ious in classes)
+            rows.append(("category mIoU", PER_CATEGORY, now, was))
         return Report(
-            measures=measures,
+            measures=tuple(self._measure(*row) for row in rows),
             better=share(self.counts["better"], scored) if self.with_coarse else None,
             worse=share(self.counts["worse"], scored) if self.with_coarse else None,
-            counts={name: self.counts[name] for name in MEANINGS if not name.endswith("_px")},
+            counts={name: self.counts[name] for name in OBJECTS},
+            per_class=tuple(
+                self._measure(f"IoU of category {category}", GLOBAL, iou, classes[1].get(category))
+                for category, iou in classes[0].items()
+            ),
+            gain_by_size=self.by_size.result() if self.with_coarse else (),
+            gain_by_coarse_iou=self.by_coarse_iou.result() if self.with_coarse else (),
         )
+
+    def _measure(self, name: str, reduction: str, value: float | None, before: float | None) -> Measure:
+        return Measure(name, reduction, value, before if self.with_coarse else None)
+
+
+MEAN = "mean over objects"
+GLOBAL = "sum of intersections / sum of unions"
+PER_CATEGORY = "global IoU per category, mean over categories"
 
 
 def _by_id(sample: Sample | None, name: str) -> dict[int, Region]:
@@ -159,13 +254,9 @@ def _by_id(sample: Sample | None, name: str) -> dict[int, Region]:
     return regions
 
 
+def _unreadable(region: Region) -> bool:
+    return region.mask is None and region.keep not in (EMPTY, CROWD)
+
+
 def _mask_of(region: Region | None) -> Rle | None:
     return None if region is None else region.mask
-
-
-def _pixels(rle: Rle | None, *, size: Size, valid: BoolArray | None) -> BoolArray:
-    """The mask, bool (H, W), without the pixels that do not count."""
-    if rle is None:
-        return np.zeros(size, dtype=np.bool_)
-    pixels = masks.decode(rle)
-    return pixels if valid is None else pixels & valid

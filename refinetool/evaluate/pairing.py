@@ -13,12 +13,16 @@ UNKNOWN_SIZE = (0, 0)
 
 @dataclass(frozen=True, slots=True)
 class Match:
-    """One image in up to three files, None where a file does not have it."""
+    """One image in up to three files, None where a file does not have it.
+
+    candidates: Its line of a file of candidates, as `refine --candidates` writes it.
+    """
 
     key: str
     prediction: Sample | None
     truth: Sample | None
     coarse: Sample | None
+    candidates: str | None = None
 
     def __post_init__(self) -> None:
         samples = self._samples()

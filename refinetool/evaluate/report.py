@@ -1,10 +1,11 @@
 """The figures of an evaluation, in words, rows and JSON."""
 
-from collections.abc import Mapping
-from dataclasses import dataclass
+import dataclasses
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 
-NOTABLE_CHANGE = 0.01
-"""A change of an object's IoU by more than this counts as better or worse."""
+from refinetool.evaluate.gains import NOTABLE_CHANGE, GainBin
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,15 +33,23 @@ class Report:
     """The figures of one evaluation.
 
     measures: the figures, the headline first.
+    per_class: figures of single categories of objects, which are too many for a table.
     better, worse: share of the scored objects whose IoU rose or fell by more than NOTABLE_CHANGE; None for label maps,
         without coarse masks and without objects.
     counts: how many there were of what; MEANINGS has the words.
+    gain_by_size, gain_by_coarse_iou: gain of IoU in bins of the object's side in pixels and of the coarse mask's IoU;
+        empty for label maps and without coarse masks.
+    remarks: sentences about what was left out and why.
     """
 
     measures: tuple[Measure, ...]
-    better: float | None
-    worse: float | None
-    counts: Mapping[str, int]
+    better: float | None = None
+    worse: float | None = None
+    counts: Mapping[str, int] = field(default_factory=dict)
+    per_class: tuple[Measure, ...] = ()
+    gain_by_size: tuple[GainBin, ...] = ()
+    gain_by_coarse_iou: tuple[GainBin, ...] = ()
+    remarks: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str, str, str]]:
         """(name and reduction, coarse, prediction, gain) for a table, times 100, `-` where there is no figure."""
@@ -61,25 +70,38 @@ class Report:
             notes.append(
                 f"{self.better:.1%} of the objects better, {self.worse:.1%} worse by more than {NOTABLE_CHANGE} IoU"
             )
-        return notes
+        return [*notes, *self.remarks]
 
     def to_dict(self) -> dict[str, object]:
         """The report for JSON: figures in 0..1, not rounded."""
-        measures = [
-            {
-                "name": measure.name,
-                "reduction": measure.reduction,
-                "value": measure.value,
-                "before": measure.before,
-                "gain": measure.gain,
-            }
-            for measure in self.measures
-        ]
         shares = {"better": self.better, "worse": self.worse, "notable_change": NOTABLE_CHANGE}
-        return {"measures": measures, **shares, "counts": dict(self.counts)}
+        return {
+            "measures": [_measure(measure) for measure in self.measures],
+            **shares,
+            "counts": dict(self.counts),
+            "per_class": [_measure(measure) for measure in self.per_class],
+            "gain_by_size": [_bin(bin) for bin in self.gain_by_size],
+            "gain_by_coarse_iou": [_bin(bin) for bin in self.gain_by_coarse_iou],
+            "remarks": list(self.remarks),
+        }
 
 
-MEANINGS = {
+def joined(reports: Sequence[Report]) -> Report:
+    """The figures of several families as one report, those of the first ones first."""
+    counts: dict[str, int] = {}
+    for report in reports:
+        counts |= report.counts
+    bearer = next((report for report in reports if report.better is not None or report.gain_by_size), Report(()))
+    return dataclasses.replace(
+        bearer,
+        measures=tuple(measure for report in reports for measure in report.measures),
+        counts=counts,
+        per_class=tuple(measure for report in reports for measure in report.per_class),
+        remarks=tuple(remark for report in reports for remark in report.remarks),
+    )
+
+
+OBJECTS = {
     "scored": "scored",
     "missing": "in the ground truth but not in the file that is scored, left out",
     "lost": "missing or unreadable in the prediction, scored as if nothing was found",
@@ -89,16 +111,52 @@ MEANINGS = {
     "unreadable": "unreadable in the ground truth, left out",
     "empty_prediction": "scored with an empty mask in the prediction",
     "empty_ground_truth": "scored with an empty mask in the ground truth",
+    "no_outline": "without an outline in the ground truth, left out of mBA",
+}
+PIXELS = {
     "compared_px": "pixels compared",
     "void_in_prediction_px": "pixels void or lost in the prediction alone, counted as background",
 }
-"""What the counts of a report count: objects for instances, images for label maps, pixels where the name says so."""
+CLIPS = {
+    "clips": "clips",
+    "clip_objects": "objects in them, from the second to the last but one frame",
+    "clip_frames_added": "frames of the prediction without ground truth, left out",
+    "clip_frames_lost": "frames missing or unreadable in the prediction, scored as if nothing was found",
+}
+PRECISION = {
+    "detections": "detections for AP",
+    "detections_unreadable": "of them empty or unreadable: they can only be wrong",
+    "detections_elsewhere": "detections in images that the ground truth does not have, left out",
+    "crowd_detections": "crowds in the prediction, no detections",
+}
+SELECTION = {
+    "selections": "selections among candidates",
+    "selections_hopeless": "without a candidate that meets the ground truth, left out of the selections",
+    "selections_unknown": "candidates of unknown objects, left out",
+}
+MEANINGS = OBJECTS | PIXELS | CLIPS | PRECISION | SELECTION
+"""What the counts of a report count: objects for instances, images for label maps, else what the words say."""
+
+
+def _measure(measure: Measure) -> dict[str, object]:
+    return {
+        "name": measure.name,
+        "reduction": measure.reduction,
+        "value": measure.value,
+        "before": measure.before,
+        "gain": measure.gain,
+    }
+
+
+def _bin(bin: GainBin) -> dict[str, object]:
+    """JSON has no infinity: the last bin of sizes has no upper end."""
+    return dataclasses.asdict(bin) | {"high": bin.high if math.isfinite(bin.high) else None}
 
 
 def _times_100(value: float | None, *, style: str) -> str:
     return "-" if value is None else format(100 * value, style)
 
 
-def share(part: float, whole: int) -> float | None:
+def share(part: float, whole: float) -> float | None:
     """part / whole, None where there is no whole."""
     return float(part) / whole if whole else None

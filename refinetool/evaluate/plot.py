@@ -1,0 +1,72 @@
+"""A picture of what refinement gained, and where."""
+
+import math
+from collections.abc import Sequence
+from pathlib import Path
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from refinetool.errors import UsageError
+from refinetool.evaluate.gains import NOTABLE_CHANGE, GainBin
+from refinetool.evaluate.report import Report
+from refinetool.formats.storage import new_file
+
+WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 11.0, 4.8, 150
+GAIN, LOSS, WHISKER = "#2f7d5b", "#b5482f", "#333333"
+
+
+def write_plot(report: Report, path: Path) -> None:
+    """Write the gain of IoU by size of the objects and by IoU of their coarse masks as a PNG.
+
+    Raises:
+        UsageError: The report has no gains: there was no coarse file, or it is about label maps.
+        StorageError: The file can't be written.
+    """
+    if not report.gain_by_size:
+        raise UsageError("There are no gains to plot: that takes coarse masks, of objects that are matched by id.")
+    with new_file(path) as file:
+        gain_figure(report).savefig(file, format="png")
+
+
+def gain_figure(report: Report) -> Figure:
+    """Two panels of bars: mean gain of IoU x 100 with its standard error, counts and shares below the bars."""
+    figure = Figure(figsize=(WIDTH_INCHES, HEIGHT_INCHES), dpi=DOTS_PER_INCH, layout="constrained")
+    left, right = figure.subplots(1, 2, sharey=True)
+    _panel(left, report.gain_by_size, [_side(bin) for bin in report.gain_by_size])
+    _panel(right, report.gain_by_coarse_iou, [f"{bin.low:g} to {bin.high:g}" for bin in report.gain_by_coarse_iou])
+    left.set_title("by size: side of a square of the same area, px", fontsize=10)
+    right.set_title("by IoU of the coarse mask", fontsize=10)
+    left.set_ylabel("gain of IoU x 100, mean and standard error")
+    figure.supxlabel(f"n: objects;  +: better, -: worse by more than {NOTABLE_CHANGE} IoU", fontsize=8, color=WHISKER)
+    return figure
+
+
+def _panel(axes: Axes, bins: Sequence[GainBin], names: Sequence[str]) -> None:
+    places = range(len(bins))
+    gains = [100 * (bin.gain or 0.0) for bin in bins]
+    errors = [100 * (bin.gain_error or 0.0) for bin in bins]
+    axes.bar(
+        places,
+        gains,
+        yerr=errors,
+        color=[GAIN if gain >= 0 else LOSS for gain in gains],
+        error_kw={"ecolor": WHISKER, "elinewidth": 1, "capsize": 3},
+    )
+    axes.axhline(0, color=WHISKER, linewidth=0.8)
+    labels = [f"{name}\n{_counts(bin)}" for name, bin in zip(names, bins, strict=True)]
+    axes.set_xticks(list(places), labels, fontsize=7)
+    axes.grid(axis="y", alpha=0.3)
+    axes.set_axisbelow(True)
+    for side in ("top", "right"):
+        axes.spines[side].set_visible(False)
+
+
+def _side(bin: GainBin) -> str:
+    return f"{bin.low:g} to {bin.high:g}" if math.isfinite(bin.high) else f"from {bin.low:g}"
+
+
+def _counts(bin: GainBin) -> str:
+    if bin.better is None or bin.worse is None:
+        return "n 0"
+    return f"n {bin.objects}\n+{bin.better:.0%}\n-{bin.worse:.0%}"

@@ -1,0 +1,209 @@
+"""How often the right one of several candidate masks was chosen."""
+
+import json
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Self
+
+import numpy as np
+from numpy.typing import NDArray
+from pycocotools import mask as coco_mask
+
+from refinetool import masks
+from refinetool.errors import DataError, MaskError
+from refinetool.evaluate.instances import CROWD
+from refinetool.evaluate.pairing import Match
+from refinetool.evaluate.report import SELECTION, Measure, Report, share
+from refinetool.records import Region, Rle, Sample
+
+TIE = 1e-6
+"""Candidates whose IoU is this close to the best one's are as good."""
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """The K candidates of one object, the IoU that the model predicts for each, and which was taken.
+
+    Candidate `single` is the single-mask output, which does not compete with the others.
+    """
+
+    id: int
+    candidates: tuple[Rle, ...]
+    scores: tuple[float, ...]
+    selected: int
+    single: int
+
+
+@contextmanager
+def candidates_file(path: Path) -> Iterator[Callable[[str], str | None]]:
+    """Gives, for the key of an image, its line of a file of candidates; None where there is none.
+
+    Raises:
+        DataError: The file can't be read, a line is no record of candidates, or an image has two.
+    """
+    try:
+        with path.open("rb") as file:
+            starts: dict[str, int] = {}
+            at = 0
+            for number, line in enumerate(file, start=1):
+                key = _record(line.decode("utf-8", errors="replace"), f"{path}, line {number}")["image"]
+                if key in starts:
+                    raise DataError(f"{path}, line {number}: a second record of image {key!r}; expected one.")
+                starts[key] = at
+                at += len(line)
+
+            def find(key: str) -> str | None:
+                start = starts.get(key)
+                if start is None:
+                    return None
+                file.seek(start)
+                return file.readline().decode()
+
+            yield find
+    except OSError as error:
+        raise DataError(f"{path}: can't be read ({error.strerror}).") from error
+
+
+def _record(line: str, where: str) -> dict[str, Any]:
+    try:
+        record = json.loads(line)
+    except ValueError as error:
+        raise DataError(f"{where}: is no JSON ({error}); expected what refine --candidates writes.") from error
+    match record:
+        case {"image": str(), "annotations": list()}:
+            return dict(record)
+    raise DataError(f"{where}: expected an object with image and annotations, as refine --candidates writes it.")
+
+
+def read_offers(line: str) -> list[Offer]:
+    """The offers of a line of a file of candidates. Raises DataError for a record that is no offer."""
+    record = _record(line, "Candidates")
+    return [_offer(annotation, f"Candidates of image {record['image']}") for annotation in record["annotations"]]
+
+
+def _offer(annotation: object, where: str) -> Offer:
+    match annotation:
+        case {
+            "id": int(id),
+            "selected": int(selected),
+            "single": int(single),
+            "scores": list(scores),
+            "candidates": list(found),
+        }:
+            try:
+                runs = tuple(Rle((int(rle["size"][0]), int(rle["size"][1])), rle["counts"].encode()) for rle in found)
+                for rle in runs:
+                    masks.run_lengths(rle)
+                offer = Offer(id, runs, tuple(map(float, scores)), selected, single)
+            except (TypeError, KeyError, IndexError, AttributeError, ValueError, MaskError) as error:
+                raise DataError(f"{where}: object {id} has candidates that can't be read ({error}).") from error
+            if len(scores) == len(found) and all(0 <= place < len(found) for place in (selected, single)):
+                return offer
+            raise DataError(
+                f"{where}: object {id} has {len(found)} candidates, {len(scores)} scores, and takes number {selected}; "
+                "expected a score for each, and one of them taken."
+            )
+    raise DataError(
+        f"{where}: found {json.dumps(annotation)[:60]}; expected id, selected, single, scores and candidates."
+    )
+
+
+@dataclass(slots=True)
+class SelectionTally:
+    """Top-1 accuracy of selection criteria, and the IoU of what they choose.
+
+    For an object with ground truth IoUs g_k of its competing candidates, a criterion that chooses s is right if
+    g_s >= max g - 1e-6. Objects whose candidates all miss the ground truth are left out and counted.
+
+    criteria: Sums by criterion: int of right choices, float of their IoUs.
+    """
+
+    with_coarse: bool
+    right: Counter[str] = field(default_factory=Counter)
+    iou: dict[str, float] = field(default_factory=dict)
+    chance: float = 0.0
+    counts: Counter[str] = field(default_factory=Counter)
+
+    def add(self, match: Match) -> None:
+        if match.candidates is None:
+            return
+        truth, coarse = _masks(match.truth), _masks(match.coarse)
+        void = None if match.truth is None else match.truth.void
+        valid = None if void is None else masks.encode(~masks.decode(void))
+        for offer in read_offers(match.candidates):
+            reference = truth.get(offer.id)
+            if reference is None:
+                self.counts["selections_unknown"] += 1
+                continue
+            if {rle.size for rle in offer.candidates} != {reference.size}:
+                raise DataError(f"Image {match.key}: the candidates of object {offer.id} are of another size.")
+            given = coarse.get(offer.id)
+            likeness = None if given is None else _ious(offer.candidates, given, valid)
+            self._add(offer, _ious(offer.candidates, reference, valid), likeness)
+
+    def _add(self, offer: Offer, ious: NDArray[np.float64], likeness: NDArray[np.float64] | None) -> None:
+        """float64 (K,): IoU of the candidates with the ground truth, and with the coarse mask where there is one."""
+        rivals = np.array([number for number in range(len(ious)) if number != offer.single], dtype=np.intp)
+        if not rivals.size or not ious[rivals].any():
+            self.counts["selections_hopeless"] += 1
+            return
+        best = float(ious[rivals].max())
+        chosen = {PREDICTED: int(rivals[np.argmax(np.array(offer.scores)[rivals])])}
+        if likeness is not None:
+            chosen[COARSE] = int(rivals[np.argmax(likeness[rivals])])
+        self.counts["selections"] += 1
+        self.chance += float(np.mean(ious[rivals] >= best - TIE))
+        for criterion, number in chosen.items():
+            self.right[criterion] += bool(ious[number] >= best - TIE)
+        figures = {criterion: float(ious[number]) for criterion, number in chosen.items()}
+        figures |= {TAKEN: float(ious[offer.selected]), SINGLE: float(ious[offer.single]), BEST: best}
+        for name, iou in figures.items():
+            self.iou[name] = self.iou.get(name, 0.0) + iou
+            self.counts[f"of {name}"] += 1
+
+    def merge(self, other: Self) -> None:
+        self.right.update(other.right)
+        for name, iou in other.iou.items():
+            self.iou[name] = self.iou.get(name, 0.0) + iou
+        self.chance += other.chance
+        self.counts.update(other.counts)
+
+    def result(self) -> Report:
+        accuracies = [
+            (f"top-1 accuracy, {criterion}", share(self.right[criterion], self.counts[f"of {criterion}"]))
+            for criterion in ((PREDICTED, COARSE) if self.with_coarse else (PREDICTED,))
+        ]
+        accuracies.append(("top-1 accuracy, by chance", share(self.chance, self.counts["selections"])))
+        ious = [
+            (f"IoU of the candidate, {name}", share(self.iou[name], self.counts[f"of {name}"]))
+            for name in (PREDICTED, COARSE, TAKEN, SINGLE, BEST)
+            if name in self.iou
+        ]
+        return Report(
+            measures=tuple(Measure(name, "mean over objects", value, None) for name, value in (*accuracies, *ious)),
+            counts={name: self.counts[name] for name in SELECTION},
+        )
+
+
+PREDICTED = "highest predicted IoU"
+COARSE = "most like the coarse mask"
+TAKEN = "taken by refine"
+SINGLE = "single-mask output"
+BEST = "best there is"
+
+
+def _masks(sample: Sample | None) -> Mapping[int, Rle]:
+    regions: tuple[Region, ...] = () if sample is None else sample.regions
+    return {region.id: region.mask for region in regions if region.mask is not None and region.keep != CROWD}
+
+
+def _ious(candidates: tuple[Rle, ...], reference: Rle, valid: Rle | None) -> NDArray[np.float64]:
+    """float64 (K,): IoU of each candidate with the reference, within the valid pixels."""
+    runs = [{"size": list(rle.size), "counts": rle.counts} for rle in (*candidates, reference)]
+    if valid is not None:
+        within = {"size": list(valid.size), "counts": valid.counts}
+        runs = [coco_mask.merge([run, within], intersect=True) for run in runs]
+    return np.asarray(coco_mask.iou(runs[:-1], runs[-1:], [0]), dtype=np.float64)[:, 0]
