@@ -10,6 +10,7 @@ from refinetool.corrupt.geometry import radius
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.masks import bounding_box
 from refinetool.records import BoolArray, FloatArray, ImageArray
+from refinetool.settings import GeneratorName
 
 THRESHOLDS = np.linspace(0.1, 0.9, 161)
 """Where a map may be cut, as shares of its peak."""
@@ -27,7 +28,7 @@ def activation_map(
     rng: Rng,
     *,
     goal: Goal,
-    name: str,
+    name: GeneratorName,
     cell_px: float,
     blur: float,
     bias: bool,

@@ -25,7 +25,7 @@ from refinetool.corrupt.figures import BandFigures, Made, describe, figures, wri
 from refinetool.corrupt.geometry import radius, signed_depth
 from refinetool.corrupt.goals import Corrupted
 from refinetool.corrupt.sheet import sheet, tile, write_picture
-from refinetool.corrupt.suites import SUITES, Suite, draw, scene_of
+from refinetool.corrupt.suites import SUITES, Scene, Suite, draw, scene_of, single
 from refinetool.errors import ImageError, Interrupted
 from refinetool.formats import open_dataset
 from refinetool.images import read_image
@@ -187,29 +187,25 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
             return CorruptedSample(sample, stay_coarse(sample, reason=error.reason, error=str(error)), ())
 
     void = None if sample.void is None else masks.decode(sample.void)
-    gts = [masks.decode(_mask(sample.regions[n])) for n in todo]
     shared = scene_of(image, lambda: (), settings=settings)
-    drawn = [
-        draw(
-            suite,
+    objects = [
+        Subject(
+            masks.decode(_mask(sample.regions[n])),
             replace(shared, neighbours=cache(lambda n=n: _neighbours(sample, n))),
-            gt,
             object_rng(settings.seed, sample.key, sample.regions[n].id),
-            ignore=void,
-            settings=settings,
         )
-        for n, gt in zip(todo, gts, strict=True)
+        for n in todo
     ]
-    coarse = [each.coarse for each in drawn]
+    drawn = [each.draw(suite, ignore=void, settings=settings) for each in objects]
     if sample.layout != "instances":
-        coarse = share_out(gts, drawn)
+        drawn = fit_together(objects, drawn, void=void, settings=settings)
 
     annotations = [Annotation(region.mask, kept(region.keep or "")) for region in sample.regions]
     examples = []
-    for n, gt, found, each in zip(todo, gts, coarse, drawn, strict=True):
+    for n, each, (coarse, info) in zip(todo, objects, drawn, strict=True):
         region = sample.regions[n]
-        made = describe(sample, region, gt, found, each.info, boundary_ratio=BOUNDARY_RATIO)
-        rle = masks.encode(found)
+        made = describe(sample, region, each.gt, coarse, info, boundary_ratio=BOUNDARY_RATIO)
+        rle = masks.encode(coarse)
         order = zlib.crc32(f"{settings.seed}/{sample.key}/{region.id}".encode())
         examples.append(Example(order, sample, _mask(region), rle, made))
         if sample.layout != "instances" or rle != region.mask:  # an annotation with the same mask keeps its text
@@ -217,26 +213,60 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
     return CorruptedSample(sample, Outcome(sample.key, tuple(annotations)), tuple(examples))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Subject:
+    """One object to corrupt: its good mask, bool (H, W), what surrounds it, and its own randomness."""
+
+    gt: BoolArray
+    scene: Scene
+    rng: np.random.Generator
+
+    def draw(self, suite: Suite, *, ignore: BoolArray | None, settings: CorruptSettings) -> Corrupted:
+        """A coarse mask without pixels of `ignore`."""
+        return draw(suite, self.scene, self.gt, self.rng, ignore=ignore, settings=settings)
+
+
 def object_rng(seed: int, key: str, number: int) -> np.random.Generator:
     """The randomness of one object, from the seed, the key of its image and its id alone."""
     return np.random.default_rng((seed, zlib.crc32(key.encode()), number % (1 << 64)))
 
 
-def share_out(gts: Sequence[BoolArray], drawn: Sequence[Corrupted]) -> list[BoolArray]:
-    """The coarse masks of regions that share a map, no two of them on a pixel.
+def fit_together(
+    objects: Sequence[Subject], drawn: Sequence[Corrupted], *, void: BoolArray | None, settings: CorruptSettings
+) -> list[Corrupted]:
+    """Coarse masks that share a map, no two of them on a pixel.
 
-    Each pixel goes to the region with the strongest evidence, or to the background, whose evidence is 1 minus the
-    strongest. That is the activation, scaled so that the threshold lies at 0.5, where the mask was thresholded from
-    one; else how deep the pixel lies in the mask, in radii. A region that would vanish keeps its good mask.
+    Pixels that several claim are shared out by `share_out`. Where that takes a mask out of its band, it is drawn once
+    more, from the same generator, in the room that the others leave; if that does not help it stays.
+    """
+    coarse = share_out([each.gt for each in objects], drawn)
+    fitted = list(drawn)
+    for n, (each, before) in enumerate(zip(objects, drawn, strict=True)):
+        info = before.info
+        if info.low <= masks.iou(coarse[n], each.gt) <= info.high:
+            continue
+        taken = [mask for other, mask in enumerate(coarse) if other != n] + ([] if void is None else [void])
+        same = single(info.generator).with_band(info.low, info.high)
+        again = each.draw(same, ignore=np.any(taken, axis=0) if taken else None, settings=settings)
+        if again.info.reached:
+            coarse[n], fitted[n] = again.coarse, again
+    return [Corrupted(mask, each.info) for mask, each in zip(coarse, fitted, strict=True)]
+
+
+def share_out(gts: Sequence[BoolArray], drawn: Sequence[Corrupted]) -> list[BoolArray]:
+    """Give each pixel of a map to one of the coarse masks that claim it.
+
+    It goes to the one with the strongest evidence, or to the background, whose evidence is 1 minus the strongest. That
+    is the activation, scaled so that the threshold lies at 0.5, where the mask was thresholded from one; else how deep
+    the pixel lies in the mask, in radii. A mask that would vanish is replaced by the good one.
 
     Returns:
-        bool (H, W) each, within the coarse masks or, for those, equal to the good one.
+        bool (H, W) each, within the coarse masks or equal to the good one.
     """
     evidence = np.stack([_evidence(each) for each in drawn])
     strongest = evidence.max(axis=0)
     winner = evidence.argmax(axis=0)
     winner[1 - strongest > strongest] = -1
-    winner[~np.any([each.coarse for each in drawn], axis=0)] = -1
     for n, gt in enumerate(gts):
         if not (winner == n).any():
             winner[gt] = n
@@ -370,7 +400,7 @@ def _contact_sheet(examples: Sequence[Example], *, max_pixels: int) -> ImageArra
             image = read_image(sample.image, size=sample.size, max_pixels=max_pixels)
         except ImageError:
             image = np.full((*sample.size, 3), 128, dtype=np.uint8)
-        text = f"{made.generator} {made.iou:.2f}{'' if made.reached else ' missed'}"
+        text = f"{made.iou:.2f}{'' if made.reached else ', missed'}\n{made.generator}"
         tiles.append(tile(image, masks.decode(example.gt), masks.decode(example.coarse), text))
     return sheet(tiles)
 

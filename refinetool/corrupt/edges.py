@@ -161,8 +161,8 @@ def noise_band(
     """Salt and pepper along the boundary, as HQ-SAM makes mask prompts for training.
 
     The band is where the mask differs by `residue` or more from itself scaled down by `factor` and back, bilinearly;
-    normal noise is added there and the sum thresholded at 0.5. The noise can't be aimed: the band of IoUs is met or
-    not.
+    normal noise is added there and the sum thresholded at 0.5. Where the band swallows a small object, the next
+    attempt doubles the grid, or halves the factor once the grid has all pixels; either way the band is half as wide.
 
     Args:
         image: Not looked at.
@@ -172,18 +172,20 @@ def noise_band(
     """
     del image
     height, width = gt.shape
-    scale = min(1.0, grid_side / max(height, width))
-    size = (max(1, round(width * scale)), max(1, round(height * scale)))
 
     def attempts() -> Iterator[Attempt]:
-        share = _resized(gt.astype(np.float32), size, cv2.INTER_AREA)
-        grid = (share >= 0.5).astype(np.float32)
-        least = _resized(grid, (max(1, size[0] // factor), max(1, size[1] // factor)), cv2.INTER_LINEAR)
-        band = np.abs(grid - _resized(least, size, cv2.INTER_LINEAR)) >= residue
+        side, shrink = grid_side, factor
         while True:
+            scale = min(1.0, side / max(height, width))
+            size = (max(1, round(width * scale)), max(1, round(height * scale)))
+            grid = (_resized(gt.astype(np.float32), size, cv2.INTER_AREA) >= 0.5).astype(np.float32)
+            least = _resized(grid, (max(1, size[0] // shrink), max(1, size[1] // shrink)), cv2.INTER_LINEAR)
+            band = np.abs(grid - _resized(least, size, cv2.INTER_LINEAR)) >= residue
             noisy = grid + band * rng.standard_normal(grid.shape, dtype=np.float32)
-            large = _resized((noisy > 0.5).astype(np.float32), (width, height), cv2.INTER_NEAREST)
-            yield Attempt(large > 0.5, ("noise-band",))
+            large = _resized((noisy > 0.5).astype(np.float32), (width, height), cv2.INTER_NEAREST) > 0.5
+            yield Attempt(large, ("noise-band",))
+            if goal.overlap(large, gt) < goal.low:
+                side, shrink = (2 * side, shrink) if scale < 1 else (side, max(2, shrink // 2))
 
     return reach("noise-band", attempts(), gt, goal=goal)
 

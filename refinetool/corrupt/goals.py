@@ -8,6 +8,7 @@ import numpy as np
 
 from refinetool.masks import iou
 from refinetool.records import BoolArray, FloatArray
+from refinetool.settings import GeneratorName
 
 Rng: TypeAlias = np.random.Generator
 
@@ -72,7 +73,7 @@ class Attempt(NamedTuple):
 class CorruptionInfo:
     """How a coarse mask came about.
 
-    generator: Name of what made it.
+    generator: Name of what made it, one of `suites.KINDS`.
     low, high: The band that was asked for.
     iou: IoU with the good mask.
     tries: Attempts it took.
@@ -80,7 +81,7 @@ class CorruptionInfo:
     defects, trail, evidence: Those of the attempt that was taken.
     """
 
-    generator: str
+    generator: GeneratorName
     low: float
     high: float
     iou: float
@@ -98,7 +99,7 @@ class Corrupted(NamedTuple):
     info: CorruptionInfo
 
 
-def reach(generator: str, attempts: Iterable[Attempt], gt: BoolArray, *, goal: Goal) -> Corrupted:
+def reach(generator: GeneratorName, attempts: Iterable[Attempt], gt: BoolArray, *, goal: Goal) -> Corrupted:
     """Draw attempts until one lies in the band, else take the closest.
 
     Attempts below the least area don't count; where all are, the good mask itself comes back. A good mask without

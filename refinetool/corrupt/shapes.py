@@ -46,20 +46,24 @@ def merge_neighbour(
     Args:
         image: Not looked at.
         gt: bool (H, W).
-        neighbours: Masks of other objects, bool (H, W); each attempt draws one.
+        neighbours: Masks of other objects, bool (H, W). The first attempt draws one, each further one adds another.
     """
     del image
 
     def attempts() -> Iterator[Attempt]:
         away = cv2.distanceTransform((~gt).view(np.uint8), cv2.DIST_L2, 3)
+        order, count = rng.permutation(len(neighbours)), 1
         while len(neighbours):
-            other = goal.allowed(neighbours[int(rng.integers(len(neighbours)))]) & ~gt
+            other = goal.allowed(np.any([neighbours[n] for n in order[:count]], axis=0)) & ~gt
             front = away + FRONT_NOISE * radius(gt) * smooth_noise(gt.shape, rng, cells=FRONT_CELLS)
             pixels = np.flatnonzero(other)
-            count = round(int(gt.sum()) * (1 / max(rng.uniform(goal.low, goal.high), 1e-6) - 1))
+            wanted = round(int(gt.sum()) * (1 / max(rng.uniform(goal.low, goal.high), 1e-6) - 1))
             coarse = gt.copy()
-            coarse.flat[pixels[np.argsort(front.flat[pixels], kind="stable")[:count]]] = True
-            yield Attempt(coarse, ("merged",))
+            coarse.flat[pixels[np.argsort(front.flat[pixels], kind="stable")[:wanted]]] = True
+            # What is taken from another object is taken for sure, also where they share a map.
+            evidence = np.where(coarse, np.where(gt, 0.75, 1.0), 0.0).astype(np.float32)
+            yield Attempt(coarse, ("merged",), evidence=evidence)
+            count += 1
 
     return reach("merge-neighbour", attempts(), gt, goal=goal)
 

@@ -218,7 +218,7 @@ def _compose(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: Corrup
     )
 
 
-def _by_severity(name: str, defect: Defect) -> Draw:
+def _by_severity(name: GeneratorName, defect: Defect) -> Draw:
     """The generator of a defect that knows a severity only."""
 
     def aim(_: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
