@@ -288,6 +288,45 @@ class CorruptSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class AdaptSettings:
+    """How an IoU adapter is trained (SAMRefiner++). Numbers are the paper's unless said otherwise."""
+
+    rank: int = 4
+    margin: float = 0.02
+    """How far the best candidate's score is to lie above the others."""
+    learning_rate: float = 0.01
+    momentum: float = 0.0
+    weight_decay: float = 0.0
+    images_per_step: int = 5
+    steps: int = 117
+    """One epoch of the paper's 585 images; a smaller set is passed several times."""
+    decay_steps: tuple[int, ...] = (60, 100)
+    """After so many steps the learning rate falls to a tenth."""
+    both_prompts: bool = False
+    """Whether each mask teaches with its point and with its box, instead of one of them drawn at random."""
+    full_prompt_leak: float = 1.0
+    """Share of what full prompts look like to the IoU head that the adapter may see; 1 is all of it, as in the paper,
+    and next to nothing leaves their scores as they are."""
+    held_out: float = 0.3
+    """Share of the images that measure instead of teaching."""
+    max_images: int = 1000
+    """Images to use at most, drawn at random; more would only cost time, since `steps` is fixed."""
+    seed: int = 0
+
+
+RecipeName: TypeAlias = Literal["paper", "release", "careful"]
+
+ADAPT_RECIPES: dict[RecipeName, AdaptSettings] = {
+    "paper": AdaptSettings(),
+    "release": AdaptSettings(momentum=0.9, weight_decay=5e-4),
+    "careful": AdaptSettings(
+        margin=0.1, learning_rate=1.0, steps=468, decay_steps=(234, 398), both_prompts=True, full_prompt_leak=3e-4
+    ),
+}
+"""`careful` is ours, chosen on val lists for the embedded model; see docs/design/iou-adaption.md."""
+
+
+@dataclass(frozen=True, slots=True)
 class TrainSettings:
     """How the embedded model is trained; shares are probabilities per drawn example."""
 

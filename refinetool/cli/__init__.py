@@ -6,10 +6,11 @@ imported; they stand in `--help` in the order of the imports here.
 
 from refinetool.cli.app import app, main  # isort: skip
 from refinetool.cli import refine  # isort: skip
+from refinetool.cli import adapt_iou  # isort: skip
 from refinetool.cli import demo  # isort: skip
 from refinetool.cli import evaluate  # isort: skip
 from refinetool.cli import corrupt  # isort: skip
 from refinetool.cli import models  # isort: skip
 from refinetool.cli import train  # isort: skip
 
-__all__ = ["app", "corrupt", "demo", "evaluate", "main", "models", "refine", "train"]
+__all__ = ["adapt_iou", "app", "corrupt", "demo", "evaluate", "main", "models", "refine", "train"]

@@ -1,0 +1,216 @@
+"""`refinetool adapt-iou`."""
+
+import dataclasses
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from refinetool import console, options
+from refinetool.cli.app import app
+from refinetool.errors import DataError
+from refinetool.options import JOB, REFINE
+from refinetool.settings import ADAPT_RECIPES, AdaptSettings
+
+if TYPE_CHECKING:
+    from refinetool.train.iou import AdaptSummary
+
+ADAPT = AdaptSettings()
+TRAINING = "Training"
+FEW = 100
+"""Held-out answers below which a change of a few points is chance."""
+
+
+@app.command(
+    "adapt-iou",
+    help="Train an IoU adapter on your coarse masks, without labels: it learns which candidate to take.\n\n"
+    "For prompts without a mask, and refine --selection predicted. Part of the images is held out and shows whether it "
+    "helps; where it does not, nothing is written and the exit code is 1. refine --iou-adapter uses the file.",
+)
+def adapt_iou(
+    *,
+    coarse: Annotated[Path, typer.Argument(metavar="COARSE", help="COCO JSON, COCO results, or a folder of PNGs.")],
+    images: options.Images = None,
+    output: Annotated[
+        Path,
+        typer.Option(
+            "--output", "-o", help="The adapter to write, a .safetensors file.", rich_help_panel=options.FILES
+        ),
+    ],
+    file_format: options.Format = "auto",
+    sizes: options.Sizes = None,
+    max_pixels: options.MaxPixels = None,
+    overwrite: options.Overwrite = False,
+    model: options.ModelName = JOB.model,
+    checkpoint: options.Checkpoint = None,
+    device: options.Device = JOB.device,
+    precision: options.Precision = JOB.precision,
+    image_batch: options.ImageBatch = None,
+    prompt_batch: options.PromptBatch = None,
+    recipe: Annotated[
+        Literal["auto", "paper", "release", "careful"],
+        typer.Option(
+            "--recipe",
+            help="How to train; auto is careful for the embedded model and the paper's for others.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = "auto",
+    steps: Annotated[
+        int | None,
+        typer.Option(
+            "--steps", metavar="N", min=1, help="Steps of 5 images, else the recipe's.", rich_help_panel=TRAINING
+        ),
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        typer.Option("--learning-rate", metavar="X", min=0, help="Else the recipe's.", rich_help_panel=TRAINING),
+    ] = None,
+    held_out: Annotated[
+        float,
+        typer.Option(
+            "--held-out",
+            metavar="X",
+            min=0,
+            max=1,
+            help="Share of the images that measure instead of teaching.",
+            rich_help_panel=TRAINING,
+        ),
+    ] = ADAPT.held_out,
+    max_images: Annotated[
+        int,
+        typer.Option(
+            "--max-images", metavar="N", min=2, help="Use so many at most, drawn at random.", rich_help_panel=TRAINING
+        ),
+    ] = ADAPT.max_images,
+    seed: Annotated[
+        int,
+        typer.Option(
+            "--seed", metavar="N", min=0, help="Seed of weights, order and held-out images.", rich_help_panel=TRAINING
+        ),
+    ] = ADAPT.seed,
+    keep: Annotated[
+        bool, typer.Option("--keep", help="Write the adapter even if it does not help.", rich_help_panel=TRAINING)
+    ] = False,
+    keep_features: Annotated[
+        bool,
+        typer.Option(
+            "--keep-features", help="Leave what the model answered, for another recipe.", rich_help_panel=TRAINING
+        ),
+    ] = False,
+    view: options.View = None,
+    box: options.BoxKind = None,
+    resume: options.Resume = False,
+    fresh: options.Fresh = False,
+    threads: options.Threads = None,
+    quiet: options.Quiet = False,
+    as_json: options.AsJson = False,
+) -> None:
+    from refinetool.backends.models import find_model
+    from refinetool.train.iou import adapt_iou as adapt
+    from refinetool.train.iou import recipe_for
+
+    find_model(model)
+    chosen = recipe_for(model) if recipe == "auto" else ADAPT_RECIPES[recipe]
+    changes = {"steps": steps, "learning_rate": learning_rate}
+    chosen = dataclasses.replace(
+        chosen,
+        held_out=held_out,
+        max_images=max_images,
+        seed=seed,
+        **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
+    )
+    settings = options.changed(
+        REFINE,
+        {
+            "image_batch": image_batch,
+            "prompt_batch": prompt_batch,
+            "max_pixels": max_pixels,
+            "view.mode": view,
+            "prompts.box": box,
+        },
+    )
+    with console.counting("asking the model", unit="images", quiet=quiet) as listener:
+        summary = adapt(
+            coarse,
+            output=output,
+            images=images,
+            model=model,
+            checkpoint=checkpoint,
+            device=device,
+            precision=precision,
+            recipe=chosen,
+            settings=settings,
+            format=None if file_format == "auto" else file_format,
+            sizes=sizes,
+            resume=resume,
+            fresh=fresh,
+            overwrite=overwrite,
+            keep=keep,
+            keep_features=keep_features,
+            threads=threads or JOB.threads,
+            on_progress=listener,
+        )
+    if as_json:
+        console.dump(console.as_json(summary))
+    elif not quiet:
+        tell(summary)
+    for sentence in summary.errors:
+        console.complain(sentence)
+    if not summary.helps:
+        console.complain(verdict(summary))
+    if summary.output is None:
+        raise typer.Exit(DataError.exit_code)
+
+
+def tell(summary: "AdaptSummary") -> None:
+    """The figures as a table, and what was done, on stdout."""
+    words = {"point": "points alone", "box": "box alone", "single": "both of these", "all": "all prompts"}
+    console.table(
+        "",
+        ("held-out answers", "", "top-1 before", "after", "coarse IoU before", "after", "choices changed"),
+        [
+            (
+                words[one.prompts],
+                str(one.answers),
+                f"{one.top1_before:.1%}",
+                f"{one.top1_after:.1%}",
+                f"{one.coarse_iou_before:.3f}",
+                f"{one.coarse_iou_after:.3f}",
+                f"{one.changed:.1%}",
+            )
+            for one in summary.figures
+        ],
+        numbers=range(1, 7),
+    )
+    reused = f", {summary.reused} of them asked about in an earlier run" if summary.reused else ""
+    console.say(
+        f"{summary.images} images with {summary.masks} masks{reused}: {summary.fit_images} taught, "
+        f"{summary.held_out_images} were held out"
+    )
+    console.say(
+        f"the model took {console.duration(summary.gather_seconds)}, training {console.duration(summary.train_seconds)}"
+    )
+    single = summary.of("single")
+    if summary.helps:
+        gain = 100 * (single.top1_after - single.top1_before)
+        console.say(f"[bold]adaption helps: top-1 of single prompts rises by {gain:.1f} points[/bold]")
+    if single.answers < FEW:
+        console.say(f"only {single.answers} answers were held out: a few points more or less may be chance")
+    if summary.features is not None:
+        console.say(f"features are left in {summary.features}: --resume tries another recipe in seconds", markup=False)
+    if summary.output is not None:
+        console.say(f"written to {summary.output}; refinetool refine takes it with --iou-adapter", markup=False)
+
+
+def verdict(summary: "AdaptSummary") -> str:
+    """The sentence for an adapter that does not help."""
+    single = summary.of("single")
+    written = (
+        "it was written all the same, as --keep asks"
+        if summary.output is not None
+        else "nothing was written; refine without an adapter, give more images, or try another --recipe with --resume"
+    )
+    return (
+        f"adaption does not help here: top-1 accuracy of single prompts on held-out masks is {single.top1_after:.1%} "
+        f"with the adapter and {single.top1_before:.1%} without; {written}"
+    )

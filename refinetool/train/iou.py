@@ -1,0 +1,427 @@
+"""IoU adaption (SAMRefiner++): teach a model, from coarse masks alone, which of its candidates to take.
+
+The model is frozen; a low-rank correction of the last layer of its IoU head learns (see `modules.iou_adapter`). The
+teacher is the coarse mask: asked with a point or a box alone, the model is often unsure how large the object is, and
+the candidate most like the coarse mask is the right one. Some images are held out to see whether it helped.
+"""
+
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from time import perf_counter
+from typing import TypeAlias
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from refinetool.backends.models import load_backend, pick_device, pick_precision
+from refinetool.backends.square import SquareBackend
+from refinetool.errors import DataError, Interrupted, UsageError
+from refinetool.formats import open_dataset
+from refinetool.formats.storage import new_file, refuse_overlap
+from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, serialise
+from refinetool.records import FloatArray, IntArray, Sample
+from refinetool.settings import ADAPT_RECIPES, AdaptSettings, JobSettings, RefineSettings
+from refinetool.train.iou_features import (
+    ALL,
+    BOX,
+    POINT,
+    QUESTIONS,
+    SINGLE,
+    FeatureFile,
+    Features,
+    features_path,
+    gather,
+    holds_features,
+)
+
+JOB, REFINE = JobSettings(), RefineSettings()
+PACKAGES = ("refinetool", "torch", "numpy", "opencv-python-headless", "pillow")
+"""Whose version may decide a feature."""
+MEMORY_BOUNDS = ("image_batch", "prompt_batch", "max_pixels")
+
+SINGLE_NAME = "single"
+
+Read: TypeAlias = Callable[[str], Features]
+"""The features of an image by its key."""
+
+
+@dataclass(frozen=True, slots=True)
+class Figures:
+    """How well candidates were chosen for some of the held-out answers, before and after.
+
+    top1: share of masks for which the chosen candidate is the one most like the coarse mask, or as like it.
+    coarse_iou: mean IoU of the chosen candidate with the coarse mask.
+    changed: share of masks for which another candidate is chosen than before.
+    """
+
+    prompts: str
+    answers: int
+    top1_before: float
+    top1_after: float
+    coarse_iou_before: float
+    coarse_iou_after: float
+    changed: float
+
+
+@dataclass(frozen=True, slots=True)
+class AdaptSummary:
+    """What a run did. Figures are for points, boxes, both together (`single`) and everything at once (`all`)."""
+
+    images: int
+    """Images with masks that were used."""
+    masks: int
+    fit_images: int
+    held_out_images: int
+    reused: int
+    """Images whose features an earlier run had gathered."""
+    failed: int
+    errors: tuple[str, ...]
+    model: str
+    recipe: AdaptSettings
+    figures: tuple[Figures, ...]
+    helps: bool
+    gather_seconds: float
+    train_seconds: float
+    output: Path | None
+    """None where nothing was written."""
+    features: Path | None
+    """Where the features are left for another try, None where they were removed."""
+
+    def of(self, prompts: str) -> Figures:
+        """The figures for one kind of prompts."""
+        return next(figures for figures in self.figures if figures.prompts == prompts)
+
+
+def adapt_iou(
+    coarse: Path | str,
+    *,
+    output: Path | str,
+    images: Path | str | None = None,
+    model: str = JOB.model,
+    checkpoint: str | None = None,
+    device: str = JOB.device,
+    precision: str = JOB.precision,
+    recipe: AdaptSettings | None = None,
+    settings: RefineSettings = REFINE,
+    format: str | None = None,
+    sizes: Path | str | None = None,
+    resume: bool = False,
+    fresh: bool = False,
+    overwrite: bool = False,
+    keep: bool = False,
+    keep_features: bool = False,
+    threads: int = JOB.threads,
+    on_progress: Callable[[int, int], None] = lambda *_: None,
+) -> AdaptSummary:
+    """Train an IoU adapter on coarse masks, without labels, and measure it on images held out.
+
+    While it runs, a file beside the output holds the features gathered so far. It is removed when an adapter was
+    written, and left otherwise: with `resume`, another recipe takes seconds.
+
+    Args:
+        coarse: the file or folder of masks.
+        output: the adapter to write, a safetensors file.
+        recipe: how to train; None takes the one for the model (see `recipe_for`).
+        settings: how views are chosen and prompts mined; the same as for `refine`.
+        resume: go on from features gathered before.
+        fresh: drop them.
+        overwrite: replace the output if it exists.
+        keep: write the adapter even where it does not help.
+        keep_features: leave the features in any case.
+        images, model, checkpoint, device, precision, format, sizes, threads: as for `runners.refine_dataset`.
+        on_progress: called after each image, with how many are done and their total.
+
+    Raises:
+        UsageError: an output in the way, features of an earlier run, a model or device that does not exist.
+        DataError: the masks can't be read, or fewer than two images have any.
+        WeightsError: the weights can't be loaded.
+        StorageError: the output or the features can't be written.
+        Interrupted: stopped by the user.
+    """
+    source, destination = Path(coarse), Path(output)
+    kept_at = features_path(destination)
+    _check(source, destination, kept_at, resume=resume, fresh=fresh, overwrite=overwrite)
+    chosen = recipe_for(model) if recipe is None else recipe
+    dataset = open_dataset(
+        source,
+        images=None if images is None else Path(images),
+        format=format,
+        sizes=None if sizes is None else Path(sizes),
+    )
+    backend = load_backend(model, checkpoint=checkpoint, device=device, precision=precision)
+    place = pick_device(device)
+    job = {
+        "versions": {package: version(package) for package in PACKAGES},
+        "model": model,
+        "fingerprint": backend.fingerprint,
+        "device": place.partition(":")[0],
+        "precision": pick_precision(precision, place),
+        "format": dataset.format,
+        "settings": {name: value for name, value in asdict(settings).items() if name not in MEMORY_BOUNDS},
+    }
+    started = perf_counter()
+    with FeatureFile(kept_at, job=job, fresh=fresh) as cache:
+        try:
+            wanted = drawn(len(dataset), chosen.max_images, seed=chosen.seed)
+            found = gather(
+                _picked(dataset.samples(), wanted),
+                backend,
+                settings=settings,
+                cache=cache,
+                threads=threads,
+                total=len(wanted),
+                on_progress=on_progress,
+            )
+            gathered = perf_counter()
+            fit_keys, held_out = split(found.keys, held_out=chosen.held_out, seed=chosen.seed, source=source)
+            head = Head.of(backend)
+            with one_thread():
+                down, up = fit(fit_keys, cache.load, head, recipe=chosen)
+                figures = compare(held_out, cache.load, head, down=down, up=up)
+        except KeyboardInterrupt:
+            raise Interrupted(f"stopped; what the model has answered so far is kept in {kept_at}") from None
+        trained = perf_counter()
+        single = next(one for one in figures if one.prompts == SINGLE_NAME)
+        helps = single.top1_after > single.top1_before
+        if helps or keep:
+            about = {"recipe": asdict(chosen), "held_out": [asdict(one) for one in figures], "job": job}
+            with new_file(destination) as file:
+                file.write(serialise(IouAdapter(down, up, model, backend.fingerprint, about)))
+            if not keep_features:
+                cache.remove()
+    return AdaptSummary(
+        images=len(found.keys),
+        masks=found.masks,
+        fit_images=len(fit_keys),
+        held_out_images=len(held_out),
+        reused=found.reused,
+        failed=found.failed,
+        errors=found.errors,
+        model=model,
+        recipe=chosen,
+        figures=figures,
+        helps=helps,
+        gather_seconds=gathered - started,
+        train_seconds=trained - gathered,
+        output=destination if helps or keep else None,
+        features=kept_at if kept_at.exists() else None,
+    )
+
+
+def recipe_for(model: str) -> AdaptSettings:
+    """The recipe that suits a model: the paper's for the models it was made for, a careful one for the embedded."""
+    return ADAPT_RECIPES["careful" if model == JOB.model else "paper"]
+
+
+# --- training
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Head:
+    """The last layer of an IoU head, frozen, in float32 on the CPU, and whether a sigmoid follows it."""
+
+    layer: nn.Linear
+    sigmoid: bool
+
+    @classmethod
+    def of(cls, backend: SquareBackend) -> "Head":
+        """A copy of a backend's."""
+        given = backend.score_layer
+        layer = nn.Linear(given.in_features, given.out_features)
+        layer.load_state_dict({name: values.float().cpu() for name, values in given.state_dict().items()})
+        return cls(layer.requires_grad_(False), backend.scores_are_probabilities)
+
+    def scores(self, inputs: Tensor, *, down: Tensor, up: Tensor) -> Tensor:
+        """What the model predicts for its alternatives, tokens 1 to C, with an adapter: (..., H) to (..., C)."""
+        every: Tensor = corrected(inputs, self.layer, down=down, up=up)
+        return (every.sigmoid() if self.sigmoid else every)[..., 1:]
+
+
+def ranking_loss(scores: Tensor, overlaps: Tensor, *, margin: float) -> Tensor:
+    """The pairwise ranking loss of SAMRefiner eq. 4, mean over N answers.
+
+    With j the candidate of the highest overlap, the first on ties:
+
+        sum over i != j of max(0, x_i - x_j + margin)
+
+    Args:
+        scores: x, float (N, C).
+        overlaps: IoU of each candidate with the coarse mask, float (N, C).
+    """
+    best = overlaps.argmax(dim=1, keepdim=True)
+    behind = (scores - scores.gather(1, best) + margin).clamp(min=0)
+    return behind.scatter(1, best, 0.0).sum(dim=1).mean()
+
+
+def fit(keys: Sequence[str], read: Read, head: Head, *, recipe: AdaptSettings) -> tuple[Tensor, Tensor]:
+    """Train the two factors of an adapter with SGD on single prompts.
+
+    Images are passed in another order each time, `images_per_step` a step, until there were `steps`; each step reads
+    its images anew, so memory does not grow with the data set.
+
+    Returns:
+        A, float32 (r, H), and B, float32 (T, r). The first row of B is zero: the single-mask output keeps its score.
+    """
+    down, up = fresh_factors(
+        rank=recipe.rank,
+        features=head.layer.in_features,
+        scores=head.layer.out_features,
+        generator=torch.Generator().manual_seed(recipe.seed),
+    )
+    allowed = complement(keys, read, leak=recipe.full_prompt_leak, width=head.layer.in_features)
+    factors = (down.requires_grad_(), up.requires_grad_())
+    speeds = tuple(torch.zeros_like(factor) for factor in factors)
+    for step, batch in zip(range(recipe.steps), _batches(keys, recipe=recipe), strict=False):
+        answered = [_single_answers(read(key), key, epoch, recipe=recipe) for epoch, key in batch]
+        inputs, overlaps = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*answered, strict=True))
+        loss = ranking_loss(head.scores(inputs, down=down @ allowed, up=up), overlaps, margin=recipe.margin)
+        rate = recipe.learning_rate * 0.1 ** sum(step >= passed for passed in recipe.decay_steps)
+        # SGD by hand: the first step of torch's optimizers imports its compiler, which takes longer than the training.
+        with torch.no_grad():
+            for factor, speed, slope in zip(factors, speeds, torch.autograd.grad(loss, factors), strict=True):
+                speed.mul_(recipe.momentum).add_(slope + recipe.weight_decay * factor)
+                factor.sub_(rate * speed)
+    with torch.no_grad():
+        return (down @ allowed).contiguous(), up.detach()
+
+
+@contextmanager
+def one_thread() -> Iterator[None]:
+    """Let torch work in one thread: on matrices this small, several only wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
+
+
+def complement(keys: Sequence[str], read: Read, *, leak: float, width: int) -> Tensor:
+    """The projection onto the directions that answers to full prompts do not use: float32 (H, H).
+
+    Coarse masks are bad teachers for full prompts, whose candidates are better than the coarse mask. An adapter behind
+    this projection leaves their scores nearly as they are, whatever it learns about single prompts.
+
+    Args:
+        leak: How much of the inputs of full prompts may pass, as a share of their summed squared length; with 1 there
+            is no projection.
+        width: H.
+    """
+    if leak >= 1:
+        return torch.eye(width)
+    moment = torch.zeros(width, width, dtype=torch.float64)
+    for key in keys:
+        full = torch.from_numpy(read(key).inputs[:, QUESTIONS.index(ALL)]).double()
+        moment += full.T @ full
+    strengths, directions = torch.linalg.eigh(moment)  # ascending
+    passing = strengths.clamp(min=0).cumsum(0) <= leak * strengths.clamp(min=0).sum()
+    free: Tensor = directions[:, passing]
+    return (free @ free.T).float()
+
+
+def _batches(keys: Sequence[str], *, recipe: AdaptSettings) -> Iterator[list[tuple[int, str]]]:
+    """Images in a new order each epoch, with its number, without end."""
+    rng = np.random.default_rng((recipe.seed, 1))
+    epoch = 0
+    while True:
+        order = rng.permutation(len(keys))
+        for start in range(0, len(order), recipe.images_per_step):
+            yield [(epoch, keys[n]) for n in order[start : start + recipe.images_per_step]]
+        epoch += 1
+
+
+def _single_answers(
+    features: Features, key: str, epoch: int, *, recipe: AdaptSettings
+) -> tuple[FloatArray, FloatArray]:
+    """Inputs (N, H) and overlaps (N, C) of single prompts: of each mask both, or one drawn for it in this epoch."""
+    if recipe.both_prompts:
+        rows, asked = np.repeat(np.arange(len(features)), len(SINGLE)), np.tile(SINGLE, len(features))
+    else:
+        rng = np.random.default_rng((recipe.seed, epoch, zlib.crc32(key.encode())))
+        rows, asked = np.arange(len(features)), rng.choice(SINGLE, len(features))
+    return features.inputs[rows, asked], features.overlaps[rows, asked]
+
+
+# --- measuring
+
+
+def compare(
+    keys: Sequence[str], read: Read, head: Head, *, down: Tensor, up: Tensor
+) -> tuple[Figures, Figures, Figures, Figures]:
+    """Choose candidates for held-out masks with and without an adapter: for points, boxes, both together, and all."""
+    none = torch.zeros_like(up)
+    counts = np.zeros(len(QUESTIONS), dtype=np.int64)
+    sums = np.zeros((5, len(QUESTIONS)))
+    for key in keys:
+        features = read(key)
+        inputs = torch.from_numpy(features.inputs)
+        before, after = (head.scores(inputs, down=down, up=factor).numpy().argmax(axis=2) for factor in (none, up))
+        was, now = (np.take_along_axis(features.overlaps, c[..., None], 2)[..., 0] for c in (before, after))
+        best = features.overlaps.max(axis=2)
+        counts += len(features)
+        sums += [measured.sum(axis=0) for measured in (was == best, now == best, was, now, before != after)]
+
+    def figures(prompts: str, *asked: int) -> Figures:
+        n = int(counts[list(asked)].sum())
+        return Figures(prompts, n, *(float(total) / max(n, 1) for total in sums[:, list(asked)].sum(axis=1)))
+
+    point, box, everything = (QUESTIONS.index(name) for name in (POINT, BOX, ALL))
+    return (
+        figures(POINT, point),
+        figures(BOX, box),
+        figures(SINGLE_NAME, point, box),
+        figures(ALL, everything),
+    )
+
+
+# --- which images
+
+
+def drawn(count: int, most: int, *, seed: int) -> IntArray:
+    """Which of `count` images to use: all, or `most` of them drawn at random; ascending."""
+    if count <= most:
+        return np.arange(count)
+    chosen: IntArray = np.sort(np.random.default_rng((seed, 2)).choice(count, most, replace=False))
+    return chosen
+
+
+def _picked(samples: Iterator[Sample], wanted: IntArray) -> Iterator[Sample]:
+    """The samples of these numbers, ascending."""
+    numbers = set(wanted.tolist())
+    return (sample for number, sample in enumerate(samples) if number in numbers)
+
+
+def split(keys: Sequence[str], *, held_out: float, seed: int, source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
+    """Images to learn from and images held out, at least one each, drawn at random and then in their order."""
+    if len(keys) < 2:
+        raise DataError(
+            f"{source}: {len(keys)} readable images have masks; IoU adaption needs two at least, and hundreds to be "
+            f"worth it: one part teaches, the other shows whether it helped"
+        )
+    apart = min(max(1, round(held_out * len(keys))), len(keys) - 1)
+    chosen = set(np.random.default_rng((seed, 0)).permutation(len(keys))[:apart].tolist())
+    return (
+        tuple(key for n, key in enumerate(keys) if n not in chosen),
+        tuple(key for n, key in enumerate(keys) if n in chosen),
+    )
+
+
+def _check(source: Path, destination: Path, left: Path, *, resume: bool, fresh: bool, overwrite: bool) -> None:
+    if resume and fresh:
+        raise UsageError("--resume goes on from features gathered before and --fresh drops them; choose one")
+    refuse_overlap(source, destination)
+    if not destination.parent.is_dir():
+        raise UsageError(f"{destination}: there is no folder {destination.parent}; make it, or name another output")
+    if destination.is_dir():
+        raise UsageError(f"{destination}: the adapter will be a file and here is a folder; name another output")
+    if destination.exists() and not overwrite:
+        raise UsageError(f"{destination}: exists already; --overwrite replaces it, --output names another")
+    if not resume and not fresh and holds_features(left):
+        raise UsageError(
+            f"{left}: an earlier run left features here; --resume goes on from them, --fresh gathers them anew"
+        )
