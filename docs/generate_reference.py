@@ -100,13 +100,13 @@ def _help_and_default(markup: str) -> tuple[str, str]:
 
 def _values(kind: Any, info: OptionInfo) -> str:
     """What an option takes: its choices, or its metavar and range."""
-    kinds = [kind, *get_args(kind)]
+    kinds = [kind, *(part for outer in get_args(kind) for part in (outer, *get_args(outer)))]
     for choices in kinds:
         if get_origin(choices) is Literal:
             return ", ".join(map(code, get_args(choices)))
     if bool in kinds:
         return ""
-    metavars = {Path: "PATH", int: "N", float: "X"}
+    metavars = {Path: "PATH", int: "N", float: "X", str: "TEXT"}
     name = code(info.metavar or next(metavars[kind] for kind in kinds if kind in metavars))
     if info.min is None:
         return name
@@ -212,7 +212,7 @@ def settings_of(node: ast.ClassDef) -> Iterator[Setting]:
 def _choices(annotation: ast.expr) -> str:
     """The alternatives of a Literal, or the type."""
     match annotation:
-        case ast.Subscript(slice=ast.Tuple(elts=choices)):
+        case ast.Subscript(value=ast.Name(id="Literal"), slice=ast.Tuple(elts=choices)):
             return ", ".join(code(ast.literal_eval(choice)) for choice in choices)
     return code(ast.unparse(annotation))
 

@@ -8,12 +8,15 @@ from refinetool.formats.storage import new_file
 from refinetool.journal import packed_candidates
 from refinetool.records import Outcome, Sample
 
+SINGLE = 0
+"""Which candidate is the single-mask output."""
+
 
 def write_candidates(samples: Iterable[Sample], find: Callable[[str], Outcome | None], path: Path) -> None:
     """Write one line of JSON per image: `{"image": key, "annotations": [...]}`.
 
     Each annotation has its `id`, the `candidates` as COCO's run lengths of the whole image, their `scores` as the model
-    predicted them, and `selected`, the index of the one that was taken. Candidate 0 is the single-mask output, the
+    predicted them, `selected`, the index of the one that was taken, and `single`, that of the single-mask output; the
     others are the alternatives of the multimask output. Masks the model was not asked about are left out.
 
     Raises:
@@ -26,7 +29,7 @@ def write_candidates(samples: Iterable[Sample], find: Callable[[str], Outcome | 
                 continue
             pairs = zip(sample.regions, outcome.annotations, strict=True)
             offered = [
-                {"id": region.id, **packed_candidates(annotation.candidates)}
+                {"id": region.id, "single": SINGLE, **packed_candidates(annotation.candidates)}
                 for region, annotation in pairs
                 if annotation.candidates is not None
             ]

@@ -184,22 +184,66 @@ def downloading(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None
         yield lambda there, size: bar.update(task, completed=there, total=size)
 
 
+TrainingListeners: TypeAlias = "tuple[Callable[[int, int], None], Callable[[TrainProgress], None]]"
+
+
 @contextmanager
-def training(*, quiet: bool) -> Iterator["Callable[[TrainProgress], None]"]:
-    """Something to tell the progress of a training to: a line per validation, and every `LINE_EVERY_S` without one."""
-    told_at = time.monotonic()
+def training(*, quiet: bool) -> Iterator[TrainingListeners]:
+    """Something to tell the packing of the data to, as (done, total), and something to tell the training to.
 
-    def tell(progress: "TrainProgress") -> None:
-        nonlocal told_at
-        if progress.validation is None and time.monotonic() - told_at < LINE_EVERY_S:
-            return
+    A bar on a terminal, else a line now and then. Validations stay on the screen as lines either way.
+    """
+    console = Console(stderr=True)
+    if quiet:
+        yield lambda *_: None, lambda _: None
+    elif console.is_terminal:
+        with _training_bar(console) as listeners:
+            yield listeners
+    else:
         told_at = time.monotonic()
-        figures = {"loss": progress.loss, "iou": progress.iou, **(progress.validation or {})}
-        words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
-        line = f"step {progress.step}/{progress.steps}: {words}, {progress.images_per_second:.3g} images/s"
-        print(line, file=sys.stderr, flush=True)
 
-    yield (lambda _: None) if quiet else tell
+        def tell(line: str, *, at_once: bool) -> None:
+            nonlocal told_at
+            if at_once or time.monotonic() - told_at >= LINE_EVERY_S:
+                told_at = time.monotonic()
+                print(line, file=sys.stderr, flush=True)
+
+        yield (
+            lambda done, total: tell(f"packing: {done}/{total} pictures", at_once=done == total),
+            lambda progress: tell(
+                _describe_training(progress, progress.validation), at_once=progress.validation is not None
+            ),
+        )
+
+
+@contextmanager
+def _training_bar(console: Console) -> Iterator[TrainingListeners]:
+    from rich import progress as rich_progress
+
+    columns = (rich_progress.BarColumn(), rich_progress.TextColumn("{task.description}"))
+    with rich_progress.Progress(*columns, console=console, transient=True) as bar:
+        task = bar.add_task("getting ready", total=1.0)
+        last: dict[str, float] = {}
+
+        def tell_packing(done: int, total: int) -> None:
+            bar.update(task, completed=done / total, description=f"packing: {done}/{total} pictures")
+
+        def tell(progress: "TrainProgress") -> None:
+            if progress.validation:
+                last["dev IoU"] = progress.validation["full"]
+                bar.console.print(_describe_training(progress, progress.validation), highlight=False)
+            bar.update(task, completed=progress.share, description=_describe_training(progress, last))
+
+        yield tell_packing, tell
+
+
+def _describe_training(progress: "TrainProgress", measured: Mapping[str, float] | None) -> str:
+    """Progress in a line: `step 40/200: loss 2.0312, iou 0.7001, full 0.8012, 12.1 images/s, 0:13 left`."""
+    figures = {"loss": progress.loss, "iou": progress.iou, **(measured or {})}
+    words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
+    steps = "" if progress.steps is None else f"/{progress.steps}"
+    left = f", {duration(progress.seconds_left)} left" if progress.seconds_left else ""
+    return f"step {progress.step}{steps}: {words}, {progress.images_per_second:.3g} images/s{left}"
 
 
 # --- results

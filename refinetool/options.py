@@ -201,6 +201,37 @@ SplitRule: TypeAlias = Annotated[
     Literal["paper", "relaxed", "off"] | None,
     _given("--split-rule", text="How parts of a class mask join.", panel=METHOD, default=REFINE.split.rule),
 ]
+GridPoints: TypeAlias = Annotated[
+    int | None,
+    _given(
+        "--grid-points",
+        metavar="N",
+        text="Points per side of the grid methods.",
+        panel=METHOD,
+        default=REFINE.grid.points_per_side,
+        min=1,
+    ),
+]
+GridMinIou: TypeAlias = Annotated[
+    float | None,
+    _given(
+        "--grid-min-iou",
+        metavar="X",
+        text="Predicted IoU below which they drop a mask.",
+        panel=METHOD,
+        default=REFINE.grid.min_predicted_iou,
+    ),
+]
+GridMinStability: TypeAlias = Annotated[
+    float | None,
+    _given(
+        "--grid-min-stability",
+        metavar="X",
+        text="Stability below which they drop a mask.",
+        panel=METHOD,
+        default=REFINE.grid.min_stability,
+    ),
+]
 IncludeCrowd: TypeAlias = Annotated[bool, _flag("--include-crowd", text="Refine crowds too.", panel=METHOD)]
 Compat: TypeAlias = Annotated[
     Literal["release"] | None,

@@ -242,6 +242,7 @@ def load_refiner(
     device: str,
     precision: str,
     settings: RefineSettings,
+    iou_adapter: Path | None = None,
 ) -> Refiner:
     """A refiner with the named model (`refinetool models list`); methods that ask no model load none.
 
@@ -249,8 +250,9 @@ def load_refiner(
         checkpoint: A weights file, `random:SEED`, or None for the published weights.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
+        iou_adapter: What `refinetool adapt-iou` made for this model, or None.
     """
     if settings.method in CLASSICAL:
         return Refiner(NoModel(), settings)
-    backend = load_backend(model, checkpoint=checkpoint, device=device, precision=precision)
+    backend = load_backend(model, checkpoint=checkpoint, device=device, precision=precision, iou_adapter=iou_adapter)
     return Refiner(backend, settings)

@@ -109,6 +109,7 @@ def refine_dataset(
     record: Path | str | None = None,
     candidates: Path | str | None = None,
     truth: Path | str | None = None,
+    iou_adapter: Path | str | None = None,
     threads: int = JOB.threads,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Summary:
@@ -136,6 +137,7 @@ def refine_dataset(
         record: a CSV file to write with one line per mask: what became of it.
         candidates: a file of JSON lines to write with all that the model offered for every mask.
         truth: ground truth in the format of the coarse masks, for the selection `oracle`.
+        iou_adapter: what `adapt-iou` made for this model.
         threads: how many prepare and finish beside the one that runs the model.
         on_progress: called after each image.
 

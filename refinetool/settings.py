@@ -190,6 +190,9 @@ RELEASE = RefineSettings(
 
 _PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"))
 
+ABLATION = replace(_PLAIN, selection="predicted")
+"""What the rows of an ablation begin with: the model's own masks, chosen by predicted IoU as in the paper."""
+
 METHODS = {
     "samrefiner": RefineSettings(),
     "tight-box": replace(
@@ -288,6 +291,22 @@ class CorruptSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class PackSettings:
+    """How training data are packed into a few files."""
+
+    side: int = 448
+    """Longer side of a packed picture at most, in pixels."""
+    max_megabytes: float | None = 50.0
+    """Quality and side of the pictures are lowered until the pack is smaller; None means no bound."""
+    min_object_px: int = 100
+    """Objects with fewer pixels in the packed picture are left out."""
+    validation_share: float = 0.1
+    """Share of the pictures that measure instead of teaching, where the data have no split."""
+    max_pixels: int = 178_956_970
+    """Images that claim more pixels are refused."""
+
+
+@dataclass(frozen=True, slots=True)
 class AdaptSettings:
     """How an IoU adapter is trained (SAMRefiner++). Numbers are the paper's unless said otherwise."""
 
@@ -331,18 +350,22 @@ class TrainSettings:
     """How the embedded model is trained; shares are probabilities per drawn example."""
 
     steps: int = 4_250
+    minutes: float | None = None
+    """Train for so long, whatever the steps: the schedule then follows the clock."""
     seed: int = 0
+    side: int = 256
+    """Side of the square input in pixels, a multiple of 32."""
     small_side: int = 192
-    """Side of the square input at first, in pixels: twice as fast as the full side, and the weights fit both."""
+    """Side of the square input at first: twice as fast as the full side, and the weights fit both."""
     small_share: float = 10 / 17
-    """Share of the steps taken at that side before the full one."""
+    """Share of the run spent at that side before the full one."""
     images_per_step: int = 8
     prompts_per_image: int = 6
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int = 200
     decay_share: float = 7 / 17
-    """Share of the steps, at the end, over which the learning rate falls to `final_rate` of its plateau."""
+    """Share of the run, at the end, over which the learning rate falls to `final_rate` of its plateau."""
     final_rate: float = 0.02
     average_decay: float = 0.998
     """Decay of the moving average of the weights; the average is what is shipped."""
@@ -356,9 +379,26 @@ class TrainSettings:
     """Prompts whose coarse mask is nearly right (IoU above 0.9), so that good masks are left alone."""
     coarse_low: float = 0.45
     coarse_high: float = 0.97
+    corruption_tries: int = 4
+    """Draws of a coarse mask before the one nearest to that range is taken."""
     edge_loss: float = 0.3
     """Weight of the auxiliary loss that asks the image features for edges, whatever the prompts are."""
     save_every: int = 250
     validate_every: int = 500
     validation_examples: int = 160
-    workers: int = 1
+
+
+TRAIN_ON_GPU = TrainSettings(
+    images_per_step=256,
+    prompts_per_image=8,
+    learning_rate=2e-3,
+    warmup_steps=500,
+    average_decay=0.9995,
+    save_every=1000,
+    validate_every=1000,
+    validation_examples=512,
+)
+"""What training takes on a GPU unless told otherwise: larger batches."""
+
+FINE_TUNE_RATE = 0.2
+"""Learning rate of a run that starts from weights, as a share of one that starts from nothing."""

@@ -22,7 +22,7 @@ from refinetool.backends import weights
 from refinetool.errors import Interrupted
 from refinetool.formats import FORMATS
 from refinetool.runners import Summary
-from refinetool.settings import METHODS, NO_GUARD, RELEASE, JobSettings, RefineSettings
+from refinetool.settings import FINE_TUNE_RATE, METHODS, NO_GUARD, RELEASE, JobSettings, RefineSettings, TrainSettings
 
 
 @pytest.fixture
@@ -120,6 +120,7 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         "record": None,
         "candidates": None,
         "truth": None,
+        "iou_adapter": None,
         "images": None,
         "output": Path("masks.refined.json"),
         "model": job.model,
@@ -155,6 +156,7 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         (["--resume"], "resume", True),
         (["--fresh"], "fresh", True),
         (["--threads", "3"], "threads", 3),
+        (["--iou-adapter", "a.safetensors"], "iou_adapter", Path("a.safetensors")),
         (["--candidates", "all.jsonl"], "candidates", Path("all.jsonl")),
         (["--selection", "oracle", "--truth", "truth.json"], "truth", Path("truth.json")),
     ],
@@ -180,6 +182,9 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--snap guided", "snap.mode", "guided"),
     ("--split-rule paper", "split.rule", "paper"),
     ("--split-rule off", "split.rule", "off"),
+    ("--grid-points 8", "grid.points_per_side", 8),
+    ("--grid-min-iou 0.5", "grid.min_predicted_iou", 0.5),
+    ("--grid-min-stability 0.8", "grid.min_stability", 0.8),
     ("--min-predicted-iou 0.9", "guard.min_predicted_iou", 0.9),
     ("--min-coarse-iou 0.8", "guard.min_coarse_iou", 0.8),
     ("--max-area-ratio 2", "guard.max_area_ratio", 2.0),
@@ -270,6 +275,12 @@ def test_all_that_the_model_offered_is_written(command: Command, folder: Path) -
             taken = decode(one["candidates"][one["selected"]])
             assert decode(frPyObjects([ring], HEIGHT, WIDTH)[0]).tolist() == taken.tolist()
     assert not refined
+    measured = command(
+        "eval", out, folder / "coarse.json", "--images", folder / "images", "--candidates", offered, "--json"
+    )
+    assert measured.code == 0, measured.err
+    figures = {measure["name"]: measure["value"] for measure in json.loads(measured.out)["measures"]}
+    assert figures["IoU of the candidate, taken by refine"] == pytest.approx(figures["IoU"])
 
 
 def test_the_oracle_needs_ground_truth(command: Command, folder: Path) -> None:
@@ -278,6 +289,28 @@ def test_the_oracle_needs_ground_truth(command: Command, folder: Path) -> None:
     assert said.code == 2
     assert "--truth" in said.err
     assert command(*arguments, "--selection", "oracle", "--truth", folder / "coarse.json").code == 0
+
+
+def test_tables_of_an_ablation(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("refinetool.ablation.load_backend", lambda *_, **__: BrightBackend())
+    arguments = ("ablate", folder / "coarse.json", folder / "coarse.json", "--images", folder / "images")
+    said = command(*arguments, "--table", "boxes", "--table", "cascade", "--json")
+    assert said.code == 0, said.err
+    boxes, cascade = json.loads(said.out)["tables"]
+    assert (boxes["name"], cascade["name"]) == ("boxes", "cascade")
+    assert [score["name"] for score in boxes["plain"]][0] == "coarse mask"
+    assert boxes["plain"][0]["iou"] == 1.0
+    assert all(score["objects"] == 3 for score in boxes["plain"])
+    markdown = command(*arguments, "--table", "boxes", "--markdown", "--quiet").out
+    assert markdown.startswith("**Tight and elastic box (table 2b)**")
+    assert markdown.count("\n| ") == 1 + 1 + len(boxes["plain"])
+
+
+def test_an_unknown_table_is_named(command: Command, folder: Path) -> None:
+    said = command("ablate", folder / "coarse.json", folder / "coarse.json", "--table", "nine")
+    assert said.code == 2
+    assert "'nine'" in said.err
+    assert "prompts" in said.err
 
 
 def test_default_outputs(tmp_path: Path) -> None:
@@ -424,18 +457,22 @@ def test_training_is_passed_on(command: Command, monkeypatch: pytest.MonkeyPatch
     def train_embedded(data: list[Path], output: Path, **arguments: Any) -> Path:
         seen.update(arguments, data=data, output=output)
         arguments["on_progress"](
-            SimpleNamespace(step=5, steps=9, loss=0.5, iou=0.7, images_per_second=8.0, validation={"full": 0.8})
+            SimpleNamespace(
+                step=5, steps=9, loss=0.5, iou=0.7, images_per_second=8.0, seconds_left=4.0, validation={"full": 0.8}
+            )
         )
         return output / "embedded.safetensors"
 
     monkeypatch.setitem(sys.modules, "refinetool.train.embedded", SimpleNamespace(train_embedded=train_embedded))
     monkeypatch.setattr("refinetool.backends.models.pick_device", lambda _: "cpu")
-    said = command("train", "embedded", "--data", "a", "--data", "b", "-o", "out", "--steps", "9", "--resume")
+    said = command("train", "embedded", "--data", "a", "--data", "b", "-o", "out", "--steps", "9", "--from", "w.pt")
     assert said.code == 0
     assert "step 5/9: loss 0.5000, iou 0.7000, full 0.8000" in said.err
     assert str(Path("out") / "embedded.safetensors") in said.out
-    assert (seen["data"], seen["output"], seen["resume"]) == ([Path("a"), Path("b")], Path("out"), True)
+    assert (seen["data"], seen["output"], seen["start"]) == ([Path("a"), Path("b")], Path("out"), Path("w.pt"))
+    assert seen["resume"] is False
     assert seen["settings"].steps == 9
+    assert seen["settings"].learning_rate == pytest.approx(TrainSettings().learning_rate * FINE_TUNE_RATE)
 
 
 # --- the API

@@ -10,7 +10,8 @@ from refinetool.cli import adapt_iou  # isort: skip
 from refinetool.cli import demo  # isort: skip
 from refinetool.cli import evaluate  # isort: skip
 from refinetool.cli import corrupt  # isort: skip
+from refinetool.cli import ablate  # isort: skip
 from refinetool.cli import models  # isort: skip
 from refinetool.cli import train  # isort: skip
 
-__all__ = ["adapt_iou", "app", "corrupt", "demo", "evaluate", "main", "models", "refine", "train"]
+__all__ = ["ablate", "adapt_iou", "app", "corrupt", "demo", "evaluate", "main", "models", "refine", "train"]

@@ -1,0 +1,390 @@
+"""Methods beside each other on corrupted masks: what docs/benchmarks.md shows.
+
+    python benchmarks/methods.py measure DATA -o rows.jsonl
+    python benchmarks/methods.py ablate COARSE TRUTH --images DIR --name NAME -o tables.jsonl
+    python benchmarks/methods.py page rows.jsonl docs/benchmarks.md --tables tables.jsonl
+
+DATA is a folder of data folders. Those with `images/`, `masks/` and `split.json` give objects of their val lists, which
+are corrupted by the suites of `refinetool corrupt`; one with `annotations.json` and `coarse_*.json` is measured as it
+is. Each method refines each file through `refinetool.refine_dataset`, and the output is measured as `refinetool eval`
+does it. `measure` appends a line per method and file and leaves out what is already there, so it can be stopped; `page`
+writes the tables between the marks of the page.
+"""
+
+import argparse
+import json
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from refinetool import masks
+from refinetool.ablation import ablate
+from refinetool.corrupt.dataset import corrupt_dataset
+from refinetool.corrupt.suites import SUITES, Suite, single
+from refinetool.evaluate import Report, evaluate
+from refinetool.formats import open_dataset
+from refinetool.masks import components
+from refinetool.records import BoolArray
+from refinetool.runners import refine_dataset
+from refinetool.settings import ABLATION, METHODS, NO_GUARD, EvaluateSettings, RefineSettings
+
+SEED = 2024
+MIN_OBJECT_PX = 400
+PER_PICTURE = 2
+IGNORE = 255
+
+SUITES_MEASURED: dict[str, Suite] = {
+    "superpixels (davis-like)": SUITES["davis-like"],
+    "boundary": SUITES["boundary"],
+    "heat map": single("heat-map"),
+    "weak": SUITES["weak"],
+    "nearly right": single("boundary").with_band(0.95, 0.99),
+}
+GRIDS = ("grid-max-iou", "grid-merge")
+"""Slow, since they ask about 1,024 points an image: measured on the COCO files only."""
+
+WAYS: dict[str, RefineSettings] = {
+    "embedded": METHODS["samrefiner"],
+    "embedded, no guard": replace(METHODS["samrefiner"], guard=NO_GUARD),
+    **{name: settings for name, settings in METHODS.items() if name != "samrefiner"},
+}
+
+
+@dataclass(frozen=True)
+class Row:
+    """One method on one file. Figures in 0..1, means over objects; mIoU and None for class maps."""
+
+    data: str
+    suite: str
+    method: str
+    objects: int
+    coarse: float
+    coarse_boundary: float | None
+    refined: float
+    refined_boundary: float | None
+    better: float | None
+    worse: float | None
+    seconds: float
+    model: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """Coarse masks and their truth, in files."""
+
+    data: str
+    suite: str
+    coarse: Path
+    truth: Path
+    images: Path
+    format: str
+    with_grids: bool
+
+
+# --- data
+
+
+def val_objects(folder: Path, out: Path, *, pictures: int) -> int:
+    """Write objects of a val list as COCO JSON: how many. Ids that are classes are cut into connected parts."""
+    stems = sorted(json.loads((folder / "split.json").read_text())["val"])
+    rng = np.random.default_rng(SEED)
+    chosen = sorted(rng.permutation(len(stems))[:pictures].tolist())
+    files = {path.stem: path for path in (folder / "images").iterdir()}
+    by_class = (folder / "classes.json").is_file()
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
+    for number, stem in enumerate((stems[n] for n in chosen), start=1):
+        ids = np.array(Image.open(folder / "masks" / f"{stem}.png"))
+        height, width = ids.shape
+        images.append({"id": number, "file_name": files[stem].name, "width": width, "height": height})
+        found = list(objects(ids, by_class=by_class))
+        for mask in (found[n] for n in sorted(rng.permutation(len(found))[:PER_PICTURE].tolist())):
+            rle = masks.encode(mask)
+            x0, y0, x1, y1 = masks.bounding_box(mask) or (0, 0, 0, 0)
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": 1,
+                    "iscrowd": 0,
+                    "segmentation": {"size": list(rle.size), "counts": rle.counts.decode()},
+                    "area": int(mask.sum()),
+                    "bbox": [x0, y0, x1 - x0, y1 - y0],
+                }
+            )
+    record = {"images": images, "annotations": annotations, "categories": [{"id": 1, "name": "object"}]}
+    out.write_text(json.dumps(record))
+    return len(annotations)
+
+
+def objects(ids: np.ndarray, *, by_class: bool) -> Iterator[BoolArray]:
+    """The objects of an id map, uint8 (H, W), that are neither specks nor nearly the whole picture."""
+    for value in np.unique(ids):
+        if value in (0, IGNORE):
+            continue
+        whole = ids == value
+        parts: Sequence[BoolArray] = [whole]
+        if by_class:
+            found = components(whole)
+            parts = [found.labels == n + 1 for n in range(len(found)) if found.areas[n] >= MIN_OBJECT_PX]
+        yield from (part for part in parts if part.sum() >= MIN_OBJECT_PX and part.mean() < 0.8)
+
+
+def jobs_of(data: Path, work: Path, *, pictures: int) -> Iterator[Job]:
+    """Everything to measure; coarse files are made in `work` when their turn comes."""
+    for folder in sorted(path for path in data.iterdir() if path.is_dir()):
+        if (folder / "annotations.json").is_file():
+            truth, images = folder / "annotations.json", folder / "images"
+            for coarse in sorted(folder.glob("coarse_*.json")):
+                yield Job(
+                    folder.name, coarse.stem.removeprefix("coarse_"), coarse, truth, images, "coco", with_grids=True
+                )
+            continue
+        if not (folder / "split.json").is_file():
+            continue
+        truth = work / f"{folder.name}.json"
+        if not val_objects(folder, truth, pictures=pictures):
+            continue
+        for name, suite in SUITES_MEASURED.items():
+            coarse = work / f"{folder.name} {name}.json"
+            corrupt_dataset(truth, output=coarse, suite=suite, images=folder / "images", format="coco", overwrite=True)
+            yield Job(f"{folder.name} val", name, coarse, truth, folder / "images", "coco", with_grids=False)
+
+
+# --- measuring
+
+
+def measured(job: Job, method: str, settings: RefineSettings, *, model: str, checkpoint: str | None, work: Path) -> Row:
+    output = work / "refined.json"
+    started = time.perf_counter()
+    refine_dataset(
+        job.coarse,
+        output=output,
+        images=job.images,
+        model=model,
+        checkpoint=checkpoint,
+        settings=settings,
+        format=job.format,
+        fresh=True,
+        overwrite=True,
+    )
+    seconds = time.perf_counter() - started
+    report = evaluated(output, job)
+    figures = {measure.name: measure for measure in report.measures}
+    iou, boundary = figures["IoU"], figures["boundary IoU"]
+    assert iou.value is not None and iou.before is not None
+    return Row(
+        data=job.data,
+        suite=job.suite,
+        method=method,
+        objects=report.counts["scored"],
+        coarse=iou.before,
+        coarse_boundary=boundary.before,
+        refined=iou.value,
+        refined_boundary=boundary.value,
+        better=report.better,
+        worse=report.worse,
+        seconds=seconds,
+        model=model,
+    )
+
+
+def evaluated(output: Path, job: Job) -> Report:
+    prediction, truth, coarse = (
+        open_dataset(path, images=job.images, format=job.format, need_images=False)
+        for path in (output, job.truth, job.coarse)
+    )
+    return evaluate(prediction, truth, coarse=coarse, boundary_ratio=EvaluateSettings().boundary_ratio, protocol="none")
+
+
+def measure(arguments: argparse.Namespace) -> None:
+    output: Path = arguments.output
+    done = {(row.data, row.suite, row.method) for row in read_rows(output)} if output.exists() else set()
+    with tempfile.TemporaryDirectory() as folder, output.open("a") as lines:
+        work = Path(folder)
+        for job in jobs_of(arguments.data, work, pictures=arguments.pictures):
+            for method, settings in WAYS.items():
+                if (job.data, job.suite, method) in done or (method in GRIDS and not job.with_grids):
+                    continue
+                row = measured(job, method, settings, model=arguments.model, checkpoint=arguments.checkpoint, work=work)
+                lines.write(json.dumps(asdict(row)) + "\n")
+                lines.flush()
+                print(f"{row.data}, {row.suite}, {method}: {row.coarse:.3f} -> {row.refined:.3f}", flush=True)
+
+
+def read_rows(path: Path) -> list[Row]:
+    return [Row(**json.loads(line)) for line in path.read_text().splitlines()]
+
+
+# --- ablations
+
+
+def ablations(arguments: argparse.Namespace) -> None:
+    """Append the tables of `refinetool ablate` for one pair of files."""
+    done = read_tables(arguments.output) if arguments.output.exists() else []
+    for name in arguments.tables:
+        if any((table["data"], table["name"]) == (arguments.name, name) for table in done):
+            continue
+        (found,) = ablate(
+            arguments.coarse,
+            arguments.truth,
+            images=arguments.images,
+            tables=(name,),
+            model=arguments.model,
+            checkpoint=arguments.checkpoint,
+            device="auto",
+            precision="auto",
+            iou_adapter=arguments.iou_adapter,
+            base=ABLATION,
+            format=arguments.format,
+            sizes=None,
+            limit=None,
+            boundary_ratio=EvaluateSettings().boundary_ratio,
+            on_progress=lambda _, __: None,
+        )
+        with arguments.output.open("a") as lines:
+            lines.write(json.dumps({"data": arguments.name, **asdict(found)}) + "\n")
+        print(f"{arguments.name}: {name}", flush=True)
+
+
+def read_tables(path: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+# --- the page
+
+
+def page(arguments: argparse.Namespace) -> None:
+    """Write the tables between the marks of a page; the rest of it stays."""
+    text = arguments.page.read_text()
+    rows = read_rows(arguments.rows)
+    lists = [row for row in rows if row.data.endswith(" val")]
+    blocks = {
+        "coco": per_file([row for row in rows if row not in lists]),
+        "suites": per_suite(lists),
+        "sets": per_file([row for row in lists if row.method in ("embedded", "grabcut", "guided", "smooth")]),
+        "ablations": "\n\n".join(map(ablation_table, read_tables(arguments.tables))) if arguments.tables else None,
+    }
+    for name, block in blocks.items():
+        if block is not None:
+            text = between_marks(text, name, block)
+    arguments.page.write_text(text)
+
+
+def between_marks(text: str, name: str, block: str) -> str:
+    """The text with a block in place of what stands between `<!-- name -->` and `<!-- /name -->`."""
+    start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
+    before, _, rest = text.partition(start)
+    _, found, after = rest.partition(end)
+    if not found:
+        raise SystemExit(f"the page has no marks {start} and {end}")
+    return f"{before}{start}\n{block}\n{end}{after}"
+
+
+def markdown(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    lines = [headings, ["---"] * len(headings), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def pair(iou: float, boundary: float | None) -> str:
+    return f"{iou:.3f}" if boundary is None else f"{iou:.3f} / {boundary:.3f}"
+
+
+def per_file(rows: Sequence[Row]) -> str:
+    """One line per file, one column per method; the best IoU of a line is bold."""
+    return comparison(rows, group=lambda row: f"{row.data}, {row.suite}")
+
+
+def per_suite(rows: Sequence[Row]) -> str:
+    """One line per suite, all data sets together; every object counts once."""
+    return comparison(rows, group=lambda row: row.suite)
+
+
+def comparison(rows: Sequence[Row], *, group: Callable[[Row], str]) -> str:
+    methods = [name for name in WAYS if any(row.method == name for row in rows)]
+    lines = []
+    for name in dict.fromkeys(map(group, rows)):
+        here = [row for row in rows if group(row) == name]
+        files = list({row.data: row for row in here}.values())
+        cells = {method: mean([row for row in here if row.method == method]) for method in methods}
+        best = max(found[0] for found in cells.values() if found is not None)
+        coarse = pair(average(files, lambda row: row.coarse), average(files, lambda row: row.coarse_boundary))
+        shown = [
+            "-" if found is None else f"**{pair(*found)}**" if found[0] == best else pair(*found)
+            for found in cells.values()
+        ]
+        ours = [row for row in here if row.method == methods[0]]
+        changes = [f"{average(ours, change):.0%}" for change in (lambda row: row.better, lambda row: row.worse)]
+        lines.append([name, str(sum(row.objects for row in files)), coarse, shown[0], " / ".join(changes), *shown[1:]])
+    return markdown(["", "masks", "coarse", methods[0], "better / worse", *methods[1:]], lines)
+
+
+def mean(rows: Sequence[Row]) -> tuple[float, float] | None:
+    if not rows:
+        return None
+    return average(rows, lambda row: row.refined), average(rows, lambda row: row.refined_boundary)
+
+
+def average(rows: Sequence[Row], figure: Callable[[Row], float | None]) -> float:
+    """The mean over objects of a figure that rows hold as a mean over theirs."""
+    return sum(row.objects * (figure(row) or 0.0) for row in rows) / sum(row.objects for row in rows)
+
+
+def ablation_table(table: Mapping[str, Any]) -> str:
+    """One table of `refinetool ablate`, figures times 100."""
+    if table["name"] == "split":
+        rows = [[score["name"], f"{100 * score['miou']:.2f}"] for score in table["plain"]]
+        return f"{table['data']}, {table['name']}:\n\n" + markdown(["", "mIoU"], rows)
+    ways = [table["plain"], *([table["adapted"]] if table["adapted"] else [])]
+    rows = [
+        [scores[0]["name"], *(text for score in scores for text in figures_of(score))]
+        for scores in zip(*ways, strict=True)
+    ]
+    headings = ["", "IoU", "boundary IoU", "top-1"] + (
+        ["IoU, adapted", "boundary IoU, adapted", "top-1, adapted"] * (len(ways) - 1)
+    )
+    return f"{table['data']}, {table['name']}:\n\n" + markdown(headings, rows)
+
+
+def figures_of(score: Mapping[str, Any]) -> tuple[str, str, str]:
+    top1 = "-" if score["top1"] is None else f"{100 * score['top1']:.1f}"
+    return f"{100 * score['iou']:.1f}", f"{100 * score['boundary_iou']:.1f}", top1
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True)
+    measuring = commands.add_parser("measure", help="refine and measure")
+    measuring.add_argument("data", type=Path)
+    measuring.add_argument("--pictures", type=int, default=20, help="per val list")
+    measuring.set_defaults(run=measure)
+    ablating = commands.add_parser("ablate", help="the paper's tables for one pair of files")
+    ablating.add_argument("coarse", type=Path)
+    ablating.add_argument("truth", type=Path)
+    ablating.add_argument("--images", type=Path)
+    ablating.add_argument("--format")
+    ablating.add_argument("--name", required=True, help="what the page calls the data")
+    ablating.add_argument("--tables", nargs="+", default=["prompts", "points", "boxes", "selection"])
+    ablating.add_argument("--iou-adapter", type=Path)
+    ablating.set_defaults(run=ablations)
+    for command in (measuring, ablating):
+        command.add_argument("-o", "--output", type=Path, required=True, help="JSON lines to append to")
+        command.add_argument("--model", default="embedded")
+        command.add_argument("--checkpoint")
+    writing = commands.add_parser("page", help="write the tables into a page")
+    writing.add_argument("rows", type=Path)
+    writing.add_argument("page", type=Path)
+    writing.add_argument("--tables", type=Path, help="what `ablate` wrote")
+    writing.set_defaults(run=page)
+    arguments = parser.parse_args()
+    arguments.run(arguments)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,443 @@
+"""Ablations: the same masks refined in many ways and measured against ground truth, as SAMRefiner's tables have it.
+
+A table has rows, and a row is a name and the settings that make it. All rows of a table see the same images; where they
+only ask differently, an image is encoded once. What is measured is the model's own proposal: without guard and without
+snapping unless the base settings have them, and an empty proposal counts as empty.
+"""
+
+import itertools
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Literal, TypeAlias
+
+from refinetool import masks
+from refinetool.backends import Backend, Embedding, Prediction
+from refinetool.backends.models import load_backend
+from refinetool.classical import CLASSICAL, NoModel
+from refinetool.errors import DataError, UsageError
+from refinetool.evaluate.labels import LabelTally
+from refinetool.evaluate.pairing import Match, matches
+from refinetool.evaluate.selection import TIE
+from refinetool.evaluate.shapes import Canvas, common
+from refinetool.formats import VOC_CLASS, open_dataset
+from refinetool.ground_truth import with_truth
+from refinetool.images import read_image
+from refinetool.records import REFINED, Annotation, ImageArray, Outcome, Prompts, Region, Rle, Sample
+from refinetool.refine import Refiner
+from refinetool.settings import METHODS, PromptSettings, RefineSettings
+
+TableName: TypeAlias = Literal["prompts", "points", "boxes", "selection", "cascade", "methods", "split"]
+
+
+@dataclass(frozen=True, slots=True)
+class Row:
+    """One way of refining."""
+
+    name: str
+    settings: RefineSettings
+
+
+@dataclass(frozen=True, slots=True)
+class Score:
+    """What one row reached over all objects, 0..1.
+
+    iou, boundary_iou: means over objects.
+    top1: share of the objects whose taken candidate is the best of the alternatives (ties count as right); objects of
+        which no candidate meets the truth are left out. None for ways that choose nothing.
+    seconds: for refinement, reading and measuring left out.
+    """
+
+    name: str
+    objects: int
+    iou: float
+    boundary_iou: float
+    top1: float | None
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class SplitScore:
+    """mIoU of class maps, 0..1, for one way of splitting classes."""
+
+    name: str
+    images: int
+    miou: float
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    """One table: what it compares, and its scores, with the adapter in place where there is one."""
+
+    name: TableName
+    plain: tuple[Score, ...]
+    adapted: tuple[Score, ...] | None
+
+
+@dataclass(frozen=True, slots=True)
+class SplitTable:
+    """Table 2c."""
+
+    name: Literal["split"]
+    plain: tuple[SplitScore, ...]
+
+
+def ablate(
+    coarse: Path,
+    truth: Path,
+    *,
+    images: Path | None,
+    tables: Sequence[TableName] | None,
+    model: str,
+    checkpoint: str | None,
+    device: str,
+    precision: str,
+    iou_adapter: Path | None,
+    base: RefineSettings,
+    format: str | None,
+    sizes: Path | None,
+    limit: int | None,
+    boundary_ratio: float,
+    on_progress: Callable[[int, int], None],
+) -> list[Table | SplitTable]:
+    """Refine a data set in all the ways of some tables, and measure each against the ground truth.
+
+    Objects and class maps have different tables: `split` is for class maps, the others are for objects.
+
+    Args:
+        coarse, truth: Masks of the same images in the same format, with the same ids.
+        tables: Which; None for those of the paper: 1, 2a, 2b and 7 for objects, 2c for class maps.
+        iou_adapter: What `adapt-iou` made; every row is then measured without and with it.
+        base: What the rows change; `settings.ABLATION` is the model alone.
+        limit: How many images, from the first, to take.
+        on_progress: Called with how many images are done, over all tables, and how many there are.
+
+    Raises:
+        UsageError: A table that the masks can't have.
+        DataError: Masks that can't be read, or nothing to measure.
+    """
+    given = open_dataset(coarse, images=images, format=format, sizes=sizes)
+    known = open_dataset(truth, images=images, format=format, sizes=sizes, need_images=False)
+    total = len(given) if limit is None else min(limit, len(given))
+    backends = [load_backend(model, checkpoint=checkpoint, device=device, precision=precision)]
+    if iou_adapter is not None:
+        backends.append(
+            load_backend(model, checkpoint=checkpoint, device=device, precision=precision, iou_adapter=iou_adapter)
+        )
+    tables = tables or (("split",) if given.format == VOC_CLASS else ("prompts", "points", "boxes", "methods"))
+    steps = sum(1 if name == "split" else len(backends) for name in tables) * total
+    count = itertools.count(1)
+    found: list[Table | SplitTable] = []
+    for name in tables:
+        rows = ROWS[name](base)
+        first = itertools.islice(given.samples(), total)
+        if name == "split":
+            pairs = _class_maps(first, known.samples())
+            splits = score_splits(
+                pairs,
+                rows,
+                backends[0],
+                max_pixels=base.max_pixels,
+                on_image=lambda: on_progress(next(count), steps),
+            )
+            found.append(SplitTable("split", tuple(splits)))
+            continue
+        scores = [
+            tuple(
+                score_rows(
+                    with_truth(itertools.islice(given.samples(), total), known.samples()),
+                    rows,
+                    backend,
+                    boundary_ratio=boundary_ratio,
+                    max_pixels=base.max_pixels,
+                    on_image=lambda: on_progress(next(count), steps),
+                )
+            )
+            for backend in backends
+        ]
+        found.append(Table(name, scores[0], scores[1] if len(scores) > 1 else None))
+    return found
+
+
+def _class_maps(coarse: Iterable[Sample], truth: Iterable[Sample]) -> Iterator[tuple[Sample, Sample]]:
+    for match in matches(coarse, truth, None):
+        if not match.semantic:
+            raise UsageError(f"Image {match.key} holds objects; the table split is about class maps")
+        if match.prediction is not None and match.truth is not None:
+            yield match.prediction, match.truth
+
+
+def prompt_rows(base: RefineSettings) -> tuple[Row, ...]:
+    """Table 1: every combination of point, box and mask prompt. With the point goes the negative one."""
+    combinations = ("point", "box", "mask", "point + box", "point + mask", "box + mask", "all")
+    return tuple(Row(name, _asking(base, name)) for name in combinations)
+
+
+def point_rows(base: RefineSettings) -> tuple[Row, ...]:
+    """Table 2a: where the positive point is put, asked alone."""
+    alone = _asking(base, "point")
+    return (
+        Row("point, random", replace(alone, prompts=replace(alone.prompts, point="random"))),
+        Row("point, box centre", replace(alone, prompts=replace(alone.prompts, point="box-center"))),
+        Row("point, distance", replace(alone, prompts=replace(alone.prompts, point="distance"))),
+    )
+
+
+def box_rows(base: RefineSettings) -> tuple[Row, ...]:
+    """Table 2b: tight and elastic box, alone and with all prompts."""
+    return tuple(
+        Row(f"{asked}, {box} box", replace(settings, prompts=replace(settings.prompts, box=box)))
+        for asked in ("box", "all")
+        for settings in (_asking(base, asked),)
+        for box in ("tight", "elastic")
+    )
+
+
+def selection_rows(base: RefineSettings) -> tuple[Row, ...]:
+    """Which candidate is taken, for single prompts and for all of them."""
+    selections: tuple[Literal["single", "predicted", "coarse", "oracle"], ...] = (
+        "single",
+        "predicted",
+        "coarse",
+        "oracle",
+    )
+    return tuple(
+        Row(f"{asked}, {selection}", replace(_asking(base, asked), selection=selection))
+        for asked in ("point", "box", "all")
+        for selection in selections
+    )
+
+
+def cascade_rows(base: RefineSettings) -> tuple[Row, ...]:
+    """Further passes, and what they are prompted with."""
+    return (
+        Row("1 pass", replace(base, passes=1)),
+        *(
+            Row(f"{passes} passes, {cascade}", replace(base, passes=passes, cascade=cascade))
+            for passes in (2, 3)
+            for cascade in ("regen", "logits-a", "logits-b")
+        ),
+    )
+
+
+def method_rows(base: RefineSettings) -> tuple[Row, ...]:
+    """Table 7, and the baselines without a model."""
+    baselines = (Row(name, settings) for name, settings in METHODS.items() if name != "samrefiner")
+    return (*baselines, Row("samrefiner", base))
+
+
+def split_rows(base: RefineSettings) -> tuple[Row, ...]:
+    """Table 2c: class maps with and without split-then-merge; the boxes are tight, as in the paper."""
+    tight = replace(base, prompts=replace(base.prompts, box="tight"))
+    return (
+        Row("without splitting", replace(tight, split=replace(tight.split, rule="off"))),
+        Row("split, paper's rule", replace(tight, split=replace(tight.split, rule="paper"))),
+        Row("split, relaxed rule", replace(tight, split=replace(tight.split, rule="relaxed"))),
+    )
+
+
+ROWS: dict[TableName, Callable[[RefineSettings], tuple[Row, ...]]] = {
+    "prompts": prompt_rows,
+    "points": point_rows,
+    "boxes": box_rows,
+    "selection": selection_rows,
+    "cascade": cascade_rows,
+    "methods": method_rows,
+    "split": split_rows,
+}
+
+
+def tables_named(names: Iterable[str]) -> tuple[TableName, ...]:
+    """Tables by name; UsageError where there is no such table."""
+    known = {name: name for name in ROWS}
+    for name in names:
+        if name not in known:
+            raise UsageError(f"there is no table {name!r}; choose among {', '.join(ROWS)}")
+    return tuple(known[name] for name in ROWS if name in set(names))
+
+
+def score_rows(
+    samples: Iterable[Sample],
+    rows: Sequence[Row],
+    backend: Backend,
+    *,
+    boundary_ratio: float,
+    max_pixels: int,
+    on_image: Callable[[], None],
+) -> list[Score]:
+    """Refine the objects of all samples in each way, and measure.
+
+    Args:
+        samples: Objects that know their ground truth (`ground_truth.with_truth`).
+        backend: Used by the rows that ask a model.
+        boundary_ratio: Width of the boundary band as a share of the image diagonal.
+        on_image: Called after each image.
+
+    Returns:
+        The score of the coarse masks, named `coarse mask`, and one score per row.
+
+    Raises:
+        DataError: An image can't be read, or no object has a ground truth.
+    """
+    once = EmbedOnce(backend)
+    refiners = [Refiner(NoModel() if row.settings.method in CLASSICAL else once, _kept(row.settings)) for row in rows]
+    before = _Sums()
+    sums = [_Sums() for _ in rows]
+    for sample in samples:
+        wanted = [region for region in sample.regions if region.keep is None and region.truth is not None]
+        asked = replace(sample, regions=tuple(region for region in wanted if _filled(region)))
+        if not asked.regions:
+            continue
+        image = read_image(sample.image, size=sample.size, max_pixels=max_pixels)
+        canvas = Canvas(sample.size, None, masks.boundary_width(sample.size, boundary_ratio))
+        for region in asked.regions:
+            before.add(region.mask, region, canvas)
+        for refiner, total in zip(refiners, sums, strict=True):
+            started = time.perf_counter()
+            prepared = refiner.prepare_pixels(asked, image)
+            outcome = refiner.finish(prepared, refiner.segment([prepared])[0])
+            total.seconds += time.perf_counter() - started
+            for region, annotation in zip(asked.regions, outcome.annotations, strict=True):
+                total.add(proposal_of(annotation), region, canvas)
+                total.judge(annotation, region)
+        once.forget()
+        on_image()
+    if not before.objects:
+        raise DataError("nothing to measure: no coarse mask has a ground truth; both are matched by image and id")
+    names = ["coarse mask", *(row.name for row in rows)]
+    return [total.score(name) for name, total in zip(names, [before, *sums], strict=True)]
+
+
+def score_splits(
+    pairs: Iterable[tuple[Sample, Sample]],
+    rows: Sequence[Row],
+    backend: Backend,
+    *,
+    max_pixels: int,
+    on_image: Callable[[], None],
+) -> list[SplitScore]:
+    """Refine class maps in each way, and measure mIoU over all pixels.
+
+    Args:
+        pairs: Coarse and true class maps of the same image.
+
+    Returns:
+        The score of the coarse maps, named `coarse mask`, and one per row.
+    """
+    once = EmbedOnce(backend)
+    refiners = [Refiner(once, row.settings) for row in rows]
+    tallies = [LabelTally(with_coarse=False) for _ in (None, *rows)]
+    images = 0
+    for coarse, truth in pairs:
+        image = read_image(coarse.image, size=coarse.size, max_pixels=max_pixels)
+        tallies[0].add(Match(coarse.key, coarse, truth, None))
+        for refiner, tally in zip(refiners, tallies[1:], strict=True):
+            prepared = refiner.prepare_pixels(coarse, image)
+            outcome = refiner.finish(prepared, refiner.segment([prepared])[0])
+            tally.add(Match(coarse.key, with_masks(coarse, outcome), truth, None))
+        once.forget()
+        images += 1
+        on_image()
+    if not images:
+        raise DataError("nothing to measure: no class map has a ground truth; both are matched by image")
+    names = ["coarse mask", *(row.name for row in rows)]
+    found = [tally.result().measures[0].value for tally in tallies]
+    return [SplitScore(name, images, value or 0.0) for name, value in zip(names, found, strict=True)]
+
+
+def with_masks(sample: Sample, outcome: Outcome) -> Sample:
+    """The sample as it would be written: its regions with the masks of an outcome."""
+    pairs = zip(sample.regions, outcome.annotations, strict=True)
+    return replace(sample, regions=tuple(replace(region, mask=annotation.mask) for region, annotation in pairs))
+
+
+def proposal_of(annotation: Annotation) -> Rle | None:
+    """What was proposed for a region, None where that was empty."""
+    if annotation.status == REFINED:
+        return annotation.mask
+    if annotation.candidates is not None:
+        return annotation.candidates.masks[annotation.candidates.selected]
+    return None
+
+
+def is_top1(ious: Sequence[float], selected: int) -> bool | None:
+    """Whether the selected one of K candidates is the best by its IoU with the truth; None where all are 0."""
+    best = max(ious)
+    return None if best <= 0 else ious[selected] >= best - TIE
+
+
+class EmbedOnce:
+    """A backend that encodes what it has just encoded no second time. For one image, asked about again and again."""
+
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+        self._seen: dict[tuple[int, ...], Embedding] = {}
+        self.name, self.view, self.selection = backend.name, backend.view, backend.selection
+        self.snap, self.fingerprint = backend.snap, backend.fingerprint
+
+    def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
+        keys = [(*image.shape, hash(image.tobytes())) for image in images]
+        new = {key: image for key, image in zip(keys, images, strict=True) if key not in self._seen}
+        if new:
+            self._seen |= dict(zip(new, self._backend.embed(list(new.values())), strict=True))
+        return [self._seen[key] for key in keys]
+
+    def predict(self, embeddings: Sequence[Embedding], prompts: Sequence[Prompts]) -> list[Prediction]:
+        return self._backend.predict(embeddings, prompts)
+
+    def forget(self) -> None:
+        """Drop all embeddings."""
+        self._seen.clear()
+
+
+@dataclass(slots=True)
+class _Sums:
+    """Sums over objects."""
+
+    objects: int = 0
+    iou: float = 0.0
+    boundary_iou: float = 0.0
+    judged: int = 0
+    right: int = 0
+    seconds: float = 0.0
+
+    def add(self, mask: Rle | None, region: Region, canvas: Canvas) -> None:
+        found = common(canvas.shape(region.truth), canvas.shape(mask)).overlap
+        self.objects += 1
+        self.iou += found.iou
+        self.boundary_iou += found.boundary_iou
+
+    def judge(self, annotation: Annotation, region: Region) -> None:
+        """Count whether the best alternative was taken, where there was a choice of several."""
+        offered = annotation.candidates
+        if offered is None or offered.selected == 0 or len(offered.masks) < 3:
+            return
+        assert region.truth is not None
+        truth = masks.decode(region.truth)
+        ious = [masks.iou(masks.decode(rle), truth) for rle in offered.masks[1:]]
+        right = is_top1(ious, offered.selected - 1)
+        if right is not None:
+            self.judged += 1
+            self.right += right
+
+    def score(self, name: str) -> Score:
+        n = self.objects
+        top1 = self.right / self.judged if self.judged else None
+        return Score(name, n, self.iou / n, self.boundary_iou / n, top1, self.seconds)
+
+
+def _asking(base: RefineSettings, name: str) -> RefineSettings:
+    point, box, mask = (word in name or name == "all" for word in ("point", "box", "mask"))
+    prompts: PromptSettings = replace(
+        base.prompts, use_point=point, use_negative=point and base.prompts.use_negative, use_box=box, use_mask=mask
+    )
+    return replace(base, prompts=prompts)
+
+
+def _kept(settings: RefineSettings) -> RefineSettings:
+    return replace(settings, keep_candidates=True)
+
+
+def _filled(region: Region) -> bool:
+    return region.mask is not None and masks.area(region.mask) > 0
