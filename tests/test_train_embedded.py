@@ -1,123 +1,28 @@
 """Training the embedded model, on pictures made here."""
 
 import json
-from dataclasses import replace
+import os
+import signal
+from collections.abc import Callable
+from dataclasses import asdict, replace
 from pathlib import Path
 
-import numpy as np
 import pytest
 import torch
 from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
+from training_data import PACKING, QUICK, packed_folder, paint_folder
 
-from refinetool.backends.sam2 import BOX_CORNERS
-from refinetool.errors import DataError
+from refinetool.errors import DataError, Interrupted, StorageError, UsageError, WeightsError
 from refinetool.modules.embedded import build_embedded, decode, encode, set_image_size
 from refinetool.settings import TrainSettings
-from refinetool.train.data import IGNORE, ExampleSource, find_objects, index_folder, meeting_lines
-from refinetool.train.embedded import FULL, TrainProgress, prompt_groups, rate_at, side_at, train_embedded
+from refinetool.train.checkpoint import MetricsLog, read_metrics, read_run
+from refinetool.train.curves import draw_curves
+from refinetool.train.embedded import TrainProgress, train_embedded
 from refinetool.train.losses import dice_loss, hard_iou, mask_loss
-
-QUICK = TrainSettings(
-    steps=4,
-    small_side=64,
-    small_share=1.0,
-    images_per_step=2,
-    prompts_per_image=4,
-    warmup_steps=2,
-    save_every=2,
-    validate_every=1000,
-    validation_examples=2,
-    workers=0,
-)
-
-
-def paint_folder(folder: Path, *, classes: bool) -> Path:
-    rng = np.random.default_rng(0)
-    for kind in ("images", "masks"):
-        (folder / kind).mkdir(parents=True)
-    for number in range(4):
-        ids = np.zeros((90, 120), np.uint8)
-        ids[15:50, 10:60] = 1
-        ids[55:85, 70:110] = 1 if classes else 2
-        ids[0:4] = IGNORE
-        colours = rng.integers(0, 255, (3, 3), dtype=np.uint8)
-        image = colours[np.where(ids == IGNORE, 0, ids)]
-        Image.fromarray(image).save(folder / "images" / f"{number}.jpg")
-        Image.fromarray(ids).save(folder / "masks" / f"{number}.png")
-    (folder / "split.json").write_text(json.dumps({"train": ["0", "1", "2"], "val": ["3"]}))
-    if classes:
-        (folder / "classes.json").write_text("{}")
-    return folder
-
-
-@pytest.fixture
-def folder(tmp_path: Path) -> Path:
-    return paint_folder(tmp_path / "data", classes=False)
-
-
-def source(folder: Path, side: int) -> ExampleSource:
-    return ExampleSource([index_folder(folder, "train")], settings=QUICK, side_of=lambda _: side, seed=1)
-
-
-def test_ids_are_objects_and_classes_are_split(folder: Path, tmp_path: Path) -> None:
-    assert [len(picture.objects) for picture in index_folder(folder, "train")] == [2, 2, 2]
-    by_class = index_folder(paint_folder(tmp_path / "classes", classes=True), "val")[0].objects
-    assert [(thing.value, thing.box, thing.seed) for thing in by_class] == [
-        (1, (10, 15, 110, 85), None),
-        (1, (10, 15, 60, 50), (10, 15)),
-        (1, (70, 55, 110, 85), (70, 55)),
-    ]
-
-
-def test_specks_are_no_objects() -> None:
-    ids = np.zeros((50, 50), np.uint8)
-    ids[:5, :5] = 3
-    assert find_objects(ids, by_class=False) == []
-
-
-@pytest.mark.parametrize("missing", ["split.json", "masks/1.png", "images/2.jpg"])
-def test_an_incomplete_folder_is_named(folder: Path, missing: str) -> None:
-    (folder / missing).unlink()
-    with pytest.raises(DataError, match=str(folder)):
-        index_folder(folder, "train")
-
-
-def test_an_example_is_a_function_of_its_number(folder: Path) -> None:
-    first, second, other = source(folder, 64)[5], source(folder, 64)[5], source(folder, 64)[6]
-    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
-    assert not torch.equal(first.image, other.image)
-
-
-def test_an_example_has_the_documented_shapes_and_ranges(folder: Path) -> None:
-    side, k = 64, QUICK.prompts_per_image
-    for number in range(6):
-        example = source(folder, side)[number]
-        assert example.image.shape == (3, side, side)
-        assert example.points.shape == (k, 4, 2)
-        assert example.masks.shape == (k, side // 4, side // 4)
-        assert example.targets.shape == example.weights.shape == (k, side // 2, side // 2)
-        assert example.edges.shape == (side // 4, side // 4)
-        assert example.labels[:, :2].tolist() == [list(BOX_CORNERS)] * k
-        assert example.points.min() >= -2
-        assert example.points.max() <= side + 2
-        assert (example.masks.amax((1, 2)) > 0).all()
-        assert ((example.coarse_iou >= 0) & (example.coarse_iou <= 1)).all()
-
-
-def test_the_box_holds_the_positive_point(folder: Path) -> None:
-    for number in range(10):
-        points = source(folder, 64)[number].points
-        assert (points[:, 2] >= points[:, 0] - 3).all()
-        assert (points[:, 2] <= points[:, 1] + 3).all()
-
-
-def test_edges_lie_between_ids_and_not_beside_ignored_pixels() -> None:
-    ids = np.zeros((8, 8), np.uint8)
-    ids[:, 4:] = 1
-    ids[6:] = IGNORE
-    assert meeting_lines(ids, cell=2).tolist() == [[0, 0, 1, 0]] * 3 + [[0, 0, 0, 0]]
+from refinetool.train.schedule import learning_rate_at, seconds_left, share_done, side_at
+from refinetool.train.step import FULL, prompt_groups
 
 
 def test_losses_against_worked_values() -> None:
@@ -154,15 +59,25 @@ def test_ignored_cells_do_not_count() -> None:
 
 def test_the_rate_rises_stays_and_falls() -> None:
     settings = replace(QUICK, steps=1000, warmup_steps=100, decay_share=0.5, final_rate=0.1)
-    assert rate_at(50, settings=settings) == pytest.approx(0.5)
-    assert rate_at(300, settings=settings) == 1.0
-    assert rate_at(750, settings=settings) == pytest.approx(0.55)
-    assert rate_at(1000, settings=settings) == pytest.approx(0.1)
+    rates = [
+        learning_rate_at(step, share_done(step, 0.0, settings=settings), settings=settings)
+        for step in (50, 300, 750, 1000)
+    ]
+    assert rates == pytest.approx([0.5, 1.0, 0.55, 0.1])
+
+
+def test_a_run_may_go_by_the_clock() -> None:
+    settings = replace(QUICK, minutes=2.0, decay_share=0.5, final_rate=0.1)
+    shares = [share_done(1000, seconds, settings=settings) for seconds in (0, 30, 90, 120, 150)]
+    assert shares == pytest.approx([0, 0.25, 0.75, 1, 1])
+    assert learning_rate_at(1000, shares[2], settings=settings) == pytest.approx(0.55)
+    assert seconds_left(1000, 90, rate=3.0, settings=settings) == pytest.approx(30)
+    assert seconds_left(1, 90, rate=1.5, settings=QUICK) == pytest.approx(2)
 
 
 def test_the_side_grows_once() -> None:
-    settings = replace(QUICK, steps=10, small_share=0.7)
-    assert [side_at(step, settings=settings) for step in range(1, 11)] == [64] * 7 + [256] * 3
+    settings = replace(QUICK, side=256, steps=10, small_share=0.7)
+    assert [side_at(step / 10, settings=settings) for step in range(1, 11)] == [64] * 7 + [256] * 3
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
@@ -185,48 +100,190 @@ def test_the_architecture_runs_at_other_sides_with_the_same_weights() -> None:
     assert stored < 16e6
 
 
-def train(folder: Path, output: Path, settings: TrainSettings, *, resume: bool) -> list[TrainProgress]:
+@pytest.fixture(autouse=True)
+def one_thread() -> None:
+    """Small tensors: more threads would only wait for each other."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    return packed_folder(tmp_path / "data").folder
+
+
+def train(
+    data: Path,
+    output: Path,
+    settings: TrainSettings,
+    *,
+    resume: bool = False,
+    start: Path | None = None,
+    on_progress: Callable[[TrainProgress], None] = lambda _: None,
+) -> list[TrainProgress]:
     reports: list[TrainProgress] = []
-    train_embedded([folder], output, settings=settings, device="cpu", resume=resume, on_progress=reports.append)
+
+    def listen(progress: TrainProgress) -> None:
+        reports.append(progress)
+        on_progress(progress)
+
+    train_embedded(
+        [data],
+        output,
+        images=None,
+        start=start,
+        settings=settings,
+        packing=PACKING,
+        device="cpu",
+        resume=resume,
+        on_packing=lambda *_: None,
+        on_progress=listen,
+    )
     return reports
 
 
-def test_a_resumed_run_equals_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
-    torch.set_num_threads(1)
-    whole = train(folder, tmp_path / "whole", QUICK, resume=False)
-    # The same schedule, cut off by the caller after the second step, when a checkpoint has been written.
-    with pytest.raises(KeyboardInterrupt):
-        train_embedded(
-            [folder], tmp_path / "cut", settings=QUICK, device="cpu", resume=False, on_progress=stop_after(3)
-        )
-    rest = train(folder, tmp_path / "cut", QUICK, resume=True)
-    assert [report.step for report in rest] == [3, 4]
-    assert [report.loss for report in rest] == [report.loss for report in whole[2:]]
-    first, second = (load_file(tmp_path / name / "embedded.safetensors") for name in ("whole", "cut"))
-    assert first.keys() == second.keys()
-    assert all(torch.equal(first[name], second[name]) for name in first)
-    assert whole[-1].validation is not None
-    assert set(whole[-1].validation) == {"coarse", "full", "box", "harm", "better", "iou_error"}
-
-
-def stop_after(steps: int):  # type: ignore[no-untyped-def]
+def interrupt_at(step: int) -> Callable[[TrainProgress], None]:
     def on_progress(progress: TrainProgress) -> None:
-        if progress.step == steps:
-            raise KeyboardInterrupt
+        if progress.step == step:
+            os.kill(os.getpid(), signal.SIGINT)
 
     return on_progress
 
 
-def test_the_export_says_what_made_it(folder: Path, tmp_path: Path) -> None:
-    settings = replace(QUICK, steps=1)
-    train(folder, tmp_path / "run", settings, resume=False)
+def same_weights(first: Path, second: Path) -> bool:
+    one, two = (load_file(path / "embedded.safetensors") for path in (first, second))
+    return one.keys() == two.keys() and all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_an_interrupted_run_goes_on_as_if_nothing_had_been(folder: Path, tmp_path: Path) -> None:
+    settings = replace(QUICK, validate_every=2, save_every=1000)
+    whole = train(folder, tmp_path / "whole", settings)
+    with pytest.raises(Interrupted, match=r"stopped after step 2; .*checkpoint\.pt"):
+        train(folder, tmp_path / "cut", settings, on_progress=interrupt_at(1))
+    rest = train(folder, tmp_path / "cut", settings, resume=True)
+    assert [report.step for report in rest] == [3, 4]
+    assert [report.loss for report in rest] == [report.loss for report in whole[2:]]
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+    logs = [read_metrics(tmp_path / name / "metrics.jsonl") for name in ("whole", "cut")]
+    one, two = ([(line["step"], line["loss"], line["validation"]) for line in log] for log in logs)
+    assert one == two
+    assert set(logs[0][-1]["validation"]) == {"coarse", "full", "box", "harm", "better", "iou_error"}
+
+
+def test_a_killed_run_goes_on_from_its_checkpoint(folder: Path, tmp_path: Path) -> None:
+    whole = train(folder, tmp_path / "whole", QUICK)
+
+    def die(progress: TrainProgress) -> None:
+        if progress.step == 3:
+            raise RuntimeError("killed")
+
+    with pytest.raises(RuntimeError):
+        train(folder, tmp_path / "cut", QUICK, on_progress=die)
+    rest = train(folder, tmp_path / "cut", QUICK, resume=True)
+    assert [report.loss for report in rest] == [report.loss for report in whole[2:]]
+    assert same_weights(tmp_path / "whole", tmp_path / "cut")
+
+
+def test_what_a_run_leaves(folder: Path, tmp_path: Path) -> None:
+    settings = replace(QUICK, steps=2, validate_every=1)
+    train(folder, tmp_path / "run", settings)
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {
+        "run.json",
+        "checkpoint.pt",
+        "metrics.jsonl",
+        "curves.png",
+        "embedded.safetensors",
+        "samples-000001.png",
+        "samples-000002.png",
+    }
+    with Image.open(tmp_path / "run" / "samples-000002.png") as picture:
+        assert picture.width > 4 * settings.side
+    with Image.open(tmp_path / "run" / "curves.png") as picture:
+        assert picture.width > 500
+    record = read_run(tmp_path / "run")
+    assert record.settings == settings
+    assert record.data == (folder,)
     with safe_open(tmp_path / "run" / "embedded.safetensors", "pt") as weights:
         metadata = weights.metadata()
-    assert json.loads(metadata["settings"])["seed"] == settings.seed
-    assert metadata["data"] == folder.name
-    assert json.loads((tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1])["step"] == 1
+    assert json.loads(metadata["settings"]) == asdict(settings)
+    assert metadata["data"] == "data"
+    tensors = load_file(tmp_path / "run" / "embedded.safetensors")
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+
+def test_raw_data_are_packed_into_the_output(tmp_path: Path) -> None:
+    raw = paint_folder(tmp_path / "raw", classes=False)
+    train(raw, tmp_path / "run", replace(QUICK, steps=1))
+    assert (tmp_path / "run" / "packed" / "pack.json").is_file()
+
+
+def test_a_run_by_the_clock_ends(folder: Path, tmp_path: Path) -> None:
+    settings = replace(QUICK, minutes=1e-6, steps=1000)
+    reports = train(folder, tmp_path / "run", settings)
+    assert [report.step for report in reports] == [1]
+    assert reports[0].steps is None
+    longer = train(folder, tmp_path / "run", replace(settings, minutes=None, steps=3), resume=True)
+    assert [report.step for report in longer] == [2, 3]
+
+
+def test_training_can_start_from_weights(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path / "first", replace(QUICK, steps=1))
+    start = tmp_path / "first" / "embedded.safetensors"
+    settings = replace(QUICK, steps=1, learning_rate=1e-12, weight_decay=0.0)
+    train(folder, tmp_path / "second", settings, start=start)
+    assert same_weights(tmp_path / "first", tmp_path / "second")
+
+
+def test_foreign_weights_are_refused(folder: Path, tmp_path: Path) -> None:
+    torch.save({"weight": torch.zeros(3)}, tmp_path / "other.pt")
+    with pytest.raises(WeightsError, match="does not fit the embedded model"):
+        train(folder, tmp_path / "run", QUICK, start=tmp_path / "other.pt")
 
 
 def test_resuming_nothing_says_so(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nothing to resume"):
         train(folder, tmp_path / "none", QUICK, resume=True)
+    with pytest.raises(DataError, match="nothing to resume"):
+        read_run(tmp_path / "none")
+
+
+def test_resuming_with_other_data_says_so(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path / "run", replace(QUICK, steps=1))
+    other = paint_folder(tmp_path / "other", classes=False, count=5)
+    with pytest.raises(DataError, match="other data"):
+        train(other, tmp_path / "run", replace(QUICK, steps=2), resume=True)
+
+
+def test_a_damaged_checkpoint_says_so(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path / "run", replace(QUICK, steps=1))
+    checkpoint = tmp_path / "run" / "checkpoint.pt"
+    checkpoint.write_bytes(checkpoint.read_bytes()[:5000])
+    with pytest.raises(DataError, match="can't be read as a checkpoint"):
+        train(folder, tmp_path / "run", replace(QUICK, steps=2), resume=True)
+
+
+def test_a_side_the_model_can_not_have_is_refused(folder: Path, tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="multiple of 32"):
+        train(folder, tmp_path / "run", replace(QUICK, side=100))
+
+
+def test_an_output_that_can_not_be_written_is_said(folder: Path, tmp_path: Path) -> None:
+    (tmp_path / "run").write_text("a file in the way")
+    with pytest.raises(StorageError):
+        train(folder, tmp_path / "run", replace(QUICK, steps=1))
+
+
+def test_a_log_drops_what_will_be_written_again(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    log = MetricsLog(path, step=0)
+    for step in (1, 2, 3):
+        log.write({"step": step})
+    with path.open("a") as file:
+        file.write('{"step": 4, "lo')
+    MetricsLog(path, step=2).write({"step": 3})
+    assert read_metrics(path) == [{"step": 1}, {"step": 2}, {"step": 3}]
+
+
+def test_curves_are_drawn_of_a_run_that_was_never_measured() -> None:
+    line = {"step": 50, "loss": 2.0, "images_per_second": 3.0, "validation": None}
+    assert draw_curves([line]).startswith(b"\x89PNG")

@@ -1,49 +1,159 @@
 """`refinetool train`."""
 
+import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from refinetool import console, options
 from refinetool.cli.app import app
+from refinetool.errors import Interrupted, UsageError
 from refinetool.options import JOB
-from refinetool.settings import TrainSettings
+from refinetool.settings import FINE_TUNE_RATE, TRAIN_ON_GPU, PackSettings, TrainSettings
 
-TRAIN = TrainSettings()
+TRAIN, PACK = TrainSettings(), PackSettings()
 
 train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(train, name="train", help="Train a model on your own images.")
+
+SOURCES = "Folder with images/, masks/ and split.json, COCO JSON, or VOC root; may be given several times."
+
+
+def _setting(name: str, text: str, *, default: object, **more: Any) -> Any:
+    """An option that is None unless it is given; `default` is only shown."""
+    shown = "" if default is None else f" [dim]\\[default: {default}][/dim]"
+    return typer.Option(name, help=text + shown, show_default=False, **more)
+
+
+def _both(name: str) -> str:
+    """A default as it is on a CPU, and on a GPU where that differs."""
+    here, there = getattr(TRAIN, name), getattr(TRAIN_ON_GPU, name)
+    return f"{here:g}" if here == there else f"{here:g}, on a GPU {there:g}"
+
+
+@train.command("pack")
+def pack_data(
+    *,
+    data: Annotated[list[Path], typer.Option("--data", help=SOURCES)],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pack; an older pack is replaced.")],
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the images of COCO files; else they are sought.")
+    ] = None,
+    side: Annotated[
+        int, typer.Option("--side", min=64, help="Longer side of a packed picture in pixels, at most.")
+    ] = PACK.side,
+    max_megabytes: Annotated[
+        float | None,
+        _setting(
+            "--max-megabytes",
+            "Quality, then side are lowered until the pack is smaller; 0 means no bound.",
+            default=PACK.max_megabytes,
+            min=0,
+        ),
+    ] = None,
+    quiet: options.Quiet = False,
+) -> None:
+    """Pack training data into two small files, so that a rented GPU can start on them at once."""
+    from refinetool.train.pack import pack
+
+    bound = PACK.max_megabytes if max_megabytes is None else max_megabytes or None
+    with console.counting("packing", unit="pictures", quiet=quiet) as listener:
+        made = pack(
+            data,
+            output,
+            images=images,
+            settings=replace(PACK, side=side, max_megabytes=bound),
+            on_progress=listener,
+        )
+    if not quiet:
+        rows = [(source.name, str(source.train), str(source.validation)) for source in made.sources]
+        console.table("", ("source", "train", "val"), rows, numbers=(1, 2))
+        console.say(f"{len(made)} pictures, sides up to {made.side} px, {made.megabytes:.1f} MB")
+        console.say(f"written to {output}; refinetool train embedded takes it with --data", markup=False)
 
 
 @train.command("embedded")
 def train_embedded_model(
     *,
     data: Annotated[
-        list[Path],
-        typer.Option("--data", help="Folder with images/, masks/ and split.json; may be given several times."),
-    ],
+        list[Path] | None,
+        typer.Option("--data", help=f"{SOURCES} Or one pack. With --resume it need not be said again."),
+    ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, metrics and weights.")],
-    steps: Annotated[int, typer.Option("--steps", min=1, help="Optimiser steps.")] = TRAIN.steps,
-    seed: Annotated[int, typer.Option("--seed", min=0, help="Seed of weights and examples.")] = TRAIN.seed,
-    workers: Annotated[int, typer.Option("--workers", min=0, help="Processes that make examples.")] = TRAIN.workers,
+    images: Annotated[
+        Path | None, typer.Option("--images", help="Folder of the images of COCO files; else they are sought.")
+    ] = None,
+    start: Annotated[
+        Path | None, typer.Option("--from", help="Weights to start from, instead of random ones: fine-tuning.")
+    ] = None,
+    steps: Annotated[int | None, _setting("--steps", "Optimiser steps.", default=_both("steps"), min=1)] = None,
+    minutes: Annotated[
+        float | None, _setting("--minutes", "Train for so long instead of for steps.", default=None, min=0.01)
+    ] = None,
+    batch: Annotated[
+        int | None, _setting("--batch", "Images per step.", default=_both("images_per_step"), min=1)
+    ] = None,
+    learning_rate: Annotated[
+        float | None,
+        _setting(
+            "--learning-rate",
+            "Learning rate of the plateau.",
+            default=f"{_both('learning_rate')}; with --from {FINE_TUNE_RATE:g} of that",
+            min=1e-9,
+        ),
+    ] = None,
+    side: Annotated[
+        int | None, _setting("--side", "Side of the input in pixels, a multiple of 32.", default=TRAIN.side, min=64)
+    ] = None,
+    seed: Annotated[int | None, _setting("--seed", "Seed of weights and examples.", default=TRAIN.seed, min=0)] = None,
     device: options.Device = JOB.device,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the output.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train the embedded model from scratch."""
+    """Train the embedded model, from scratch or from weights."""
     from refinetool.backends.models import pick_device
+    from refinetool.train.checkpoint import read_run
     from refinetool.train.embedded import train_embedded
 
-    with console.training(quiet=quiet) as listener:
-        weights = train_embedded(
-            data,
-            output,
-            settings=replace(TRAIN, steps=steps, seed=seed, workers=workers),
-            device=pick_device(device),
-            resume=resume,
-            on_progress=listener,
-        )
+    place = pick_device(device)
+    if resume:
+        record = read_run(output)
+        settings, data, images, start = record.settings, data or list(record.data), record.images, record.start
+    elif data:
+        settings = TRAIN_ON_GPU if place.startswith("cuda") else TRAIN
+        if start is not None:
+            settings = replace(settings, learning_rate=settings.learning_rate * FINE_TUNE_RATE)
+    else:
+        raise UsageError("there are no data to train on; name a folder with --data, or go on with --resume.")
+    if steps is not None:
+        settings = replace(settings, minutes=None)
+    given: dict[str, Any] = {
+        "steps": steps,
+        "minutes": minutes,
+        "images_per_step": batch,
+        "learning_rate": learning_rate,
+        "side": side,
+        "seed": seed,
+    }
+    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
+    try:
+        with console.training(quiet=quiet) as (packing_listener, listener):
+            weights = train_embedded(
+                data,
+                output,
+                images=images,
+                start=start,
+                settings=settings,
+                packing=replace(PACK, max_megabytes=None),
+                device=place,
+                resume=resume,
+                on_packing=packing_listener,
+                on_progress=listener,
+            )
+    except Interrupted as interrupted:
+        again = shlex.join(["refinetool", "train", "embedded", "-o", str(output), "--resume"])
+        raise Interrupted(f"{interrupted}\nContinue with: {again}") from None
     if not quiet:
         console.say(f"written to {weights}; refinetool refine takes it with --checkpoint", markup=False)

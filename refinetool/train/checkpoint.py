@@ -1,0 +1,158 @@
+"""What a run leaves on disk so that it can go on, be looked at and be used."""
+
+import json
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save
+from sam2.modeling.sam2_base import SAM2Base
+
+from refinetool.errors import DataError, StorageError
+from refinetool.formats.storage import new_file
+from refinetool.settings import TrainSettings
+from refinetool.train.step import Trainee
+
+RUN_FILE, CHECKPOINT_FILE, METRICS_FILE, WEIGHTS_FILE = (
+    "run.json",
+    "checkpoint.pt",
+    "metrics.jsonl",
+    "embedded.safetensors",
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Position:
+    """How far a run has come: steps and seconds of training, and the digest of the pack it learns from."""
+
+    step: int
+    seconds: float
+    data: str
+
+
+@dataclass(frozen=True, slots=True)
+class RunRecord:
+    """What a run was asked to do."""
+
+    data: tuple[Path, ...]
+    images: Path | None
+    start: Path | None
+    settings: TrainSettings
+
+
+def write_run(output: Path, record: RunRecord) -> None:
+    """Record what a run is asked to do, so that it can be resumed without saying it again."""
+    content = {
+        "data": [str(path.absolute()) for path in record.data],
+        "images": None if record.images is None else str(record.images.absolute()),
+        "start": None if record.start is None else str(record.start.absolute()),
+        "settings": asdict(record.settings),
+    }
+    with new_file(output / RUN_FILE) as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
+def read_run(output: Path) -> RunRecord:
+    """What the run in a folder was asked to do.
+
+    Raises:
+        DataError: there is no run, or its record is damaged.
+    """
+    path = output / RUN_FILE
+    if not path.is_file():
+        raise DataError(f"{output} holds no {RUN_FILE}, so there is nothing to resume; leave --resume out.")
+    try:
+        content = json.loads(path.read_text())
+        return RunRecord(
+            tuple(map(Path, content["data"])),
+            None if content["images"] is None else Path(content["images"]),
+            None if content["start"] is None else Path(content["start"]),
+            TrainSettings(**content["settings"]),
+        )
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: can't be read as the record of a run ({error}); start afresh.") from error
+
+
+def save_checkpoint(
+    path: Path, trainee: Trainee, average: SAM2Base, optimizer: torch.optim.Optimizer, position: Position
+) -> None:
+    """Write everything a resumed run needs, atomically."""
+    state = {
+        "trainee": trainee.state_dict(),
+        "average": average.state_dict(),
+        "optimizer": optimizer.state_dict(),
+        "position": asdict(position),
+    }
+    with new_file(path) as file:
+        torch.save(state, file)
+
+
+def load_checkpoint(
+    path: Path, trainee: Trainee, average: SAM2Base, optimizer: torch.optim.Optimizer, *, data: str
+) -> Position:
+    """Restore a run and return how far it had come.
+
+    Args:
+        data: Digest of the pack at hand, which has to be the one the run began with.
+
+    Raises:
+        DataError: there is no checkpoint, it is damaged, or the data are others.
+    """
+    if not path.is_file():
+        raise DataError(f"{path} does not exist, so there is nothing to resume; leave --resume out to start afresh")
+    device = next(trainee.parameters()).device
+    try:
+        state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
+        position = Position(**state["position"])
+        trainee.load_state_dict(state["trainee"])
+        average.load_state_dict(state["average"])
+        optimizer.load_state_dict(state["optimizer"])
+    except Exception as error:
+        raise DataError(f"{path}: can't be read as a checkpoint ({_first_line(error)}); start afresh.") from error
+    if position.data != data:
+        raise DataError(f"{path}: the run began with other data; put them back, or start afresh without --resume.")
+    return position
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0] or type(error).__name__
+
+
+def export(model: SAM2Base, path: Path, *, step: int, settings: TrainSettings, data: Sequence[str]) -> None:
+    """Write the weights as fp16 safetensors, with what made them in the file's metadata."""
+    tensors = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    recipe = {"step": str(step), "settings": json.dumps(asdict(settings)), "data": ", ".join(data)}
+    with new_file(path) as file:
+        file.write(save(tensors, metadata=recipe))
+
+
+class MetricsLog:
+    """`metrics.jsonl`: one JSON object per line, in the order of steps."""
+
+    def __init__(self, path: Path, *, step: int) -> None:
+        """Open a log after a step: lines of later steps, which a resumed run takes again, are dropped."""
+        self.path = path
+        kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
+        with new_file(path) as file:
+            file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
+
+    def write(self, line: dict[str, Any]) -> None:
+        """Add a line."""
+        try:
+            with self.path.open("a") as file:
+                file.write(json.dumps(line) + "\n")
+        except OSError as error:
+            raise StorageError(f"{self.path}: can't be written ({error.strerror}).") from error
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a log; one that a killed run left incomplete is dropped."""
+    lines = []
+    for text in path.read_text().splitlines() if path.is_file() else []:
+        try:
+            lines.append(json.loads(text))
+        except ValueError:
+            continue
+    return lines

@@ -1,0 +1,226 @@
+"""Square crops around objects, for B examples at once: where to cut (decided on the CPU), and cutting (on the device).
+
+A crop is resized as the model's backend resizes a view: by the antialiased bilinear filter of SAM2's transforms. The
+filter is separable, so a crop is two matrix products; ids are taken from the nearest pixel.
+"""
+
+import math
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refinetool.train.draws import Draws
+from refinetool.train.store import PictureStore
+
+IGNORE, PASTED = 255, 254
+"""Ids of pixels that nothing is known about, and of an object pasted from another picture."""
+WHOLE = 256
+"""What the weights of one pass of a resampling add up to."""
+LEAST_SHARE = 0.006
+"""An object with a smaller share of its window is shown closer."""
+
+
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """What B examples show. int64 (B,) each, on the CPU.
+
+    picture, object: rows of the store. boxes: (B, 4), half-open xyxy inside the picture.
+    mirrored: bool (B,).
+    """
+
+    picture: Tensor
+    object: Tensor
+    boxes: Tensor
+    mirrored: Tensor
+
+    def __len__(self) -> int:
+        return len(self.picture)
+
+
+@dataclass(frozen=True, slots=True)
+class Crops:
+    """B square crops of side S on the device.
+
+    image: float32 (B, 3, S, S), whole numbers 0..255. ids: int64 (B, S, S). target: bool (B, S, S), the object shown.
+    members: bool (B, J, 256), which ids make up each of J objects of the picture, drawn with replacement.
+    """
+
+    image: Tensor
+    ids: Tensor
+    target: Tensor
+    members: Tensor
+
+
+# --- where to cut
+
+
+def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float) -> Windows:
+    """Choose a source, a picture, an object and a window around it for every row.
+
+    Args:
+        frame_share: Share of windows that show much of the picture instead of the object with a margin.
+    """
+    source = draws.choice("source", store.shares)
+    group_sizes = torch.tensor([len(group) for group in store.groups])
+    place = draws.below("picture", group_sizes[source])
+    picture = torch.cat(store.groups)[group_sizes.cumsum(0)[source] - group_sizes[source] + place]
+    first, last = store.first_object[picture], store.first_object[picture + 1]
+    thing = first + draws.below("object", last - first)
+    size, box = store.sizes[picture].flip(1).double(), store.boxes[thing]
+    near = object_window(box, size, draws)
+    wide = large_window(box, size, draws)
+    room = (wide[:, 2:] - wide[:, :2]).prod(1)
+    far = (draws.uniform("frame") < frame_share) & (store.areas[thing] > LEAST_SHARE * room)
+    return Windows(picture, thing, torch.where(far[:, None], wide, near).long(), draws.uniform("mirror") < 0.5)
+
+
+def object_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
+    """Windows around boxes as `views` would cut them, with margins and least side drawn around its settings.
+
+    Args:
+        boxes: float64 (B, 4), xyxy.
+        sizes: float64 (B, 2), (W, H) of the pictures.
+    """
+    extent = boxes[:, 2:] - boxes[:, :2]
+    margins = draws.between("margins", 0.15, 0.6, 2, 2).sum(1)
+    sides = extent * (1 + margins)
+    sides = torch.maximum(sides, draws.between("least", 48, 128)[:, None])
+    sides = torch.maximum(sides, sides.amax(1, keepdim=True) / draws.between("aspect", 1.3, 2.2)[:, None])
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + draws.between("centre", -0.08, 0.08, 2) * extent
+    return _inside(centre, sides, sizes)
+
+
+def large_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
+    """Windows of 60 to 100 % of each side of the picture that hold the centre of the box."""
+    sides = sizes * draws.between("large", 0.6, 1.0, 2)
+    centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + draws.between("large centre", -0.3, 0.3, 2) * sides
+    return _inside(centre, sides, sizes)
+
+
+def _inside(centre: Tensor, sides: Tensor, sizes: Tensor) -> Tensor:
+    sides = torch.minimum(sides.floor(), sizes).clamp(min=1)
+    first = torch.minimum((centre - sides / 2).floor().clamp(min=0), sizes - sides)
+    return torch.cat((first, first + sides), 1)
+
+
+# --- cutting
+
+
+def cut(store: PictureStore, windows: Windows, draws: Draws, *, side: int, companions: int) -> Crops:
+    """Cut windows out of the store and resize them to squares.
+
+    Args:
+        draws: On the CPU, one row per window.
+        companions: J, how many objects of the picture come along.
+    """
+    device = store.device
+    first, last = store.first_object[windows.picture], store.first_object[windows.picture + 1]
+    picks = [first + draws.below(f"companion {n}", last - first) for n in range(companions)]
+    boxes, mirrored = windows.boxes.to(device), windows.mirrored.to(device)
+    start = store.offsets[windows.picture].to(device)
+    stride = store.sizes[windows.picture, 1].to(device)
+    lengths = windows.boxes[:, 2:] - windows.boxes[:, :2]
+    width, height = (int(length) for length in lengths.amax(0))
+
+    rows = torch.minimum(boxes[:, 1, None] + torch.arange(height, device=device), boxes[:, 3, None] - 1)
+    columns = torch.minimum(boxes[:, 0, None] + torch.arange(width, device=device), boxes[:, 2, None] - 1)
+    at = start[:, None, None] + rows[:, :, None] * stride[:, None, None] + columns[:, None]
+    pixels = store.pixels[at].float()  # (B, height, width, 3)
+    across = resampling(boxes[:, 2] - boxes[:, 0], source=width, target=side, mirrored=mirrored)
+    down = resampling(boxes[:, 3] - boxes[:, 1], source=height, target=side, mirrored=torch.zeros_like(mirrored))
+    squeezed = (down @ pixels.flatten(2)).view(len(windows), side, width, 3).transpose(1, 2)  # (B, width, side, 3)
+    resized = (across @ squeezed.flatten(2)).view(len(windows), side, side, 3)  # (B, column, row, 3)
+    image = (resized / WHOLE**2).permute(0, 3, 2, 1).round()
+
+    row = boxes[:, 1, None] + nearest(boxes[:, 3] - boxes[:, 1], target=side, mirrored=torch.zeros_like(mirrored))
+    column = boxes[:, 0, None] + nearest(boxes[:, 2] - boxes[:, 0], target=side, mirrored=mirrored)
+    ids = store.ids[start[:, None, None] + row[:, :, None] * stride[:, None, None] + column[:, None]].long()
+    target = lookup(store.members[windows.object.to(device)], ids)
+    return Crops(image.contiguous(), ids, target, store.members[torch.stack(picks, 1).to(device)])
+
+
+def resampling(lengths: Tensor, *, source: int, target: int, mirrored: Tensor) -> Tensor:
+    """Matrices that resize lines by the antialiased bilinear filter, as `interpolate(..., antialias=True)` does.
+
+    Weights are whole numbers that add up to WHOLE. Two such passes over whole colours stay below 2^24, so they are
+    exact in float32, and a crop does not depend on the order in which a device or a batch of some size adds them.
+
+    Args:
+        lengths: int64 (B,), how many of the `source` entries of each line count, the first ones.
+        mirrored: bool (B,), whether to reverse the line.
+
+    Returns:
+        float32 (B, target, source).
+    """
+    scale = lengths.float()[:, None, None] / target
+    place = torch.arange(target, device=lengths.device).float()
+    place = torch.where(mirrored[:, None], target - 1 - place, place)
+    centre = (place[:, :, None] + 0.5) * scale
+    entry = torch.arange(source, device=lengths.device)
+    weights = (1 - ((entry + 0.5 - centre) / scale.clamp(min=1)).abs()).clamp(min=0)
+    weights = weights * (entry < lengths[:, None, None])
+    weights = (weights * (WHOLE / weights.sum(2, keepdim=True))).round()
+    largest = weights.argmax(2, keepdim=True)
+    return weights.scatter_add(2, largest, WHOLE - weights.sum(2, keepdim=True))
+
+
+def nearest(lengths: Tensor, *, target: int, mirrored: Tensor) -> Tensor:
+    """The nearest of the first `lengths` entries for each of `target` places, int64 (B, target)."""
+    place = torch.arange(target, device=lengths.device)
+    place = torch.where(mirrored[:, None], target - 1 - place, place)
+    return (2 * place + 1) * lengths[:, None] // (2 * target)
+
+
+def lookup(members: Tensor, ids: Tensor) -> Tensor:
+    """Masks of objects: members bool (B, 256) or (B, J, 256), ids int64 (B, S, S) → bool (B, [J,] S, S)."""
+    if members.ndim == 2:
+        return members.gather(1, ids.flatten(1)).view(ids.shape)
+    flat = ids.flatten(1)[:, None].expand(-1, members.shape[1], -1)
+    return members.gather(2, flat).view(*members.shape[:2], *ids.shape[1:])
+
+
+# --- pasting
+
+
+def paste(crops: Crops, other: Crops, draws: Draws) -> Crops:
+    """Paste the targets of other crops, turned and scaled, and make them the targets: their edges are known exactly.
+
+    Args:
+        draws: On the CPU, one row per crop.
+    """
+    side = crops.ids.shape[1]
+    angle, scale = draws.between("turn", -math.pi / 6, math.pi / 6), draws.between("scale", 0.6, 1.3)
+    shift = draws.between("shift", -0.3, 0.3, 2)  # in half sides, as affine_grid counts
+    linear = torch.stack((angle.cos(), angle.sin(), -angle.sin(), angle.cos()), 1).view(-1, 2, 2) / scale[:, None, None]
+    matrix = torch.cat((linear, -linear @ shift[:, :, None]), 2).to(crops.image.device)
+    grid = F.affine_grid(matrix, [len(crops.image), 3, side, side], align_corners=False)
+    colours = F.grid_sample(other.image, grid, align_corners=False)
+    alpha = F.grid_sample(other.target[:, None].float(), grid, align_corners=False)
+    gain, offset, blur, sigma = (
+        draw.to(crops.image.device).view(-1, 1, 1, 1)
+        for draw in (
+            draws.between("gain", 0.75, 1.25),
+            draws.between("offset", -20, 20),
+            draws.uniform("blur"),
+            draws.between("sigma", 0.4, 1.2),
+        )
+    )
+    target = alpha[:, 0] > 0.5
+    target = torch.where(target.flatten(1).any(1)[:, None, None], target, crops.target)
+    alpha = torch.where(blur < 0.7, blurred(alpha, sigma.flatten()), alpha)
+    image = crops.image * (1 - alpha) + (colours * gain + offset) * alpha
+    ids = torch.where(alpha[:, 0] > 0.5, PASTED, crops.ids)
+    return replace(crops, image=image.round().clamp(0, 255), ids=ids, target=target)
+
+
+def blurred(images: Tensor, sigmas: Tensor) -> Tensor:
+    """Gaussian blur with one sigma in pixels per image, up to 1.6: float32 (B, C, H, W)."""
+    channels = images.shape[1]
+    reach = torch.arange(-4, 5, device=images.device)
+    kernel = torch.exp(-(reach**2) / (2 * sigmas[:, None] ** 2))
+    kernel = (kernel / kernel.sum(1, keepdim=True)).repeat_interleave(channels, 0)
+    flat = F.pad(images, (4, 4, 4, 4), mode="replicate").flatten(0, 1)[None]
+    rows = F.conv2d(flat, kernel[:, None, None], groups=len(kernel))
+    return F.conv2d(rows, kernel[:, None, :, None], groups=len(kernel))[0].view(images.shape)

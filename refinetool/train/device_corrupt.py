@@ -1,0 +1,422 @@
+"""Coarse masks made from good ones, N at once, on the device that trains.
+
+The defects are those of `refinetool.corrupt`, written for batches: image-inconsistent and biased (grown, shifted,
+missing or leaking pieces), because symmetric noise could be undone by smoothing alone. Each takes a good mask, bool
+(n, h, h), what is known about its surroundings (`Scene`), a severity around 1, float32 (n,), and draws. Lengths
+scale with the object: r is the radius of a disc of its area.
+"""
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+from itertools import product
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refinetool.train.distance import signed_distance
+from refinetool.train.draws import Draws
+
+REACH = 28
+"""Distances from the boundary are known this far, in pixels of the grid the masks lie on."""
+MIN_AREA_PX = 10
+NEARLY_RIGHT = 0.9
+"""Coarse masks that are to be better than this get milder defects."""
+CELLS = 48
+NOISE_CELLS = 20
+LATTICE = 16
+SUPERPIXELS = LATTICE * LATTICE
+
+
+@dataclass(frozen=True, slots=True)
+class Scene:
+    """n good masks and their surroundings.
+
+    masks: bool (n, h, h). depth: float32 (n, h, h), their signed distance, cut off at REACH.
+    neighbours: bool (n, h, h), another region. superpixels: int64 (n, h, h), labels below SUPERPIXELS.
+    """
+
+    masks: Tensor
+    depth: Tensor
+    neighbours: Tensor
+    superpixels: Tensor
+
+    def take(self, rows: Tensor) -> "Scene":
+        """Some of the rows."""
+        return Scene(self.masks[rows], self.depth[rows], self.neighbours[rows], self.superpixels[rows])
+
+    def spoilt(self, masks: Tensor) -> "Scene":
+        """The scene with masks that carry a first defect, as the second defect sees it."""
+        return Scene(masks, signed_distance(masks, reach=REACH), self.neighbours, self.superpixels)
+
+
+Defect = Callable[[Scene, Tensor, Draws], Tensor]
+
+
+def corrupt(scene: Scene, draws: Draws, *, low: Tensor, high: Tensor, tries: int) -> Tensor:
+    """Coarse masks by one or two defects each, their IoU with the good mask in [low, high] where possible.
+
+    Args:
+        draws: On the CPU, one row per mask.
+        low, high: float32 (n,), on the CPU.
+        tries: Draws before the closest attempt is taken.
+
+    Returns:
+        bool (n, h, h), none of them empty if none of the good ones is.
+    """
+    device = scene.masks.device
+    best = scene.masks.clone()
+    missed = torch.full((len(best),), math.inf)
+    for attempt in range(tries):
+        open_rows = (missed > 0).nonzero()[:, 0]
+        if not len(open_rows):
+            break
+        rows = open_rows.to(device)
+        part, drawn = scene.take(rows), draws.take(open_rows).fork(f"try {attempt}")
+        # Nearly right masks need small defects; after a miss, the other half of the range of severities is tried too.
+        mild = torch.where(low[open_rows] >= NEARLY_RIGHT, 0.35, 1.0)
+        severity = drawn.between("severity", 0.4, 1.7) * mild
+        coarse = _one_defect(part, severity, drawn.fork("first"))
+        again = (drawn.uniform("again") < 0.3) & (coarse.flatten(1).sum(1) >= MIN_AREA_PX).cpu()
+        if again.any():
+            twice = again.nonzero()[:, 0]
+            more = part.take(twice.to(device)).spoilt(coarse[twice.to(device)])
+            coarse[twice.to(device)] = _one_defect(more, 0.6 * severity[twice], drawn.take(twice).fork("second"))
+        reached = overlap(coarse, part.masks).cpu()
+        miss = torch.maximum(low[open_rows] - reached, reached - high[open_rows]).clamp(min=0)
+        miss = torch.where((coarse.flatten(1).sum(1) < MIN_AREA_PX).cpu(), math.inf, miss)
+        closer = miss < missed[open_rows]
+        best[rows[closer.to(device)]] = coarse[closer.to(device)]
+        missed[open_rows] = torch.minimum(missed[open_rows], miss)
+    return best
+
+
+def overlap(a: Tensor, b: Tensor) -> Tensor:
+    """IoU of masks, bool (n, h, h) each: float32 (n,), 1 for two empty ones."""
+    both, either = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
+    return torch.where(either > 0, both / either.clamp(min=1), 1.0)
+
+
+def radius(masks: Tensor) -> Tensor:
+    """Radius in pixels of a disc of each mask's area, plus one so that lengths made from it never vanish: (n,)."""
+    return (masks.flatten(1).sum(1) / math.pi).sqrt() + 1
+
+
+def _one_defect(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Draw a kind of defect for every row and apply it, kind by kind."""
+    device = scene.masks.device
+    coarse = scene.masks.clone()
+    kinds = draws.choice("kind", torch.tensor([share for share, _ in DEFECTS]))
+    for kind, (_, defect) in enumerate(DEFECTS):
+        on_host = (kinds == kind).nonzero()[:, 0]
+        if len(on_host):
+            rows = on_host.to(device)
+            coarse[rows] = defect(scene.take(rows), severity[on_host].to(device), draws.take(on_host).to(device))
+    return coarse
+
+
+# --- the boundary moved
+
+
+def boundary_noise(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Move the boundary in and out by smooth noise of up to about r / 4, with a bias to one side."""
+    size = radius(scene.masks) * severity
+    noise = smooth_noise(draws, scene.masks.shape[1], low=4, high=NOISE_CELLS)
+    return _shifted(scene, _wide(0.20 * size) * noise + _wide(0.08 * size * draws.normal("bias")))
+
+
+def grow_or_shrink(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Move the whole boundary out or in by 8 to 25 % of r."""
+    size = radius(scene.masks)
+    sign = (draws.uniform("sign") < 0.5).float() * 2 - 1
+    noise = smooth_noise(draws, scene.masks.shape[1], low=6, high=7)
+    return _shifted(scene, _wide(sign * draws.between("by", 0.08, 0.25) * size * severity) + _wide(0.04 * size) * noise)
+
+
+def _shifted(scene: Scene, offset: Tensor) -> Tensor:
+    return scene.depth + offset.clamp(1 - REACH, REACH - 1) > 0
+
+
+def smooth_noise(draws: Draws, side: int, *, low: int, high: int) -> Tensor:
+    """Zero-mean noise of unit variance, float32 (n, side, side), with low to high - 1 bumps along each side."""
+    cells = (low + draws.below("cells", torch.full((), high - low, device=draws.keys.device))).float()
+    lattice = draws.normal("noise", NOISE_CELLS + 2, NOISE_CELLS + 2)
+    weights = _between_cells(cells, side=side, grid=NOISE_CELLS + 2)
+    noise = weights @ lattice @ weights.transpose(1, 2)
+    noise = noise - noise.mean((1, 2), keepdim=True)
+    return noise / (noise.std((1, 2), keepdim=True) + 1e-6)
+
+
+def _between_cells(cells: Tensor, *, side: int, grid: int) -> Tensor:
+    """Weights, float32 (n, side, grid), of cubic B-splines through `cells` entries of a line.
+
+    They blur a little, which white noise does not mind.
+    """
+    place = (torch.arange(side, device=cells.device) + 0.5) / side * cells[:, None]
+    distance = (place[:, :, None] - torch.arange(grid, device=cells.device)).abs()
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    return torch.where(distance < 1, near, (2 - distance).clamp(min=0) ** 3 / 6)
+
+
+# --- redrawn coarsely
+
+
+def low_resolution(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Shrink to a grid of a few cells per object, add noise, enlarge: what heat maps and mask heads give."""
+    side = scene.masks.shape[1]
+    extent = torch.maximum(scene.masks.any(1).sum(1), scene.masks.any(2).sum(1)).clamp(min=1)
+    cells = (side * draws.between("cells", 3, 12) / severity / extent).clamp(2, CELLS).round()
+    width = (side / cells)[:, None, None]
+    pixel = torch.arange(side, device=cells.device) + 0.5
+    cell = (torch.arange(CELLS, device=cells.device)[:, None] + 0.5) * width
+    shrink = (1 - (pixel - cell).abs() / width).clamp(min=0)  # a tent: averages and blurs at once
+    shrink = shrink / shrink.sum(2, keepdim=True).clamp(min=1e-6)
+    small = shrink @ scene.masks.float() @ shrink.transpose(1, 2)
+    small = small + 0.06 * _wide(severity) * draws.normal("noise", CELLS, CELLS)
+    at = (pixel / width[:, 0] - 0.5).clamp(min=0)
+    at = torch.minimum(at, cells[:, None] - 1)
+    at = torch.where(draws.uniform("blocks")[:, None] < 0.3, at.round(), at)
+    enlarge = (1 - (at[:, :, None] - torch.arange(CELLS, device=cells.device)).abs()).clamp(min=0)
+    return enlarge @ small @ enlarge.transpose(1, 2) > _wide(draws.between("level", 0.3, 0.6))
+
+
+def coarse_polygon(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Redraw the outline with straight edges and misplaced corners, as a person in a hurry does.
+
+    The signed distance is kept on a coarse lattice and joined by flat triangles: its zero line is then a polygon. A
+    quarter of the masks become the convex polygon that touches them from ten sides.
+    """
+    n, side, _ = scene.masks.shape
+    size = radius(scene.masks)
+    step = (size * draws.between("step", 0.35, 1.0) * severity).clamp(min=4.0)
+    count = side // 4 + 3
+    origin = -draws.uniform("origin", 2) * step[:, None]
+    knot = torch.arange(count, device=step.device)
+    where = (origin[:, :, None] + knot * step[:, None, None]).round().clamp(0, side - 1).long()  # (n, 2, count)
+    index = where[:, 1, :, None] * side + where[:, 0, None]
+    lattice = scene.depth.flatten(1).gather(1, index.flatten(1)).view(n, count, count)
+    lattice = lattice + 0.06 * _wide(size * severity) * draws.normal("corner", count, count)
+
+    pixel = torch.arange(side, device=step.device)
+    at = (pixel - origin[:, :, None]) / step[:, None, None]  # (n, 2, side)
+    cell, share = at.floor().long(), at - at.floor()
+    first = (cell[:, 1, :, None] * count + cell[:, 0, None]).flatten(1)
+    corners = [lattice.flatten(1).gather(1, first + offset).view(n, side, side) for offset in (0, 1, count, count + 1)]
+    across, down = share[:, 0, None].expand(-1, side, -1), share[:, 1, :, None].expand(-1, -1, side)
+    upper = corners[0] + across * (corners[1] - corners[0]) + down * (corners[2] - corners[0])
+    lower = corners[3] + (1 - across) * (corners[2] - corners[3]) + (1 - down) * (corners[1] - corners[3])
+    drawn = torch.where(across + down < 1, upper, lower) > 0
+    convex = draws.uniform("convex") < 0.25
+    return torch.where(convex[:, None, None], _convex(scene.masks, size * severity, draws), drawn)
+
+
+def _convex(masks: Tensor, size: Tensor, draws: Draws) -> Tensor:
+    """The polygon of ten half planes that just hold each mask, every one a little misplaced."""
+    side = masks.shape[1]
+    pixel = torch.arange(side, device=masks.device, dtype=torch.float32)
+    first = draws.uniform("angle")
+    inside = torch.ones_like(masks)
+    for number, misplaced in enumerate(draws.normal("sides", 10).unbind(1)):
+        angle = (first + number) * (2 * math.pi / 10)
+        height = _wide(angle.cos()) * pixel + _wide(angle.sin()) * pixel[:, None]
+        farthest = torch.where(masks, height, -1e9).flatten(1).amax(1)
+        inside &= height <= _wide(farthest + (0.05 * misplaced - 0.03) * size)
+    return inside
+
+
+# --- moved, torn, leaking
+
+
+def shift_and_scale(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Shift, scale and shear the mask about its centre by a few percent."""
+    n, side, _ = scene.masks.shape
+    solid = scene.masks.float()
+    pixel = (torch.arange(side, device=solid.device) + 0.5) * (2 / side) - 1
+    area = solid.flatten(1).sum(1)
+    centre = torch.stack(((solid.sum(1) * pixel).sum(1) / area, (solid.sum(2) * pixel).sum(1) / area), 1)
+    linear = torch.eye(2, device=solid.device) + 0.06 * _wide(severity) * draws.normal("linear", 2, 2)
+    shift = 0.12 * (radius(scene.masks) * severity)[:, None] * draws.normal("shift", 2) * (2 / side)
+    offset = centre - (linear @ (centre + shift)[:, :, None])[:, :, 0]
+    grid = F.affine_grid(torch.cat((linear, offset[:, :, None]), 2), [n, 1, side, side], align_corners=False)
+    return F.grid_sample(solid[:, None], grid, mode="nearest", align_corners=False)[:, 0] > 0.5
+
+
+def holes_and_islands(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Punch blob-shaped holes into the mask and drop blobs beside it."""
+    noise = smooth_noise(draws, scene.masks.shape[1], low=6, high=16)
+    level = _wide(1.9 - 0.5 * severity)
+    beside = scene.depth > -_wide((0.8 * radius(scene.masks)).clamp(max=REACH))
+    return (scene.masks & (noise <= level)) | ((noise < -level) & beside)
+
+
+def leak(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Let the mask run over into a neighbouring region, as far as a draw allows."""
+    reach = (radius(scene.masks) * draws.between("reach", 0.2, 1.0) * severity).clamp(max=REACH - 1)
+    return scene.masks | (scene.neighbours & (scene.depth > -_wide(reach)))
+
+
+# --- superpixels
+
+
+def superpixel_defects(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Toggle whole superpixels, as the DAVIS-585 set was made: at the boundary (65 %), inside (25 %), outside (10 %).
+
+    The number of toggled superpixels grows with severity; the band is 6 % of r wide on each side of the boundary. A
+    superpixel is drawn as often as a random pixel of the band falls into it, and becomes what that pixel is not.
+    """
+    size = _wide(radius(scene.masks))
+    width = (0.06 * size).clamp(min=1.5)
+    near = scene.depth.abs() <= width
+    far = (scene.depth < -width) & (scene.depth > -(4 * size).clamp(max=REACH))
+    bands = {
+        "boundary inside": near & scene.masks,
+        "boundary outside": near & ~scene.masks,
+        "inside": scene.depth > width,
+        "outside": far,
+    }
+    pixels = torch.stack([_per_superpixel(scene, band.float()) for band in bands.values()], 1)  # (n, 4, SUPERPIXELS)
+    totals = pixels.sum(2)
+    n = len(pixels)
+    table = torch.full((n, SUPERPIXELS), -1.0, device=pixels.device)
+    toggles = 1 + _poisson(2.5 * severity, draws)
+    rows = torch.arange(n, device=pixels.device)
+    for number in range(MAX_TOGGLES):
+        band = draws.choice(f"band {number}", torch.tensor([0.65, 0.25, 0.10], device=pixels.device))
+        inner = draws.uniform(f"side {number}") * (totals[:, 0] + totals[:, 1]) < totals[:, 0]
+        kind = torch.where(band == 0, torch.where(inner, 0, 1), band + 1)
+        kind = torch.where(totals[rows, kind] > 0, kind, torch.where(totals[:, 2] > 0, 2, 0))
+        chosen = draws.choice(f"superpixel {number}", pixels[rows, kind])
+        before = table[rows, chosen]
+        removes = (kind == 0) | (kind == 2)
+        after = torch.where(removes, 0.0, 1.0)
+        table[rows, chosen] = torch.where(toggles > number, after, before)
+    value = table.gather(1, scene.superpixels.flatten(1)).view(scene.masks.shape)
+    return torch.where(value < 0, scene.masks, value > 0)
+
+
+MAX_TOGGLES = 10
+
+
+def _poisson(mean: Tensor, draws: Draws) -> Tensor:
+    """Poisson numbers below MAX_TOGGLES, by inverting the sum of their probabilities."""
+    place, term = draws.uniform("poisson"), torch.exp(-mean)
+    total, number = term, torch.zeros_like(mean)
+    for k in range(1, MAX_TOGGLES):
+        number = number + (place >= total)
+        term = term * mean / k
+        total = total + term
+    return number
+
+
+def superpixel_vote(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Snap the mask to superpixels: one is foreground if enough of it is, the share being drawn around one half."""
+    inside = _per_superpixel(scene, scene.masks.float())
+    total = _per_superpixel(scene, torch.ones_like(scene.depth)).clamp(min=1)
+    noise = 0.15 * severity[:, None] * draws.normal("vote", SUPERPIXELS) * (inside > 0)
+    voted = inside / total + noise > 0.5
+    return voted.gather(1, scene.superpixels.flatten(1)).view(scene.masks.shape)
+
+
+def _per_superpixel(scene: Scene, values: Tensor) -> Tensor:
+    """Sums of whole numbers, float32 (n, h, h), over superpixels: (n, SUPERPIXELS); exact in any order."""
+    sums = torch.zeros(len(values), SUPERPIXELS, device=values.device)
+    return sums.scatter_add_(1, scene.superpixels.flatten(1), values.flatten(1))
+
+
+def superpixels(images: Tensor, counts: Tensor, draws: Draws, *, compactness: float, rounds: int) -> Tensor:
+    """SLIC superpixels (Achanta et al. 2012), without the last step that joins stray pixels to their neighbours.
+
+    Centres start on a jittered lattice. A pixel belongs to the closest, in place and colour, of the nine centres that
+    started around it.
+
+    Args:
+        images: float32 (B, 3, h, h), whole numbers 0..255.
+        counts: int64 (B,), about how many superpixels each image gets: those of a square lattice, at most SUPERPIXELS.
+        compactness: Weight of the place against the colour, as SLIC counts for colours of 0..100.
+        rounds: Of moving the centres, on an image of half the side.
+
+    Returns:
+        int64 (B, h, h), labels below SUPERPIXELS.
+    """
+    half = F.avg_pool2d(images, 2).round()
+    side = half.shape[-1]
+    across = counts.double().sqrt().ceil().long()  # lattice cells along a side that are used
+    index = torch.arange(SUPERPIXELS, device=images.device)
+    lattice = torch.stack((index % LATTICE, index // LATTICE), 1).double()
+    jitter = draws.between("jitter", 0.2, 0.8, SUPERPIXELS, 2).double()
+    place = ((lattice + jitter) * (side / across)[:, None, None]).floor().clamp(0, side - 1).long()
+    small, full = _features(half), _features(images)
+    at = place[:, :, 1] * side + place[:, :, 0]
+    centres = small.gather(1, at[:, :, None].expand(-1, -1, 5))
+    weight = (compactness * COLOUR_RANGE / 100 * across / side) ** 2
+    for _ in range(rounds):
+        labels = _closest(small, centres, across, weight)
+        ones = torch.ones_like(small[:, :, :1])
+        sums = torch.zeros(len(images), SUPERPIXELS, 6, device=images.device).scatter_add_(
+            1, labels[:, :, None].expand(-1, -1, 6), torch.cat((small, ones), 2)
+        )
+        centres = torch.where(sums[:, :, 5:] > 0, sums[:, :, :5] / sums[:, :, 5:].clamp(min=1), centres)
+    # On the full side, places count double.
+    centres = torch.cat((centres[:, :, :2] * 2 + 0.5, centres[:, :, 2:]), 2)
+    return _closest(full, centres, across, weight / 4).view(len(images), *images.shape[2:])
+
+
+COLOUR_RANGE = 300.0
+"""About how far RGB colours of 0..255 lie apart where CIELAB's differ by 100."""
+
+
+def _features(images: Tensor) -> Tensor:
+    """x, y, R, G, B of each pixel: float32 (B, pixels, 5), whole numbers, so that sums over them are exact."""
+    count, _, height, width = images.shape
+    y, x = torch.meshgrid(
+        *(torch.arange(n, device=images.device, dtype=torch.float32) for n in (height, width)), indexing="ij"
+    )
+    places = torch.stack((x, y), 2).flatten(0, 1).expand(count, -1, -1)
+    return torch.cat((places, images.flatten(2).transpose(1, 2)), 2)
+
+
+def _closest(features: Tensor, centres: Tensor, across: Tensor, weight: Tensor) -> Tensor:
+    """The closest of the nine centres around each pixel: int64 (B, pixels).
+
+    Args:
+        features: float32 (B, pixels, 5). centres: float32 (B, SUPERPIXELS, 5).
+        across: int64 (B,), how many of the LATTICE cells along a side an image uses.
+        weight: float32 (B,), of a squared distance in pixels against one of colours.
+    """
+    count, pixels, _ = features.shape
+    side = math.isqrt(pixels)
+    first = torch.arange(count, device=features.device)[:, None] * SUPERPIXELS
+    last = across[:, None] - 1
+    home = (features[:, :, :2].long() * across[:, None, None]) // side
+    best = torch.full((count, pixels), math.inf, device=features.device)
+    labels = torch.zeros((count, pixels), dtype=torch.int64, device=features.device)
+    flat = centres.flatten(0, 1)
+    for down, right in product((-1, 0, 1), repeat=2):
+        row, column = home[:, :, 1] + down, home[:, :, 0] + right
+        candidate = torch.minimum(row.clamp(min=0), last) * LATTICE + torch.minimum(column.clamp(min=0), last)
+        squared = (features - flat[first + candidate]) ** 2
+        distance = weight[:, None] * squared[:, :, :2].sum(2) + squared[:, :, 2:].sum(2)
+        closer = distance < best
+        best = torch.where(closer, distance, best)
+        labels = torch.where(closer, candidate, labels)
+    return labels
+
+
+def _wide(values: Tensor) -> Tensor:
+    """(n,) as (n, 1, 1)."""
+    return values[:, None, None]
+
+
+DEFECTS: tuple[tuple[float, Defect], ...] = (
+    (0.16, boundary_noise),
+    (0.08, grow_or_shrink),
+    (0.16, low_resolution),
+    (0.09, coarse_polygon),
+    (0.06, shift_and_scale),
+    (0.05, holes_and_islands),
+    (0.05, leak),
+    (0.28, superpixel_defects),
+    (0.07, superpixel_vote),
+)
+"""Shares of the defects."""

@@ -1,0 +1,159 @@
+"""Training examples made in torch, B at once, on the device that trains.
+
+crop → paste → choose what to ask for → corrupt → mine prompts → change colours. Example `n` of a run is a function of
+the data, the seed, the side and `n`, whatever else is in its batch, so a resumed run sees what an uninterrupted one
+would have seen.
+"""
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from refinetool.settings import TrainSettings
+from refinetool.train.crops import IGNORE, Crops, cut, draw_windows, lookup, paste
+from refinetool.train.device_corrupt import NEARLY_RIGHT, REACH, Scene, corrupt, overlap, superpixels
+from refinetool.train.device_prompts import mine
+from refinetool.train.distance import signed_distance
+from refinetool.train.draws import Draws, draws_for
+from refinetool.train.examples import Example
+from refinetool.train.photometric import noise_bank, photometric
+from refinetool.train.store import PictureStore
+
+COMPANIONS = 6
+"""Objects of a picture that are looked at for one that shares the crop with the target."""
+LEAST_SHARE, LARGEST_SHARE = 0.004, 0.65
+"""Such a part of the crop a companion has to cover."""
+SUPERPIXELS = (20, 250)
+EDGE_SIGMA = 5.0
+"""How far around the true edge the loss weighs more, in pixels of half the side."""
+CELL = 4
+
+
+class Sampler:
+    """Draws examples by number from the pictures of a store, on its device."""
+
+    def __init__(self, store: PictureStore, *, settings: TrainSettings, seed: int) -> None:
+        self.store, self.settings, self.seed = store, settings, seed
+        self.bank = noise_bank(store.device)
+
+    @torch.no_grad()
+    def batch(self, numbers: Tensor, *, side: int) -> Example:
+        """The examples with these numbers, int64 (B,) on the CPU, as crops of a side that is a multiple of 32."""
+        draws = draws_for(self.seed, numbers)
+        crops = self._crops(draws, side=side)
+        image = photometric(crops.image, draws.fork("colours"), bank=self.bank)
+        return make_examples(crops, image, draws, settings=self.settings)
+
+    def _crops(self, draws: Draws, *, side: int) -> Crops:
+        windows = draw_windows(self.store, draws.fork("window"), frame_share=self.settings.frame_share)
+        crops = cut(self.store, windows, draws.fork("companions"), side=side, companions=COMPANIONS)
+        on_host = (draws.uniform("composite") < self.settings.composite_share).nonzero()[:, 0]
+        if not len(on_host):
+            return crops
+        rows, drawn = on_host.to(self.store.device), draws.take(on_host)
+        shown = draw_windows(self.store, drawn.fork("pasted window"), frame_share=0.0)
+        other = cut(self.store, shown, drawn.fork("pasted"), side=side, companions=1)
+        ground = Crops(crops.image[rows], crops.ids[rows], crops.target[rows], crops.members[rows])
+        changed = paste(ground, other, drawn.fork("paste"))
+        for whole, part in ((crops.image, changed.image), (crops.ids, changed.ids), (crops.target, changed.target)):
+            whole[rows] = part
+        return crops
+
+
+def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainSettings) -> Example:
+    """Corrupt the target, or another object of the crop, K times, and mine prompts from each coarse mask.
+
+    Args:
+        image: What the model sees: the crops' images with other colours, float32 (B, 3, S, S).
+        draws: On the CPU, one row per crop.
+    """
+    device, count, k = image.device, len(image), settings.prompts_per_image
+    shares = F.avg_pool2d(torch.stack((crops.target, companion(crops)), 1).float(), 2)  # (B, 2, S/2, S/2)
+    good = at_least_half(shares)
+    depth = signed_distance(good.flatten(0, 1), reach=REACH).view(count, 2, *good.shape[2:])
+    low, high = (math.log(bound) for bound in SUPERPIXELS)
+    wanted = draws.between("superpixels", low, high).exp().long()
+    labels = superpixels(
+        F.avg_pool2d(crops.image, 2).round(),
+        wanted.to(device),
+        draws.fork("superpixels").to(device),
+        compactness=10.0,
+        rounds=2,
+    )
+
+    # From here on a row is a prompt: K rows per crop.
+    rows = draws.split("prompt", k)
+    crop = torch.arange(count, device=device).repeat_interleave(k)
+    which = (rows.uniform("other") < settings.other_object_share).long().to(device)
+    scene = Scene(
+        masks=good[crop, which],
+        depth=depth[crop, which],
+        neighbours=good[crop, 1 - which] & ~good[crop, which],
+        superpixels=labels[crop],
+    )
+    nearly = rows.uniform("nearly right") < settings.good_share
+    coarse = corrupt(
+        scene,
+        rows.fork("corrupt"),
+        low=torch.where(nearly, NEARLY_RIGHT, settings.coarse_low),
+        high=torch.where(nearly, 1.0, settings.coarse_high),
+        tries=settings.corruption_tries,
+    )
+    prompts = mine(coarse, rows.fork("prompts").to(device))
+    known = F.max_pool2d((crops.ids == IGNORE).float()[:, None], 2)[:, 0] == 0
+    weights = (1 + 3 * torch.exp(-((scene.depth / EDGE_SIGMA) ** 2))) * known[crop]
+    return Example(
+        image=image.byte(),
+        points=_per_crop(prompts.points, count),
+        labels=_per_crop(prompts.labels, count),
+        masks=_per_crop(prompts.masks, count),
+        targets=_per_crop((shares[crop, which] * 255).round().byte(), count),
+        weights=_per_crop((weights * 40).round().byte(), count),
+        edges=meeting_lines(crops.ids, cell=CELL),
+        coarse_iou=_per_crop(overlap(coarse, scene.masks), count),
+    )
+
+
+def _per_crop(rows: Tensor, count: int) -> Tensor:
+    """What stands in one row per prompt, by crop: (B x K, ...) → (B, K, ...)."""
+    return rows.view(count, -1, *rows.shape[1:])
+
+
+def companion(crops: Crops) -> Tensor:
+    """The first of the crops' drawn objects that shows and is not the target, or else the target: bool (B, S, S)."""
+    count, side, _ = crops.ids.shape
+    pixels = torch.zeros(count, 256, device=crops.ids.device)
+    pixels.scatter_add_(1, crops.ids.flatten(1), torch.ones_like(crops.ids.flatten(1), dtype=pixels.dtype))
+    shares = (crops.members.float() @ pixels[:, :, None])[:, :, 0] / side**2
+    covered = torch.zeros_like(pixels)
+    covered.scatter_add_(1, crops.ids.flatten(1), crops.target.flatten(1).float())
+    overlapping = (crops.members.float() @ covered[:, :, None])[:, :, 0] / side**2
+    fits = (shares > LEAST_SHARE) & (shares < LARGEST_SHARE) & (overlapping < 0.5 * shares)
+    first = fits.int().argmax(1)
+    chosen = lookup(crops.members[torch.arange(count, device=first.device), first], crops.ids)
+    return torch.where(fits.any(1)[:, None, None], chosen, crops.target)
+
+
+def at_least_half(shares: Tensor) -> Tensor:
+    """Cells at least half covered; all that are touched if there are none; the middle one if nothing is."""
+    good = shares >= 0.5
+    touched = shares > 0
+    good = torch.where(good.flatten(2).any(2)[..., None, None], good, touched)
+    middle = shares.shape[-1] // 2
+    good[..., middle, middle] |= ~good.flatten(2).any(2)
+    return good
+
+
+def meeting_lines(ids: Tensor, *, cell: int) -> Tensor:
+    """Cells of side `cell` in which neighbouring pixels carry different ids, ignored pixels aside.
+
+    ids (B, S, S) → uint8 (B, S / cell, S / cell), 0 or 1.
+    """
+    known = ids != IGNORE
+    edges = torch.zeros(ids.shape, device=ids.device)
+    edges[:, 1:] = ((ids[:, 1:] != ids[:, :-1]) & known[:, 1:] & known[:, :-1]).float()
+    across = ((ids[:, :, 1:] != ids[:, :, :-1]) & known[:, :, 1:] & known[:, :, :-1]).float()
+    edges[:, :, 1:] = torch.maximum(edges[:, :, 1:], across)
+    return F.max_pool2d(edges[:, None], cell)[:, 0].byte()

@@ -1,0 +1,74 @@
+"""All pictures of a pack, decoded once into the memory of the device that trains, and tables to choose from them."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from refinetool.train.pack import Pack, pictures_of
+
+
+@dataclass(frozen=True, slots=True)
+class PictureStore:
+    """N pictures with M objects.
+
+    pixels: uint8 (P, 3) RGB, ids: uint8 (P,), all pictures one after the other in row-major order, on the device.
+    members: bool (M, 256), which ids make up an object, on the device.
+    sizes: int64 (N, 2), (H, W); offsets: int64 (N,), the first pixel of a picture. These and what follows stay on the
+        CPU, where it is decided what to show.
+    first_object: int64 (N + 1,); boxes: float64 (M, 4), xyxy; areas: float64 (M,), pixels.
+    groups: one int64 tensor of pictures per source.
+    shares: float64, one per source: how often it is drawn, the square root of its size, so that small ones count.
+    """
+
+    pixels: Tensor
+    ids: Tensor
+    members: Tensor
+    sizes: Tensor
+    offsets: Tensor
+    first_object: Tensor
+    boxes: Tensor
+    areas: Tensor
+    groups: tuple[Tensor, ...]
+    shares: Tensor
+
+    @property
+    def device(self) -> torch.device:
+        return self.pixels.device
+
+
+def load_store(pack: Pack, split: Literal["train", "val"], *, device: str) -> PictureStore:
+    """Decode the pictures of one list onto a device: about four bytes per pixel."""
+    tensors = pack.tensors
+    chosen = np.flatnonzero(tensors["validation"] == (split == "val"))
+    sizes = tensors["sizes"][chosen].astype(np.int64)
+    ends = sizes.prod(axis=1).cumsum()
+    pixels, ids = torch.empty((int(ends[-1]), 3), dtype=torch.uint8), torch.empty(int(ends[-1]), dtype=torch.uint8)
+    for end, (image, map_of_ids) in zip(ends.tolist(), pictures_of(pack, chosen.tolist()), strict=True):
+        start = end - map_of_ids.size
+        pixels[start:end] = torch.tensor(image).reshape(-1, 3)
+        ids[start:end] = torch.tensor(map_of_ids).reshape(-1)
+    starts = np.concatenate(([0], tensors["object_ends"][:-1]))[chosen]
+    counts = tensors["object_ends"][chosen] - starts
+    rows = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])
+    sources = tensors["source"][chosen]
+    groups = tuple(torch.from_numpy(np.flatnonzero(sources == source)) for source in np.unique(sources))
+    return PictureStore(
+        pixels=pixels.to(device),
+        ids=ids.to(device),
+        members=torch.from_numpy(np.unpackbits(tensors["members"][rows], axis=1).astype(bool)).to(device),
+        sizes=torch.from_numpy(sizes),
+        offsets=torch.from_numpy(np.concatenate(([0], ends[:-1]))),
+        first_object=torch.from_numpy(np.concatenate(([0], counts.cumsum()))),
+        boxes=torch.from_numpy(tensors["boxes"][rows].astype(np.float64)),
+        areas=torch.from_numpy(tensors["areas"][rows].astype(np.float64)),
+        groups=groups,
+        shares=_shares(groups),
+    )
+
+
+def _shares(groups: Sequence[Tensor]) -> Tensor:
+    return torch.tensor([float(len(group)) for group in groups], dtype=torch.float64).sqrt()
