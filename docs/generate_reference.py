@@ -165,6 +165,7 @@ class Setting:
 OPTIONS_OF: Mapping[type, tuple[str, ...]] = {
     settings.JobSettings: ("refine",),
     settings.EvaluateSettings: ("eval",),
+    settings.CorruptSettings: ("corrupt",),
     settings.TrainSettings: ("train", "embedded"),
 }
 """The commands whose options have the names of these settings."""

@@ -1,69 +1,95 @@
-"""Every generator: deterministic, harmless to its input, never a shape or type it was not given, never a crash."""
+"""Every generator and defect: deterministic, harmless to its input, never a shape or type it was not given, never a
+crash; and in its band, or said not to be."""
 
+from collections.abc import Sequence
+from functools import partial as bound
+
+import cv2
 import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
+from scipy import ndimage
+from shapes import AWKWARD, SIZE, blocks, disc, photograph
 
 from refinetool.corrupt import (
     MIN_AREA_PX,
+    Attempt,
+    Goal,
+    activation_map,
+    boundary,
     boundary_noise,
     coarse_polygon,
+    compose,
     corrupt,
     grow_or_shrink,
     holes_and_islands,
+    label_maps,
     leak,
+    local_morphology,
     low_resolution,
+    mask_head,
+    merge_neighbour,
+    noise_band,
+    partial,
     radius,
+    reach,
     shift_and_scale,
     signed_depth,
+    simplified,
+    superpixel,
     superpixel_defects,
     superpixel_labels,
     superpixel_vote,
+    training_mix,
 )
+from refinetool.corrupt.activations import THRESHOLDS, activation, overlap_by_threshold
+from refinetool.corrupt.figures import count_parts
+from refinetool.corrupt.geometry import zoom_on
 from refinetool.masks import iou
-from refinetool.records import BoolArray
+from refinetool.records import BoolArray, IntArray
+from refinetool.settings import CorruptSettings
 
-PLAIN = (boundary_noise, grow_or_shrink, low_resolution, coarse_polygon, shift_and_scale, holes_and_islands)
-SIZE = (48, 64)
+DEFECTS = (
+    boundary_noise,
+    grow_or_shrink,
+    low_resolution,
+    coarse_polygon,
+    shift_and_scale,
+    holes_and_islands,
+    mask_head,
+)
+DEFAULT = CorruptSettings()
+WINDOW = {"margin": DEFAULT.window_margin, "min_side_px": DEFAULT.window_side_px}
+OUTLINE = {"cut": DEFAULT.outline_cut, "keep": DEFAULT.outline_keep, "jitter": DEFAULT.outline_jitter}
 
 
-def disc(x: float, y: float, r: float) -> BoolArray:
-    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
-    inside: BoolArray = (columns - x) ** 2 + (rows - y) ** 2 <= r**2
-    return inside
+def goal(low: float, high: float, *, tries: int = 31, ignore: BoolArray | None = None) -> Goal:
+    return Goal(low, high, tries, MIN_AREA_PX, ignore)
 
 
-def blocks() -> NDArray[np.int64]:
-    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
-    return (rows // 6) * 11 + columns // 6
-
-
-AWKWARD = {
-    "pixel": disc(20, 20, 0.5),
-    "full": np.ones(SIZE, np.bool_),
-    "at the border": disc(0, 20, 14),
-    "two parts": disc(14, 14, 6) | disc(46, 30, 8),
-}
+# --- defects by severity
 
 
 @pytest.mark.parametrize("name", AWKWARD)
-@pytest.mark.parametrize("generator", PLAIN, ids=lambda generator: generator.__name__)
-def test_generators_survive_awkward_masks(generator, name: str) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
+def test_defects_survive_awkward_masks(defect, name: str) -> None:  # type: ignore[no-untyped-def]
     mask = AWKWARD[name]
     before = mask.copy()
-    first, second = (generator(mask, np.random.default_rng(3), 1.0) for _ in range(2))
+    first, second = (defect(mask, np.random.default_rng(3), 1.0) for _ in range(2))
     assert first.shape == mask.shape
     assert first.dtype == np.bool_
     assert (first == second).all()
     assert (mask == before).all()
 
 
-@pytest.mark.parametrize("generator", PLAIN, ids=lambda generator: generator.__name__)
-def test_generators_change_an_ordinary_mask_but_not_beyond_recognition(generator) -> None:  # type: ignore[no-untyped-def]
+@pytest.mark.parametrize("defect", DEFECTS, ids=lambda defect: defect.__name__)
+def test_defects_change_an_ordinary_mask_but_not_beyond_recognition(defect) -> None:  # type: ignore[no-untyped-def]
     mask = disc(30, 24, 14)
-    overlaps = [iou(generator(mask, np.random.default_rng(seed), 1.0), mask) for seed in range(20)]
+    # A mask head's grid is finer than this disc at severity 1.
+    severity = 3.0 if defect is mask_head else 1.0
+    overlaps = [iou(defect(mask, np.random.default_rng(seed), severity), mask) for seed in range(20)]
     assert min(overlaps) > 0.1
     assert 0.5 < np.mean(overlaps) < 0.99
 
@@ -91,13 +117,18 @@ def test_a_leak_adds_only_pixels_of_the_neighbour() -> None:
     assert (coarse | mask == coarse).all()
 
 
-def test_superpixels_cover_the_image() -> None:
-    rows, columns = np.mgrid[: SIZE[0], : SIZE[1]]
-    image = np.stack([rows * 5, columns * 3, rows + columns], axis=2).astype(np.uint8)
-    labels = superpixel_labels(image, count=20, compactness=10.0)
-    assert labels.shape == SIZE
-    assert labels.min() == 0
-    assert 5 < len(np.unique(labels)) < 60
+def test_a_mask_head_sees_one_pixel_per_cell() -> None:
+    mask = np.zeros(SIZE, np.bool_)
+    mask[4:36, 8:40] = np.random.default_rng(0).random((32, 32)) < 0.5
+    mask[4, 8] = mask[35, 39] = True
+    coarse = mask_head(mask, np.random.default_rng(0), 28 / 8)  # 8 or 16 cells, of 4 or 2 pixels
+    inside = coarse[4:36, 8:40]
+    grids = [inside.reshape(32 // side, side, 32 // side, side) for side in (4, 2)]
+    assert any((cells == cells[:, :1, :, :1]).all() for cells in grids)
+    assert not coarse[:4].any()
+
+
+# --- the training mix, draw by draw what it was
 
 
 @settings(max_examples=40, deadline=None)
@@ -117,9 +148,476 @@ def test_an_impossible_band_returns_the_closest_attempt() -> None:
     assert 0.01 < iou(coarse, mask) < 1
 
 
+def test_the_distribution_of_the_mix_is_what_it_was() -> None:
+    """Quartiles over 300 discs, as they were measured before the mix was written in terms of attempts."""
+    overlaps = []
+    for seed in range(300):
+        place = np.random.default_rng((7, seed))
+        mask = disc(place.uniform(10, 54), place.uniform(10, 38), place.uniform(5, 20))
+        rng = np.random.default_rng(seed)
+        coarse = corrupt(mask, rng, labels=blocks(), neighbour=~mask, low=0.45, high=0.97, tries=6)
+        overlaps.append(iou(coarse, mask))
+    assert np.percentile(overlaps, (25, 50, 75)) == pytest.approx(QUARTILES, abs=0.005)
+
+
+QUARTILES = (0.707, 0.795, 0.882)
+
+
+# --- the loop
+
+
+def squares(*sides: int) -> list[Attempt]:
+    """Squares of some sides at the corner of the image."""
+    masks = []
+    for side in sides:
+        mask = np.zeros(SIZE, np.bool_)
+        mask[:side, :side] = True
+        masks.append(Attempt(mask, (f"{side}",)))
+    return masks
+
+
+def test_the_first_attempt_in_the_band_is_taken() -> None:
+    gt = squares(20)[0].coarse
+    coarse, info = reach("mix", squares(20, 19, 16, 17), gt, goal=goal(0.6, 0.7))
+    assert coarse.sum() == 16**2
+    assert info.iou == 16**2 / 20**2
+    assert (info.tries, info.reached, info.defects) == (3, True, ("16",))
+
+
+def test_without_one_in_the_band_the_closest_is_taken_and_said_to_miss() -> None:
+    gt = squares(20)[0].coarse
+    coarse, info = reach("mix", squares(20, 12, 18, 2), gt, goal=goal(0.6, 0.7, tries=3))
+    assert coarse.sum() == 18**2
+    assert (info.tries, info.reached) == (3, False)
+
+
+def test_attempts_that_are_too_small_do_not_count() -> None:
+    gt = squares(20)[0].coarse
+    coarse, info = reach("mix", squares(1, 2, 3), gt, goal=goal(0.0, 1.0))
+    assert (coarse == gt).all()
+    assert coarse is not gt
+    assert not info.reached
+
+
+def test_ignored_pixels_are_never_mask_and_do_not_count() -> None:
+    gt = squares(20)[0].coarse
+    void = np.zeros(SIZE, np.bool_)
+    void[:, 20:30] = True
+    everything = Attempt(np.ones(SIZE, np.bool_), ("all",))
+    coarse, info = reach("mix", [everything], gt, goal=goal(0, 1, ignore=void))
+    assert not (coarse & void).any()
+    assert info.iou == pytest.approx(400 / (SIZE[0] * (SIZE[1] - 10)))
+
+
+# --- generators that aim
+
+
+def generators(image: NDArray[np.uint8], gt: BoolArray):  # type: ignore[no-untyped-def]
+    """Every generator with its parameters settled but mask, randomness and goal."""
+    maps = label_maps(image, compactness=10.0)
+    superpixels = {
+        "labels": maps,
+        "counts": (20, 50, 100),
+        "compactness": 10.0,
+        "shares": DEFAULT.superpixel_shares,
+        "kernel_px": 3,
+        "iterations": 2,
+        "max_defects": 10,
+    }
+    cells = {"bias": True, "leak": 0.1, "mode": "either"}
+    return {
+        "superpixel": bound(superpixel, image, **superpixels, **WINDOW),
+        "boundary": bound(boundary, None, rounds=250, **OUTLINE, **WINDOW),
+        "noise-band": bound(noise_band, None, grid_side=64, factor=8, residue=0.01),
+        "cam-like": bound(activation_map, None, name="cam-like", cell_px=16.0, blur=1.0, **cells),
+        "clip-like": bound(activation_map, None, name="clip-like", cell_px=8.0, blur=1.0, **cells),
+        "partial": bound(partial, None),
+        "merge-neighbour": bound(merge_neighbour, None, neighbours=[np.roll(gt, 25, axis=1) & ~gt]),
+        "mix": bound(training_mix, image, neighbours=[], compactness=10.0, **WINDOW),
+        "compose": bound(
+            compose,
+            None,
+            more=0.5,
+            generators=[lambda m, g, goal: boundary(None, m, g, goal=goal, rounds=250, **OUTLINE, **WINDOW)],
+        ),
+    }
+
+
+NAMES = tuple(generators(photograph(), disc(30, 24, 14)))
+
+
+@pytest.mark.parametrize("mask", AWKWARD)
+@pytest.mark.parametrize("name", NAMES)
+def test_generators_survive_awkward_masks(name: str, mask: str) -> None:
+    gt, image = AWKWARD[mask], photograph()
+    before, pixels = gt.copy(), image.copy()
+    generator = generators(image, gt)[name]
+    (first, info), (second, again) = (
+        generator(gt, np.random.default_rng(3), goal=goal(0.5, 0.9, tries=8)) for _ in range(2)
+    )
+    assert first.shape == gt.shape
+    assert first.dtype == np.bool_
+    assert first.any()
+    assert not np.shares_memory(first, gt)
+    assert (first == second).all()
+    assert info.tries == again.tries
+    assert (gt == before).all()
+    assert (image == pixels).all()
+    assert info.generator == name
+    assert info.iou == iou(first, gt)
+    assert info.reached == (0.5 <= info.iou <= 0.9)
+    assert info.defects or not info.reached
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    name=st.sampled_from(NAMES),
+    seed=st.integers(0, 10**6),
+    place=st.tuples(st.integers(0, 63), st.integers(0, 47), st.floats(0.5, 40)),
+    low=st.floats(0.1, 0.9),
+)
+def test_a_mask_is_in_its_band_or_said_not_to_be(
+    name: str, seed: int, place: tuple[int, int, float], low: float
+) -> None:
+    gt = disc(*place)
+    generator = generators(photograph(), gt)[name]
+    asked = goal(low, low + 0.1, tries=5)
+    coarse, info = generator(gt, np.random.default_rng(seed), goal=asked)
+    assert info.iou == iou(coarse, gt)
+    assert info.reached == (asked.low <= info.iou <= asked.high)
+    assert 1 <= info.tries <= 10
+    assert coarse.sum() >= min(MIN_AREA_PX, gt.sum())
+    assert (generator(gt, np.random.default_rng(seed), goal=asked).coarse == coarse).all()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_nothing_comes_of_nothing(name: str) -> None:
+    gt = np.zeros(SIZE, np.bool_)
+    coarse, info = generators(photograph(), gt)[name](gt, np.random.default_rng(0), goal=goal(0.5, 1.0))
+    assert not coarse.any()
+    assert not info.reached
+    assert info.tries == 0
+
+
+@pytest.mark.parametrize(
+    ("name", "low", "high"),
+    [
+        ("superpixel", 0.75, 0.85),
+        ("superpixel", 0.40, 0.60),
+        ("boundary", 0.70, 0.95),
+        ("noise-band", 0.60, 1.00),
+        ("cam-like", 0.40, 0.65),
+        ("clip-like", 0.60, 0.80),
+        ("partial", 0.20, 0.60),
+        ("merge-neighbour", 0.55, 0.80),
+        ("mix", 0.45, 0.97),
+        ("compose", 0.60, 0.90),
+    ],
+)
+def test_ordinary_objects_reach_the_usual_bands(name: str, low: float, high: float) -> None:
+    overlaps = []
+    for seed in range(12):
+        place = np.random.default_rng(seed)
+        gt = disc(place.uniform(15, 30), place.uniform(15, 33), place.uniform(6, 12))
+        coarse, info = generators(photograph(), gt)[name](gt, place, goal=goal(low, high))
+        assert info.reached
+        overlaps.append(iou(coarse, gt))
+    assert low <= np.mean(overlaps) <= high
+    assert np.std(overlaps) > 0.01  # spread over the band, not at its end
+
+
+# --- superpixels
+
+
+def test_superpixels_cover_the_image() -> None:
+    labels = superpixel_labels(photograph(), count=20, compactness=10.0)
+    assert labels.shape == SIZE
+    assert labels.min() == 0
+    assert 5 < len(np.unique(labels)) < 60
+
+
+def test_label_maps_are_made_once_per_count(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+
+    def count_calls(_: NDArray[np.uint8], *, count: int, compactness: float) -> IntArray:
+        asked.append((count, compactness))
+        return blocks()
+
+    monkeypatch.setattr("refinetool.corrupt.superpixels.superpixel_labels", count_calls)
+    maps = label_maps(photograph(), compactness=7.0)
+    for count in (50, 100, 50, 100, 50):
+        maps(count)
+    assert asked == [(50, 7.0), (100, 7.0)]
+
+
+def superpixel_on_blocks(gt: BoolArray, seed: int, *, shares: Sequence[float], low: float, high: float):  # type: ignore[no-untyped-def]
+    return superpixel(
+        photograph(),
+        gt,
+        np.random.default_rng(seed),
+        goal=goal(low, high),
+        labels=lambda _: blocks(),
+        counts=(50,),
+        compactness=10.0,
+        shares=shares,
+        kernel_px=3,
+        iterations=1,
+        max_defects=10,
+        **WINDOW,
+    )
+
+
+@pytest.mark.parametrize(
+    ("shares", "name"), [((1, 0, 0), "boundary"), ((0, 1, 0), "inner-hole"), ((0, 0, 1), "outer-island")]
+)
+def test_superpixel_defects_are_where_their_band_is(shares: tuple[int, int, int], name: str) -> None:
+    gt = disc(30, 24, 16)
+    core = ndimage.binary_erosion(gt, np.ones((3, 3)), border_value=1)
+    grown = ndimage.binary_dilation(gt, np.ones((3, 3)))
+    place = {"boundary": grown & ~core, "inner-hole": core, "outer-island": ~grown}[name]
+    coarse, info = superpixel_on_blocks(gt, 0, shares=shares, low=0.75, high=0.85)
+    assert info.reached
+    assert set(info.defects) == {name}
+    toggled = np.unique(blocks()[coarse != gt])
+    assert 1 <= len(toggled) <= len(info.defects)
+    for label in toggled:
+        assert (place & (blocks() == label)).any()
+        assert len(np.unique(coarse[blocks() == label])) == 1
+
+
+def test_an_attempt_below_the_band_starts_over_from_the_good_mask() -> None:
+    """With superpixels of half the image every defect overshoots: no attempt goes on to a second."""
+    halves = np.repeat(np.arange(2), SIZE[1] // 2)[None].repeat(SIZE[0], axis=0)
+    gt = disc(30, 24, 14)
+    _, info = superpixel(
+        photograph(),
+        gt,
+        np.random.default_rng(0),
+        goal=goal(0.75, 0.85, tries=5),
+        labels=lambda _: halves,
+        counts=(50,),
+        compactness=10.0,
+        shares=(1, 0, 0),
+        kernel_px=3,
+        iterations=1,
+        max_defects=10,
+        **WINDOW,
+    )
+    assert info.tries > 5  # the superpixels of a window around the object came to its help
+    assert info.reached
+
+
+# --- outlines and morphology
+
+
+def test_simplified_outlines_keep_holes_and_drop_what_vanishes() -> None:
+    ring = disc(30, 24, 20) & ~disc(30, 24, 10)
+    redrawn = simplified(ring, np.random.default_rng(0), **OUTLINE)
+    assert not redrawn[24, 30]
+    assert 0.5 < iou(redrawn, ring) < 1
+    speck = disc(5, 5, 2.3)  # its outline has 12 pixels, of which one is kept
+    assert (simplified(speck, np.random.default_rng(0), **OUTLINE) == speck).all()
+    assert not simplified(ring | speck, np.random.default_rng(0), **OUTLINE)[5, 5]
+
+
+def test_outlines_with_all_corners_are_the_mask() -> None:
+    mask = (disc(20, 24, 12) | disc(50, 20, 8)) & ~disc(20, 24, 5)
+    canvas = simplified(mask, np.random.default_rng(0), cut=0.0, keep=1.0, jitter=0.0)
+    assert (canvas != mask).sum() <= 4  # one pixel of each outline at most
+
+
+def test_a_limb_is_cut_where_the_gap_is_narrow() -> None:
+    """A square with a thin limb: what is left out is the limb, whose ends are closest."""
+    mask = np.zeros((120, 120), np.bool_)
+    mask[20:80, 20:80] = True
+    mask[80:97, 49:51] = True
+    redrawn = [simplified(mask, np.random.default_rng(seed), cut=0.12, keep=1.0, jitter=0.0) for seed in range(10)]
+    lost = [mask & ~found for found in redrawn]
+    assert all(missing.any() for missing in lost)
+    assert np.mean([missing[80:].sum() / mask[80:].sum() for missing in lost]) > 0.3
+    assert sum(int(missing[:78].sum()) for missing in lost) == 0
+
+
+def test_morphology_stops_at_the_first_change_for_a_target_of_one() -> None:
+    mask = disc(30, 24, 14)
+    coarse, rounds = local_morphology(
+        mask, np.random.default_rng(0), overlap=lambda found: iou(found, mask), target=1.0, rounds=250
+    )
+    assert 1 <= rounds < 250
+    one_less, _ = local_morphology(
+        mask, np.random.default_rng(0), overlap=lambda found: iou(found, mask), target=1.0, rounds=rounds - 1
+    )
+    assert (one_less == mask).all()
+    assert (coarse != mask).any()
+
+
+def test_morphology_gives_up_after_its_rounds_for_a_target_of_zero() -> None:
+    mask = disc(30, 24, 14)
+    _, rounds = local_morphology(
+        mask, np.random.default_rng(0), overlap=lambda found: iou(found, mask), target=0.0, rounds=250
+    )
+    assert rounds == 250
+
+
+def test_morphology_leaves_tiny_images_alone() -> None:
+    mask = np.array([[True, False]])
+    coarse, rounds = local_morphology(mask, np.random.default_rng(0), overlap=lambda _: 1.0, target=0.5, rounds=9)
+    assert (coarse == mask).all()
+    assert rounds == 0
+
+
+def test_erosion_does_not_start_at_the_rim_of_a_rectangle() -> None:
+    """A full image has no edge but the rims of the rectangles: only the pixels that are set to background can grow."""
+    full = np.ones((40, 40), np.bool_)
+    seeds = 0
+    for seed in range(40):
+        coarse, _ = local_morphology(full, np.random.default_rng(seed), overlap=lambda _: 1.0, target=0.5, rounds=1)
+        holes, count = ndimage.label(~coarse)
+        seeds += count
+        for part in ndimage.find_objects(holes):
+            assert all(side.stop - side.start <= 1 + 3 * 8 for side in part)
+    assert seeds > 0
+
+
+def test_the_noise_band_leaves_the_rest_alone() -> None:
+    gt = disc(30, 24, 18)
+    coarse, info = noise_band(None, gt, np.random.default_rng(0), goal=goal(0, 1), grid_side=64, factor=8, residue=0.01)
+    small = cv2.resize(gt.astype(np.float32), (SIZE[1] // 8, SIZE[0] // 8), interpolation=cv2.INTER_LINEAR)
+    band = np.abs(gt - cv2.resize(small, SIZE[::-1], interpolation=cv2.INTER_LINEAR)) >= 0.01
+    assert not ((coarse != gt) & ~band).any()
+    # N(0, 1) on top of 0 or 1 crosses 0.5 with probability 0.31.
+    assert (coarse != gt)[band].mean() == pytest.approx(0.31, abs=0.05)
+    assert info.defects == ("noise-band",)
+
+
+# --- activations
+
+
+@settings(max_examples=30, deadline=None)
+@given(seed=st.integers(0, 10**6), void=st.booleans())
+def test_overlaps_by_threshold_are_those_of_thresholding(seed: int, void: bool) -> None:
+    rng = np.random.default_rng(seed)
+    scores = rng.random(SIZE, dtype=np.float32)
+    gt = rng.random(SIZE) < 0.3
+    ignore = (rng.random(SIZE) < 0.2) & ~gt if void else None
+    found = overlap_by_threshold(scores, gt, ignore)
+    for n in (0, 40, 80, 160):
+        coarse = scores >= THRESHOLDS[n]
+        assert found[n] == pytest.approx(iou(coarse if ignore is None else coarse & ~ignore, gt), abs=1e-6)
+
+
+def test_activations_peak_in_the_object_and_fade_away_from_it() -> None:
+    gt = disc(20, 24, 10)
+    heat = activation(gt, np.random.default_rng(0), cell_px=8.0, blur=0.7, bias=True, leak=0.0)
+    assert heat.dtype == np.float32
+    assert heat.min() >= 0
+    assert heat.max() == 1
+    assert gt.flat[heat.argmax()]
+    assert heat[24, 60] < 0.01
+
+
+@pytest.mark.parametrize(("mode", "sign"), [("under", -1), ("over", 1)])
+def test_the_mode_of_an_activation_decides_its_size(mode: str, sign: int) -> None:
+    for seed in range(10):
+        gt = disc(30, 24, 12)
+        coarse, info = activation_map(
+            None,
+            gt,
+            np.random.default_rng(seed),
+            goal=goal(0.4, 0.6),
+            name="cam-like",
+            cell_px=8.0,
+            blur=1.0,
+            bias=True,
+            leak=0.1,
+            mode=mode,  # type: ignore[arg-type]
+        )
+        assert info.reached
+        assert info.defects == (f"{mode}-segmented",)
+        assert np.sign(int(coarse.sum()) - int(gt.sum())) == sign
+
+
+def test_the_evidence_of_an_activation_is_above_a_half_in_the_mask() -> None:
+    gt = disc(30, 24, 12)
+    coarse, info = generators(photograph(), gt)["cam-like"](gt, np.random.default_rng(0), goal=goal(0.4, 0.6))
+    assert info.evidence is not None
+    assert ((info.evidence >= 0.5) == coarse).all()
+    assert info.evidence.min() >= 0
+    assert info.evidence.max() <= 1
+
+
+# --- shapes and compositions
+
+
+def test_a_partial_mask_is_cut_off_along_a_line() -> None:
+    gt = disc(30, 24, 16)
+    coarse, info = partial(None, gt, np.random.default_rng(0), goal=goal(0.3, 0.5))
+    assert not (coarse & ~gt).any()
+    assert info.iou == coarse.sum() / gt.sum()
+    # Convex hulls of what is kept and what is lost don't meet, but for the pixels along the cut.
+    hulls = [cv2.convexHull(np.argwhere(part).astype(np.int32)) for part in (coarse, gt & ~coarse)]
+    shared, _ = cv2.intersectConvexConvex(hulls[0].astype(np.float32), hulls[1].astype(np.float32))
+    assert shared < 20
+
+
+def test_a_merged_neighbour_is_taken_from_its_near_side() -> None:
+    gt, neighbour = disc(16, 24, 10), disc(46, 24, 14)
+    coarse, info = merge_neighbour(None, gt, np.random.default_rng(0), goal=goal(0.6, 0.7), neighbours=[neighbour])
+    assert info.reached
+    added = coarse & ~gt
+    assert not (added & ~neighbour).any()
+    assert np.nonzero(added)[1].mean() < np.nonzero(neighbour)[1].mean() - 4
+
+
+def test_without_a_neighbour_there_is_nothing_to_merge() -> None:
+    gt = disc(16, 24, 10)
+    coarse, info = merge_neighbour(None, gt, np.random.default_rng(0), goal=goal(0.6, 0.7), neighbours=[])
+    assert (coarse == gt).all()
+    assert not info.reached
+
+
+def test_a_composition_tells_the_overlap_after_each_step() -> None:
+    gt = disc(30, 24, 16)
+    steps = set()
+    for seed in range(20):
+        coarse, info = generators(photograph(), gt)["compose"](gt, np.random.default_rng(seed), goal=goal(0.5, 0.8))
+        steps.add(len(info.trail))
+        assert info.trail[-1] == pytest.approx(info.iou)
+        assert info.trail[-1] == iou(coarse, gt)
+    assert steps == {1, 2, 3}
+
+
+# --- lengths
+
+
 def test_signed_depth_and_radius() -> None:
     mask = disc(30, 24, 14)
     depth = signed_depth(mask)
     assert ((depth > 0) == mask).all()
     assert depth[24, 30] == pytest.approx(14.5, abs=1)
     assert radius(mask) == pytest.approx(15, abs=0.2)
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    place=st.tuples(st.integers(0, 63), st.integers(0, 47), st.floats(0, 40)),
+    margin=st.floats(0, 1),
+    side=st.integers(1, 200),
+)
+def test_a_zoom_and_back_is_the_mask(place: tuple[int, int, float], margin: float, side: int) -> None:
+    mask = disc(*place)
+    zoom = zoom_on(mask, margin=margin, min_side_px=side)
+    inside = zoom.enter(mask)
+    assert max(inside.shape) >= side
+    assert (zoom.leave(inside, mask.shape) == mask).all()
+    assert zoom.enter_image(photograph()).shape == (*inside.shape, 3)
+
+
+@settings(max_examples=40, deadline=None)
+@given(seed=st.integers(0, 10**6), share=st.floats(0.05, 0.95))
+def test_parts_and_holes_are_those_that_scipy_counts(seed: int, share: float) -> None:
+    mask = np.random.default_rng(seed).random((12, 14)) < share
+    _, parts = ndimage.label(mask, np.ones((3, 3)))
+    background, gaps = ndimage.label(~np.pad(mask, 1))
+    assert background[0, 0] == 1
+    assert count_parts(mask) == (parts, gaps - 1 if mask.any() else 0)

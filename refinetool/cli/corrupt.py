@@ -28,6 +28,7 @@ REASONS = {
     "image-too-large": "the image is too large; --max-pixels allows more",
     "image-unreadable": "the image can't be read",
     "size-mismatch": "image and mask differ in size",
+    "too-small": f"masks under {CORRUPT.min_area_px} pixels",
     "unreadable-mask": "the mask can't be read",
 }
 """Words for why a mask stayed as it was; others are shown as they are."""
@@ -36,8 +37,8 @@ REASONS = {
 @app.command(
     help="Make coarse masks from good ones: the same file back, with worse masks.\n\n"
     "A suite is a mix of generators with the band of IoU that each is to reach; the report says how far it got. An "
-    "object's mask follows from the seed, its image and its id alone. Crowds and masks that can't be read stay as they "
-    "are."
+    "object's mask follows from the seed, its image and its id alone. Crowds, specks and masks that can't be read stay "
+    "as they are."
 )
 def corrupt(
     *,

@@ -92,9 +92,9 @@ def corrupt_dataset(
 ) -> CorruptSummary:
     """Write a file or folder of coarse masks made from good ones.
 
-    Crowds and masks that can't be decoded stay as they are, as do the masks of images that can't be read where a
-    generator needs pixels. In maps each value is corrupted on its own; a pixel that several claim goes to the one
-    whose evidence is strongest, and void stays void.
+    Crowds, masks that can't be decoded and masks too small to be made worse stay as they are, as do the masks of images
+    that can't be read where a generator needs pixels. In maps each value is corrupted on its own; a pixel that several
+    claim goes to the one whose evidence is strongest, and void stays void.
 
     Args:
         truth: the file or folder of good masks.
@@ -176,6 +176,7 @@ class CorruptedSample:
 
 def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -> CorruptedSample:
     """Corrupt the regions of an image, each with randomness of its own."""
+    sample = replace(sample, regions=tuple(_too_small(region, settings.min_area_px) for region in sample.regions))
     todo = [n for n, region in enumerate(sample.regions) if region.keep is None]
     if not todo:
         return CorruptedSample(sample, stay_coarse(sample, reason="empty", error=None), ())
@@ -186,7 +187,7 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
         except ImageError as error:
             return CorruptedSample(sample, stay_coarse(sample, reason=error.reason, error=str(error)), ())
 
-    void = None if sample.void is None else masks.decode(sample.void)
+    void = _untouchable(sample)
     shared = scene_of(image, lambda: (), settings=settings)
     objects = [
         Subject(
@@ -211,6 +212,22 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
         if sample.layout != "instances" or rle != region.mask:  # an annotation with the same mask keeps its text
             annotations[n] = Annotation(rle, REFINED)
     return CorruptedSample(sample, Outcome(sample.key, tuple(annotations)), tuple(examples))
+
+
+def _too_small(region: Region, min_area_px: int) -> Region:
+    """The region, to be kept where it has fewer pixels than a coarse mask may have."""
+    if region.keep is None and masks.area(_mask(region)) < min_area_px:
+        return replace(region, keep="too-small")
+    return region
+
+
+def _untouchable(sample: Sample) -> BoolArray | None:
+    """Pixels of a map that no coarse mask may hold, bool (H, W): void, and the regions that are kept."""
+    if sample.layout == "instances":
+        return None
+    fixed = [region.mask for region in sample.regions if region.keep is not None and region.mask is not None]
+    fixed += [] if sample.void is None else [sample.void]
+    return masks.decode(masks.union(fixed)) if fixed else None
 
 
 @dataclass(frozen=True, slots=True, eq=False)
