@@ -127,8 +127,8 @@ def corrupt_dataset(
     made = _in_order(lambda sample: corrupt_sample(sample, suite=suite, settings=settings), samples, workers=workers)
     try:
         with closing(made) as results:
-            written = write(dataset, _Lookup(map(book.enter, results)).find, destination, _notes(suite, settings))
-            deque(results, maxlen=0)
+            outcomes = map(book.enter, results)
+            written = write(dataset, _Lookup(outcomes).find, destination, _notes(suite, settings))
         if record is not None:
             write_record(book.made, Path(record))
         if picture is not None:
