@@ -12,7 +12,7 @@ Tallies hold sums and counts, never averages, so those of several processes merg
 class maps, `ClipTally` J&F of clips, `SelectionTally` top-1 accuracy of candidates.
 """
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -101,9 +101,9 @@ def evaluate(
             results, which have no ids, where ids are needed.
     """
     sources = (prediction, truth) if coarse is None else (prediction, truth, coarse)
-    with nullcontext(_no_candidates) if candidates is None else candidates_file(candidates) as find:
+    with nullcontext() if candidates is None else candidates_file(candidates) as lines:
         paired = matches(prediction.samples(), truth.samples(), None if coarse is None else coarse.samples())
-        found = (replace(match, candidates=find(match.key)) for match in paired)
+        found = paired if lines is None else (replace(match, candidates=lines.find(match.key)) for match in paired)
         first = next(found, None)
         if first is None:
             raise DataError("Nothing to score: the files hold no images, so they have no object in common.")
@@ -117,11 +117,9 @@ def evaluate(
             on_progress=on_progress,
         )
     _refuse_strangers(tallies)
-    return _with_remarks(joined([tally.result() for tally in tallies]), families)
-
-
-def _no_candidates(_: str) -> None:
-    """For files without candidates."""
+    report = joined([tally.result() for tally in tallies])
+    unknown = {} if lines is None else {"selection_images_unknown": lines.never_found}
+    return replace(report, counts={**report.counts, **unknown}, remarks=(*_without_ids(families), *report.remarks))
 
 
 def _families(
@@ -179,15 +177,13 @@ def _refuse_strangers(tallies: Tallies) -> None:
                 "Nothing to score: the files have no object in common. "
                 "Objects are matched by image and id, so both files must come from the same annotations."
             )
-    elif counts.get("detections") and counts["detections"] == counts["detections_elsewhere"]:
+    elif counts.get("detections") and counts["detections"] == counts.get("detections_elsewhere"):
         raise DataError("Nothing to score: the files have no image in common. Images are matched by id.")
 
 
-def _with_remarks(report: Report, families: Families) -> Report:
-    if families.objects or families.label_maps:
-        return report
-    without = (
-        "COCO results hold no annotation ids: figures of objects matched by id are left out. Evaluate the annotation "
-        "file that they come from to have them"
-    )
-    return replace(report, remarks=(without, *report.remarks))
+def _without_ids(families: Families) -> Iterator[str]:
+    if not (families.objects or families.label_maps):
+        yield (
+            "COCO results hold no annotation ids: figures of objects matched by id are left out. Evaluate the "
+            "annotation file that they come from to have them"
+        )

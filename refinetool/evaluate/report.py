@@ -131,10 +131,11 @@ PRECISION = {
 }
 SELECTION = {
     "selections": "selections among candidates",
-    "selections_hopeless": "without a candidate that meets the ground truth, left out of the selections",
-    "selections_unknown": "candidates of unknown objects, left out",
+    "selections_hopeless": "with no candidates to choose from or none that meets the ground truth, left out",
+    "selections_unknown": "objects with candidates but no ground truth, left out",
 }
-MEANINGS = OBJECTS | PIXELS | CLIPS | PRECISION | SELECTION
+STRANGERS = {"selection_images_unknown": "images with candidates that are in none of the files, left out"}
+MEANINGS = OBJECTS | PIXELS | CLIPS | PRECISION | SELECTION | STRANGERS
 """What the counts of a report count: objects for instances, images for label maps, else what the words say."""
 
 

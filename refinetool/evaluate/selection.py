@@ -2,11 +2,11 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, BinaryIO, Self
 
 import numpy as np
 from numpy.typing import NDArray
@@ -27,7 +27,8 @@ TIE = 1e-6
 class Offer:
     """The K candidates of one object, the IoU that the model predicts for each, and which was taken.
 
-    Candidate `single` is the single-mask output, which does not compete with the others.
+    Candidate `single` is the single-mask output, which does not compete with the others; it is the first unless the
+    file says otherwise.
     """
 
     id: int
@@ -37,9 +38,31 @@ class Offer:
     single: int
 
 
+class CandidateLines:
+    """The lines of a file of candidates, found by the key of their image."""
+
+    def __init__(self, file: BinaryIO, starts: Mapping[str, int]) -> None:
+        self._file, self._starts = file, starts
+        self._found: set[str] = set()
+
+    def find(self, key: str) -> str | None:
+        """The line of an image, None where there is none."""
+        start = self._starts.get(key)
+        if start is None:
+            return None
+        self._found.add(key)
+        self._file.seek(start)
+        return self._file.readline().decode()
+
+    @property
+    def never_found(self) -> int:
+        """How many images nobody has asked for."""
+        return len(self._starts) - len(self._found)
+
+
 @contextmanager
-def candidates_file(path: Path) -> Iterator[Callable[[str], str | None]]:
-    """Gives, for the key of an image, its line of a file of candidates; None where there is none.
+def candidates_file(path: Path) -> Iterator[CandidateLines]:
+    """Open a file of candidates.
 
     Raises:
         DataError: The file can't be read, a line is no record of candidates, or an image has two.
@@ -54,15 +77,7 @@ def candidates_file(path: Path) -> Iterator[Callable[[str], str | None]]:
                     raise DataError(f"{path}, line {number}: a second record of image {key!r}; expected one.")
                 starts[key] = at
                 at += len(line)
-
-            def find(key: str) -> str | None:
-                start = starts.get(key)
-                if start is None:
-                    return None
-                file.seek(start)
-                return file.readline().decode()
-
-            yield find
+            yield CandidateLines(file, starts)
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}).") from error
 
@@ -86,29 +101,22 @@ def read_offers(line: str) -> list[Offer]:
 
 def _offer(annotation: object, where: str) -> Offer:
     match annotation:
-        case {
-            "id": int(id),
-            "selected": int(selected),
-            "single": int(single),
-            "scores": list(scores),
-            "candidates": list(found),
-        }:
+        case {"id": int(id), "selected": int(selected), "scores": list(scores), "candidates": list(found), **more}:
+            single = more.get("single", 0)
+            places = [place for place in (selected, single) if isinstance(place, int) and 0 <= place < len(found)]
+            if len(scores) != len(found) or len(places) < 2:
+                raise DataError(
+                    f"{where}: object {id} has {len(found)} candidates, {len(scores)} scores, and takes number "
+                    f"{selected}; expected a score for each, and one of them taken."
+                )
             try:
                 runs = tuple(Rle((int(rle["size"][0]), int(rle["size"][1])), rle["counts"].encode()) for rle in found)
                 for rle in runs:
                     masks.run_lengths(rle)
-                offer = Offer(id, runs, tuple(map(float, scores)), selected, single)
+                return Offer(id, runs, tuple(map(float, scores)), *places)
             except (TypeError, KeyError, IndexError, AttributeError, ValueError, MaskError) as error:
                 raise DataError(f"{where}: object {id} has candidates that can't be read ({error}).") from error
-            if len(scores) == len(found) and all(0 <= place < len(found) for place in (selected, single)):
-                return offer
-            raise DataError(
-                f"{where}: object {id} has {len(found)} candidates, {len(scores)} scores, and takes number {selected}; "
-                "expected a score for each, and one of them taken."
-            )
-    raise DataError(
-        f"{where}: found {json.dumps(annotation)[:60]}; expected id, selected, single, scores and candidates."
-    )
+    raise DataError(f"{where}: found {json.dumps(annotation)[:60]}; expected id, selected, scores and candidates.")
 
 
 @dataclass(slots=True)
