@@ -9,6 +9,7 @@ import signal
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
@@ -158,10 +159,14 @@ class _Run:
         log = MetricsLog(self.output / METRICS_FILE, step=first.step)
         began, measuring = time.monotonic(), 0.0
         reports_every = 1 if self.device == "cpu" else GPU_REPORTS_EVERY
-        with stop_on_interrupt() as stop:
+        with stop_on_interrupt() as stop, drawing_thread(self.device) as thread:
+            coming = thread.submit(self._draw, first.step + 1)
             while not self.over:
                 step = self.position.step + 1
-                loss, iou = self._step(step)
+                batch = coming.result()
+                if settings.minutes is not None or step < settings.steps:
+                    coming = thread.submit(self._draw, step + 1)
+                loss, iou = self._step(step, batch)
                 seconds = time.monotonic() - began
                 self.position = Position(step, first.seconds + seconds, self.pack.digest)
                 last, stopping = self.over, stop.is_set()
@@ -197,16 +202,21 @@ class _Run:
             return self.position.step >= self.settings.steps
         return self.position.seconds >= 60 * self.settings.minutes
 
-    def _step(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+    def _draw(self, step: int) -> Example:
+        settings = self.settings
+        side = side_at(share_done(step, self.position.seconds, settings=settings), settings=settings)
+        numbers = (step - 1) * settings.images_per_step + torch.arange(settings.images_per_step)
+        return self.sampler.batch(numbers, side=side)
+
+    def _step(self, step: int, batch: Example) -> tuple[torch.Tensor, torch.Tensor]:
         settings = self.settings
         # By steps the schedule looks at the step that is taken, by the clock at the time when it begins.
         share = share_done(step, self.position.seconds, settings=settings)
-        numbers = (step - 1) * settings.images_per_step + torch.arange(settings.images_per_step)
         return train_step(
             self.trainee,
             self.average,
             self.optimizer,
-            self.sampler.batch(numbers, side=side_at(share, settings=settings)),
+            batch,
             step=step,
             learning_rate=settings.learning_rate * learning_rate_at(step, share, settings=settings),
             settings=settings,
@@ -230,6 +240,16 @@ class _Run:
         if lines:
             with new_file(self.output / CURVES_FILE) as file:
                 file.write(draw_curves(lines))
+
+
+def drawing_thread(device: str) -> ThreadPoolExecutor:
+    """The thread that makes the next batch while the model learns from this one.
+
+    On a CPU its operations are small, and more threads for each would only wait for one another.
+    """
+    if device == "cpu":
+        return ThreadPoolExecutor(1, "examples", initializer=torch.set_num_threads, initargs=(1,))
+    return ThreadPoolExecutor(1, "examples")
 
 
 @contextmanager

@@ -26,6 +26,7 @@ COMPANIONS = 6
 LEAST_SHARE, LARGEST_SHARE = 0.004, 0.65
 """Such a part of the crop a companion has to cover."""
 SUPERPIXELS = (20, 250)
+"""How many superpixels a crop is divided into, drawn evenly on a logarithmic scale."""
 EDGE_SIGMA = 5.0
 """How far around the true edge the loss weighs more, in pixels of half the side."""
 CELL = 4
@@ -76,7 +77,7 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
     low, high = (math.log(bound) for bound in SUPERPIXELS)
     wanted = draws.between("superpixels", low, high).exp().long()
     labels = superpixels(
-        F.avg_pool2d(crops.image, 2).round(),
+        smoothed(F.avg_pool2d(crops.image, 2)).round(),
         wanted.to(device),
         draws.fork("superpixels").to(device),
         compactness=10.0,
@@ -114,6 +115,11 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
         edges=meeting_lines(crops.ids, cell=CELL),
         coarse_iou=_per_crop(overlap(coarse, scene.masks), count),
     )
+
+
+def smoothed(images: Tensor) -> Tensor:
+    """Means over 5 x 5 pixels: superpixels of a textured image fall to pieces otherwise."""
+    return F.avg_pool2d(images, 5, stride=1, padding=2, count_include_pad=False)
 
 
 def _per_crop(rows: Tensor, count: int) -> Tensor:

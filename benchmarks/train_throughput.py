@@ -1,0 +1,102 @@
+"""Images per second of training: the sampler alone, the step alone, and both as a run does them.
+
+    python benchmarks/train_throughput.py PACK --device auto
+
+All three are measured in turn, several times over, in one process, so that their ratios mean something on a busy
+machine. `PACK` is a folder that `refinetool train pack` wrote.
+"""
+
+import argparse
+import copy
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from refinetool.backends.models import pick_device
+from refinetool.settings import TRAIN_ON_GPU, TrainSettings
+from refinetool.train.embedded import drawing_thread
+from refinetool.train.examples import Example
+from refinetool.train.pack import read_pack
+from refinetool.train.sampler import Sampler
+from refinetool.train.step import Trainee, build_optimizer, train_step
+from refinetool.train.store import load_store
+
+
+def measure(
+    pack: Path, *, settings: TrainSettings, device: str, side: int, steps: int, rounds: int
+) -> dict[str, float]:
+    """Median images per second of each part over the rounds."""
+    sampler = Sampler(load_store(read_pack(pack), "train", device=device), settings=settings, seed=0)
+    trainee = Trainee(side).to(device)
+    average = copy.deepcopy(trainee.model).eval()
+    optimizer = build_optimizer(trainee, settings=settings)
+    size = settings.images_per_step
+
+    def draw(number: int) -> Example:
+        return sampler.batch(number * size + torch.arange(size), side=side)
+
+    def learn(batch: Example) -> None:
+        train_step(trainee, average, optimizer, batch, step=1, learning_rate=1e-6, settings=settings)
+
+    with drawing_thread(device) as thread:
+        held = thread.submit(draw, 0).result()
+        learn(held)
+
+        def both() -> None:
+            coming = thread.submit(draw, 0)
+            for number in range(steps):
+                batch = coming.result()
+                coming = thread.submit(draw, number + 1)
+                learn(batch)
+            coming.result()
+
+        parts: dict[str, Callable[[], object]] = {
+            "sampler": lambda: [thread.submit(draw, number).result() for number in range(steps)],
+            "step": lambda: [learn(held) for _ in range(steps)],
+            "both": both,
+        }
+        seconds: dict[str, list[float]] = {name: [] for name in parts}
+        for _ in range(rounds):
+            for name, part in parts.items():
+                began = time.monotonic()
+                part()
+                if device != "cpu":
+                    torch.cuda.synchronize(device)
+                seconds[name].append(time.monotonic() - began)
+    return {name: steps * size / statistics.median(values) for name, values in seconds.items()}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("pack", type=Path)
+    parser.add_argument("--device", default="auto")
+    parser.add_argument("--batch", type=int, help="images per step; the setting of the device if left out")
+    parser.add_argument("--sides", type=int, nargs="+", default=[192, 256])
+    parser.add_argument("--steps", type=int, default=5, help="per round")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--threads", type=int, help="of torch on a CPU")
+    arguments = parser.parse_args()
+    if arguments.threads:
+        torch.set_num_threads(arguments.threads)
+    device = pick_device(arguments.device)
+    settings = TrainSettings() if device == "cpu" else TRAIN_ON_GPU
+    settings = replace(settings, images_per_step=arguments.batch or settings.images_per_step)
+    print(f"{device}, {torch.get_num_threads()} threads, {settings.images_per_step} images a step")
+    print("| side | sampler | step | both | sampler : step | both : step |\n|---|---|---|---|---|---|")
+    for side in arguments.sides:
+        rate = measure(
+            arguments.pack, settings=settings, device=device, side=side, steps=arguments.steps, rounds=arguments.rounds
+        )
+        print(
+            f"| {side} | {rate['sampler']:.1f} | {rate['step']:.1f} | {rate['both']:.1f} "
+            f"| {rate['sampler'] / rate['step']:.2f} | {rate['both'] / rate['step']:.2f} |",
+            flush=True,
+        )
+
+
+if __name__ == "__main__":
+    main()
