@@ -324,7 +324,7 @@ def voc(root: Path) -> None:
         save_map(root / name / "2007_000001.png", 1, 2)
 
 
-RUN = ("coco", "voc", "mask-folders", "resume-and-large-datasets", "tuning", "corrupt")
+RUN = ("coco", "voc", "mask-folders", "resume-and-large-datasets", "tuning", "corrupt", "evaluate")
 
 
 @pytest.mark.usefixtures("sandbox")

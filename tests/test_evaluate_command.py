@@ -1,0 +1,175 @@
+"""`refinetool eval` as typed: tables, Markdown, JSON, the plot, and what is refused."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Command
+from matplotlib.axes import Axes
+from PIL import Image
+
+from refinetool import masks
+from refinetool.errors import UsageError
+from refinetool.evaluate import Report
+from refinetool.evaluate.gains import GainBin
+from refinetool.evaluate.plot import gain_figure, write_plot
+
+SIZE = (40, 60)
+
+
+def rectangle(x0: int, x1: int) -> dict[str, Any]:
+    mask = np.zeros(SIZE, dtype=np.bool_)
+    mask[5:25, x0:x1] = True
+    rle = masks.encode(mask)
+    return {"size": list(SIZE), "counts": rle.counts.decode()}
+
+
+def coco(path: Path, spans: dict[int, tuple[int, int]]) -> Path:
+    """One object per image: its rectangle from x0 to x1, 20 rows high."""
+    images = [{"id": id, "file_name": f"{id}.png", "height": SIZE[0], "width": SIZE[1]} for id in (0, 1)]
+    annotations = [
+        {"id": id, "image_id": id, "category_id": 3, "iscrowd": 0, "area": 20.0 * (x1 - x0)}
+        | {"segmentation": rectangle(x0, x1)}
+        for id, (x0, x1) in spans.items()
+    ]
+    path.write_text(json.dumps({"images": images, "annotations": annotations, "categories": [{"id": 3, "name": "x"}]}))
+    return path
+
+
+@pytest.fixture
+def files(tmp_path: Path) -> dict[str, Path]:
+    """Truth, coarse masks of IoU 0.5, refined ones of IoU 0.9 and 0.8; and results that are the truth."""
+    found = {
+        "truth": coco(tmp_path / "truth.json", {0: (10, 30), 1: (20, 40)}),
+        "coarse": coco(tmp_path / "coarse.json", {0: (10, 20), 1: (20, 30)}),
+        "refined": coco(tmp_path / "refined.json", {0: (10, 28), 1: (20, 36)}),
+        "results": tmp_path / "results.json",
+    }
+    results = [
+        {"image_id": image, "category_id": 3, "score": 0.5, "segmentation": rectangle(x0, x0 + 20)}
+        for image, x0 in ((0, 10), (1, 20))
+    ]
+    found["results"].write_text(json.dumps(results))
+    return found
+
+
+def test_the_table_has_before_after_and_gain(command: Command, files: dict[str, Path]) -> None:
+    said = command("eval", files["refined"], files["truth"], "--coarse", files["coarse"])
+    assert said.code == 0, said.err
+    lines = {line.split(",")[0]: line.split()[-3:] for line in said.out.splitlines() if "," in line}
+    assert lines["IoU"] == ["50.00", "85.00", "+35.00"]
+    assert lines["global IoU"] == ["50.00", "85.00", "+35.00"]
+    assert lines["AP50"] == ["100.00", "100.00", "+0.00"]
+    assert "2 detections have no score and count as 1.0" in said.out
+    assert "100.0% of the objects better" in said.out
+    assert "measuring: 2/2 images" in said.err
+    assert not command("eval", files["refined"], files["truth"], "--quiet").err
+
+
+def test_markdown(command: Command, files: dict[str, Path]) -> None:
+    said = command("eval", files["refined"], files["truth"], "--coarse", files["coarse"], "--markdown")
+    lines = said.out.splitlines()
+    assert lines[:3] == [
+        "|  | coarse | refined | gain |",
+        "| --- | ---: | ---: | ---: |",
+        "| IoU, mean over objects | 50.00 | 85.00 | +35.00 |",
+    ]
+    assert "- 2 scored" in lines
+    alone = command("eval", files["refined"], files["truth"], "--markdown").out.splitlines()
+    assert alone[2] == "| IoU, mean over objects | 85.00 |"
+
+
+def test_json_has_figures_bins_and_remarks(command: Command, files: dict[str, Path]) -> None:
+    said = command("eval", files["refined"], files["truth"], "--coarse", files["coarse"], "--json")
+    report = json.loads(said.out)
+    named = {measure["name"]: measure for measure in report["measures"]}
+    assert named["IoU"]["gain"] == pytest.approx(0.35)
+    assert named["AP large"]["value"] is None
+    assert report["per_class"][0]["name"] == "IoU of category 3"
+    (bin,) = (bin for bin in report["gain_by_coarse_iou"] if bin["objects"])
+    assert (bin["low"], bin["high"], bin["gain"]) == (0.5, 0.6, pytest.approx(0.35))
+    assert report["gain_by_size"][-1]["high"] is None
+    assert len(report["remarks"]) == 1
+
+
+def test_results_against_annotations(command: Command, files: dict[str, Path]) -> None:
+    said = command("eval", files["results"], files["truth"], "--coarse", files["coarse"], "--json")
+    report = json.loads(said.out)
+    assert {measure["name"]: measure["value"] for measure in report["measures"]}["AP"] == 1.0
+    assert not any(measure["name"] == "IoU" for measure in report["measures"])
+    assert "no annotation ids" in report["remarks"][0]
+
+
+def test_candidates(command: Command, files: dict[str, Path], tmp_path: Path) -> None:
+    offers = [{"id": 0, "selected": 1, "single": 0, "scores": [0.1, 0.9, 0.2], "candidates": [rectangle(10, 30)] * 3}]
+    path = tmp_path / "candidates.jsonl"
+    path.write_text(json.dumps({"image": "0", "annotations": offers}) + "\n")
+    said = command("eval", files["refined"], files["truth"], "--candidates", path)
+    assert "top-1 accuracy, highest predicted IoU" in said.out
+    assert "1 selections among candidates" in said.out
+
+
+@pytest.mark.parametrize(
+    ("more", "sentence"),
+    [
+        (["--plot", "gain.png"], "name the masks before with --coarse"),
+        (["--json", "--markdown"], "choose one"),
+        (["--protocol", "lvis"], "neg_category_ids"),
+        (["--protocol", "davis"], "index PNGs in folders"),
+    ],
+)
+def test_what_cannot_be_done_is_refused(
+    command: Command, files: dict[str, Path], more: list[str], sentence: str
+) -> None:
+    said = command("eval", files["refined"], files["truth"], *more)
+    assert said.code == 2
+    assert sentence in said.err
+
+
+# --- the plot
+
+
+def bins(*gains: float | None) -> tuple[GainBin, ...]:
+    """Bins of ten objects each, with that gain; None has no objects."""
+    return tuple(
+        GainBin(n / 10, n / 10 + 0.1, 0, None, None, None, None, None)
+        if gain is None
+        else GainBin(n / 10, n / 10 + 0.1, 10, 0.5, gain, 0.01, 0.7, 0.2)
+        for n, gain in enumerate(gains)
+    )
+
+
+def test_the_plot_is_a_png(command: Command, files: dict[str, Path], tmp_path: Path) -> None:
+    path = tmp_path / "plots" / "gain.png"
+    said = command("eval", files["refined"], files["truth"], "--coarse", files["coarse"], "--plot", path)
+    assert said.code == 0, said.err
+    with Image.open(path) as picture:
+        assert picture.format == "PNG"
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape == (720, 1650, 3)
+    bars = (pixels == (0x2F, 0x7D, 0x5B)).all(axis=2)  # one bar of gain in each panel
+    assert bars[:, :825].sum() > 1000
+    assert bars[:, 825:].sum() > 1000
+    assert not (pixels == (0xB5, 0x48, 0x2F)).all(axis=2).any()
+
+
+def test_bars_are_as_high_as_the_gains() -> None:
+    figure = gain_figure(Report((), gain_by_size=bins(0.2, None, -0.1), gain_by_coarse_iou=bins(0.05)))
+    left, right = figure.axes
+
+    def heights(axes: Axes) -> list[float]:
+        return [float(patch.get_height()) for patch in axes.patches]  # type: ignore[attr-defined]
+
+    assert heights(left) == pytest.approx([20.0, 0.0, -10.0])
+    assert heights(right) == pytest.approx([5.0])
+    labels = [label.get_text() for label in left.get_xticklabels()]
+    assert labels[0].splitlines() == ["0 to 0.1", "n 10", "+70%", "-20%"]
+    assert labels[1].splitlines() == ["0.1 to 0.2", "n 0"]
+
+
+def test_without_gains_there_is_no_plot(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match="no gains to plot"):
+        write_plot(Report(()), tmp_path / "gain.png")
+    assert not (tmp_path / "gain.png").exists()
