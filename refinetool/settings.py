@@ -323,9 +323,9 @@ class AdaptSettings:
     """After so many steps the learning rate falls to a tenth."""
     both_prompts: bool = False
     """Whether each mask teaches with its point and with its box, instead of one of them drawn at random."""
-    full_prompt_leak: float = 1.0
-    """Share of what full prompts look like to the IoU head that the adapter may see; 1 is all of it, as in the paper,
-    and next to nothing leaves their scores as they are."""
+    with_masks: bool = True
+    """Whether the adapter also scores answers to prompts with a mask, as in the paper, and not only those to points and
+    boxes."""
     held_out: float = 0.3
     """Share of the images that measure instead of teaching."""
     max_images: int = 1000
@@ -333,16 +333,17 @@ class AdaptSettings:
     seed: int = 0
 
 
-RecipeName: TypeAlias = Literal["paper", "release", "careful"]
+RecipeName: TypeAlias = Literal["paper", "release", "single"]
 
 ADAPT_RECIPES: dict[RecipeName, AdaptSettings] = {
     "paper": AdaptSettings(),
     "release": AdaptSettings(momentum=0.9, weight_decay=5e-4),
-    "careful": AdaptSettings(
-        margin=0.1, learning_rate=1.0, steps=468, decay_steps=(234, 398), both_prompts=True, full_prompt_leak=3e-4
+    "single": AdaptSettings(
+        margin=0.1, learning_rate=1.0, steps=234, decay_steps=(120, 200), both_prompts=True, with_masks=False
     ),
 }
-"""`careful` is ours, chosen on val lists for the embedded model; see docs/design/iou-adaption.md."""
+"""`single` is ours, for points and boxes only; its numbers were chosen on val lists for the embedded model:
+see docs/design/iou-adaption.md."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -105,7 +105,7 @@ def load_backend(
     fingerprint = _hash(f"{model.name} {digest}")
     correction = None
     if iou_adapter is not None:
-        from refinetool.modules.iou_adapter import merge, read_adapter
+        from refinetool.modules.iou_adapter import read_adapter
 
         correction = read_adapter(Path(iou_adapter).expanduser(), model=model.name, fingerprint=fingerprint)
         fingerprint = _hash(f"{fingerprint} {correction.digest}")
@@ -120,7 +120,7 @@ def load_backend(
         precision=chosen_precision,
     )
     if correction is not None:
-        merge(correction, backend.score_layer)
+        backend.adapt(correction)
     return backend
 
 

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from refinetool.backends import Embedding, Prediction, Selection
 from refinetool.backends.frames import Frame, in_view, pick_cells, rasterise, sample
+from refinetool.modules.iou_adapter import IouAdapter, merged
 from refinetool.records import BoolArray, FloatArray, ImageArray, IntArray, Prompts, Size
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
@@ -179,6 +180,7 @@ class SquareBackend(ABC):
         self.fingerprint = fingerprint
         self.device = torch.device(device)
         self.precision = precision
+        self._score_layers = (self.score_layer, self.score_layer)
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
         if not images:
@@ -209,6 +211,16 @@ class SquareBackend(ABC):
         layer: nn.Linear = self._iou_head.layers[-1]
         return layer
 
+    def adapt(self, adapter: IouAdapter) -> None:
+        """Predict IoUs with an adapter from now on: for all prompts, or only for those without a mask.
+
+        Raises:
+            WeightsError: the adapter is for an IoU head of other sizes.
+        """
+        plain = self.score_layer
+        corrected = merged(adapter, plain)
+        self._score_layers = (corrected, corrected if adapter.with_masks else plain)
+
     @property
     def scores_are_probabilities(self) -> bool:
         """Whether a sigmoid follows that layer."""
@@ -225,10 +237,12 @@ class SquareBackend(ABC):
         def note(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen.append(inputs[0].float())
 
+        question = self._question([own], [prompts])
+        self._pick_score_layer(question)
         handle = self.score_layer.register_forward_pre_hook(note)
         try:
             with torch.no_grad():
-                logits, scores = self._decode_tokens([own], [len(prompts)], self._question([own], [prompts]))
+                logits, scores = self._decode_tokens([own], [len(prompts)], question)
         finally:
             handle.remove()
         return TokenAnswers(torch.cat(seen), SquarePrediction(own.frame, logits.float(), scores.float()))
@@ -239,8 +253,14 @@ class SquareBackend(ABC):
             empty = torch.zeros((0, self.candidates, self.mask_cells, self.mask_cells), device=self.device)
             return empty, empty[:, :, 0, 0]
         question = self._question(embeddings, prompts)
+        self._pick_score_layer(question)
         logits, scores = self._decode(embeddings, rows, question)
         return logits.float(), scores.float()
+
+    def _pick_score_layer(self, question: Question) -> None:
+        """Put the layer into the IoU head that is to score the answers to a question."""
+        without_mask, with_mask = self._score_layers
+        self._iou_head.layers[-1] = without_mask if question.masks is None else with_mask
 
     def _question(self, embeddings: list[SquareEmbedding], prompts: list[Prompts]) -> Question:
         frames = [embedding.frame for embedding in embeddings]

@@ -48,10 +48,10 @@ def adapt_iou(
     image_batch: options.ImageBatch = None,
     prompt_batch: options.PromptBatch = None,
     recipe: Annotated[
-        Literal["auto", "paper", "release", "careful"],
+        Literal["auto", "paper", "release", "single"],
         typer.Option(
             "--recipe",
-            help="How to train; auto is careful for the embedded model and the paper's for others.",
+            help="How to train; auto is single for the embedded model and the paper's for others.",
             rich_help_panel=TRAINING,
         ),
     ] = "auto",

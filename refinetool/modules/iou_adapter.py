@@ -4,10 +4,11 @@ With W (T, H) and b (T,) that layer, x (H,) its input, A (r, H) and B (T, r) the
 
     y = W x + b + B (A x)
 
-Scale 1 and nothing between A and B, so the corrected layer is again a linear one, with W + B A for W: an adapter is
-merged into a model, and predicting costs no more than before. T is one score per mask token.
+Scale 1 and nothing between A and B, so the corrected layer is again a linear one, with W + B A for W, and predicting
+costs no more than before. T is one score per mask token.
 """
 
+import copy
 import hashlib
 import json
 import math
@@ -23,7 +24,9 @@ from torch import Tensor, nn
 
 from refinetool.errors import WeightsError
 
-FORMAT = "refinetool-iou-adapter-1"
+FORMAT = 1
+METADATA = "refinetool_iou_adapter"
+"""The entry of a file's metadata that describes the adapter, as JSON."""
 KEYS = ("iou_adapter.down.weight", "iou_adapter.up.weight")
 
 
@@ -35,6 +38,8 @@ class IouAdapter:
     up: float32 (T, r), the B.
     model: name of the model.
     fingerprint: hash of that model's architecture and weights, as its backend states it.
+    with_masks: whether it also scores answers to prompts with a mask, or only to points and boxes, which it was
+        trained on.
     about: the recipe and the figures of the training, as JSON can hold them.
     """
 
@@ -42,12 +47,13 @@ class IouAdapter:
     up: Tensor
     model: str
     fingerprint: str
+    with_masks: bool
     about: Mapping[str, Any]
 
     @property
     def digest(self) -> str:
-        """SHA-256 over shapes and values: what decides a score, whatever was written about it."""
-        digest = hashlib.sha256()
+        """SHA-256 over what decides a score, whatever else is written in the file."""
+        digest = hashlib.sha256(f"{self.with_masks}".encode())
         for factor in (self.down, self.up):
             digest.update(f"{tuple(factor.shape)}".encode())
             digest.update(factor.contiguous().numpy().tobytes())
@@ -71,8 +77,8 @@ def corrected(features: Tensor, layer: nn.Linear, *, down: Tensor, up: Tensor) -
     return scores + features @ down.T @ up.T
 
 
-def merge(adapter: IouAdapter, layer: nn.Linear) -> None:
-    """Put an adapter into the last layer of an IoU head: W becomes W + B A, added in float32 and kept in W's dtype.
+def merged(adapter: IouAdapter, layer: nn.Linear) -> nn.Linear:
+    """The last layer of an IoU head with an adapter in it: a copy with W + B A for W, added in float32, in W's dtype.
 
     Raises:
         WeightsError: the layer has other sizes than the adapter.
@@ -83,21 +89,25 @@ def merge(adapter: IouAdapter, layer: nn.Linear) -> None:
             f"the IoU adapter is for a layer of {expected[1]} inputs and {expected[0]} scores, and that of "
             f"{adapter.model} has {layer.in_features} and {layer.out_features}; train an adapter for this model"
         )
+    result = copy.deepcopy(layer)
     correction = (adapter.up @ adapter.down).to(layer.weight.device)
     with torch.no_grad():
-        layer.weight.copy_(layer.weight.float() + correction)
+        result.weight.copy_(layer.weight.float() + correction)
+    return result
 
 
 def serialise(adapter: IouAdapter) -> bytes:
     """The bytes of a file: safetensors, with model, fingerprint and what is to be known in its metadata."""
-    metadata = {
+    described = {
         "format": FORMAT,
         "model": adapter.model,
         "fingerprint": adapter.fingerprint,
-        "about": json.dumps(adapter.about, sort_keys=True),
+        "with_masks": adapter.with_masks,
+        "about": adapter.about,
     }
     factors = dict(zip(KEYS, (adapter.down.contiguous(), adapter.up.contiguous()), strict=True))
-    return save(factors, metadata=metadata)
+    # One entry: safetensors writes several in an order that changes from call to call.
+    return save(factors, metadata={METADATA: json.dumps(described, sort_keys=True)})
 
 
 def read_adapter(path: Path, *, model: str, fingerprint: str) -> IouAdapter:
@@ -111,22 +121,22 @@ def read_adapter(path: Path, *, model: str, fingerprint: str) -> IouAdapter:
     """
     try:
         with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
+            described = json.loads((file.metadata() or {}).get(METADATA, "{}"))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except OSError as error:
         raise WeightsError(f"{path}: the IoU adapter can't be read: {error.strerror or error}") from error
     except SafetensorError as error:
         raise WeightsError(f"{path}: this is no IoU adapter ({error}); refinetool adapt-iou writes one") from error
-    if metadata.get("format") != FORMAT or sorted(tensors) != sorted(KEYS):
+    if described.get("format") != FORMAT or sorted(tensors) != sorted(KEYS):
         raise WeightsError(
             f"{path}: this is no IoU adapter, or one of another version; refinetool adapt-iou writes one"
         )
-    if metadata["model"] != model:
+    if described["model"] != model:
         raise WeightsError(
-            f"{path}: this IoU adapter was made for {metadata['model']} and the model is {model}; "
-            f"use it with --model {metadata['model']}, or run refinetool adapt-iou --model {model}"
+            f"{path}: this IoU adapter was made for {described['model']} and the model is {model}; "
+            f"use it with --model {described['model']}, or run refinetool adapt-iou --model {model}"
         )
-    if metadata["fingerprint"] != fingerprint:
+    if described["fingerprint"] != fingerprint:
         raise WeightsError(
             f"{path}: this IoU adapter was made for {model} with other weights than those loaded now; "
             f"name the checkpoint it was made with, or run refinetool adapt-iou again"
@@ -138,4 +148,4 @@ def read_adapter(path: Path, *, model: str, fingerprint: str) -> IouAdapter:
         )
     if not (down.isfinite().all() and up.isfinite().all()):
         raise WeightsError(f"{path}: the IoU adapter holds values that are not finite; train it again")
-    return IouAdapter(down, up, model, fingerprint, json.loads(metadata["about"]))
+    return IouAdapter(down, up, model, fingerprint, described["with_masks"], described["about"])

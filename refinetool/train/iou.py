@@ -182,7 +182,7 @@ def adapt_iou(
             head = Head.of(backend)
             with one_thread():
                 down, up = fit(fit_keys, cache.load, head, recipe=chosen)
-                figures = compare(held_out, cache.load, head, down=down, up=up)
+                figures = compare(held_out, cache.load, head, down=down, up=up, with_masks=chosen.with_masks)
         except KeyboardInterrupt:
             raise Interrupted(f"stopped; what the model has answered so far is kept in {kept_at}") from None
         trained = perf_counter()
@@ -191,7 +191,7 @@ def adapt_iou(
         if helps or keep:
             about = {"recipe": asdict(chosen), "held_out": [asdict(one) for one in figures], "job": job}
             with new_file(destination) as file:
-                file.write(serialise(IouAdapter(down, up, model, backend.fingerprint, about)))
+                file.write(serialise(IouAdapter(down, up, model, backend.fingerprint, chosen.with_masks, about)))
             if not keep_features:
                 cache.remove()
     return AdaptSummary(
@@ -214,8 +214,8 @@ def adapt_iou(
 
 
 def recipe_for(model: str) -> AdaptSettings:
-    """The recipe that suits a model: the paper's for the models it was made for, a careful one for the embedded."""
-    return ADAPT_RECIPES["careful" if model == JOB.model else "paper"]
+    """The recipe that suits a model: the paper's, and for the embedded model, which that does not move, ours."""
+    return ADAPT_RECIPES["single" if model == JOB.model else "paper"]
 
 
 # --- training
@@ -273,21 +273,19 @@ def fit(keys: Sequence[str], read: Read, head: Head, *, recipe: AdaptSettings) -
         scores=head.layer.out_features,
         generator=torch.Generator().manual_seed(recipe.seed),
     )
-    allowed = complement(keys, read, leak=recipe.full_prompt_leak, width=head.layer.in_features)
     factors = (down.requires_grad_(), up.requires_grad_())
     speeds = tuple(torch.zeros_like(factor) for factor in factors)
     for step, batch in zip(range(recipe.steps), _batches(keys, recipe=recipe), strict=False):
         answered = [_single_answers(read(key), key, epoch, recipe=recipe) for epoch, key in batch]
         inputs, overlaps = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*answered, strict=True))
-        loss = ranking_loss(head.scores(inputs, down=down @ allowed, up=up), overlaps, margin=recipe.margin)
+        loss = ranking_loss(head.scores(inputs, down=down, up=up), overlaps, margin=recipe.margin)
         rate = recipe.learning_rate * 0.1 ** sum(step >= passed for passed in recipe.decay_steps)
         # SGD by hand: the first step of torch's optimizers imports its compiler, which takes longer than the training.
         with torch.no_grad():
             for factor, speed, slope in zip(factors, speeds, torch.autograd.grad(loss, factors), strict=True):
                 speed.mul_(recipe.momentum).add_(slope + recipe.weight_decay * factor)
                 factor.sub_(rate * speed)
-    with torch.no_grad():
-        return (down @ allowed).contiguous(), up.detach()
+    return down.detach(), up.detach()
 
 
 @contextmanager
@@ -299,29 +297,6 @@ def one_thread() -> Iterator[None]:
         yield
     finally:
         torch.set_num_threads(threads)
-
-
-def complement(keys: Sequence[str], read: Read, *, leak: float, width: int) -> Tensor:
-    """The projection onto the directions that answers to full prompts do not use: float32 (H, H).
-
-    Coarse masks are bad teachers for full prompts, whose candidates are better than the coarse mask. An adapter behind
-    this projection leaves their scores nearly as they are, whatever it learns about single prompts.
-
-    Args:
-        leak: How much of the inputs of full prompts may pass, as a share of their summed squared length; with 1 there
-            is no projection.
-        width: H.
-    """
-    if leak >= 1:
-        return torch.eye(width)
-    moment = torch.zeros(width, width, dtype=torch.float64)
-    for key in keys:
-        full = torch.from_numpy(read(key).inputs[:, QUESTIONS.index(ALL)]).double()
-        moment += full.T @ full
-    strengths, directions = torch.linalg.eigh(moment)  # ascending
-    passing = strengths.clamp(min=0).cumsum(0) <= leak * strengths.clamp(min=0).sum()
-    free: Tensor = directions[:, passing]
-    return (free @ free.T).float()
 
 
 def _batches(keys: Sequence[str], *, recipe: AdaptSettings) -> Iterator[list[tuple[int, str]]]:
@@ -351,9 +326,13 @@ def _single_answers(
 
 
 def compare(
-    keys: Sequence[str], read: Read, head: Head, *, down: Tensor, up: Tensor
+    keys: Sequence[str], read: Read, head: Head, *, down: Tensor, up: Tensor, with_masks: bool
 ) -> tuple[Figures, Figures, Figures, Figures]:
-    """Choose candidates for held-out masks with and without an adapter: for points, boxes, both together, and all."""
+    """Choose candidates for held-out masks with and without an adapter: for points, boxes, both together, and all.
+
+    Args:
+        with_masks: Whether the adapter scores the answers to all prompts at once, too.
+    """
     none = torch.zeros_like(up)
     counts = np.zeros(len(QUESTIONS), dtype=np.int64)
     sums = np.zeros((5, len(QUESTIONS)))
@@ -361,6 +340,8 @@ def compare(
         features = read(key)
         inputs = torch.from_numpy(features.inputs)
         before, after = (head.scores(inputs, down=down, up=factor).numpy().argmax(axis=2) for factor in (none, up))
+        if not with_masks:
+            after[:, QUESTIONS.index(ALL)] = before[:, QUESTIONS.index(ALL)]
         was, now = (np.take_along_axis(features.overlaps, c[..., None], 2)[..., 0] for c in (before, after))
         best = features.overlaps.max(axis=2)
         counts += len(features)
