@@ -113,6 +113,7 @@ def score(families: Families, matches: Sequence[Match]) -> Tallies:
     for match in matches:
         for tally in tallies:
             tally.add(match)
+        match.canvases.clear()  # masks are large, and tasks hold many
     return tallies
 
 

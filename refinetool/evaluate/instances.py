@@ -8,7 +8,6 @@ from typing import Self
 import numpy as np
 from numpy.typing import NDArray
 
-from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.evaluate.boundary_accuracy import boundary_accuracies
 from refinetool.evaluate.gains import IOUS, NOTABLE_CHANGE, SIDES_PX, GainTally
@@ -152,17 +151,10 @@ class InstanceTally:
         )
         if match.truth is None:
             return
-        canvas = self._canvas(match.truth)
+        canvas = match.canvas(self.boundary_ratio)
         for id in ids:
             after = None if id in lost else prediction[id]
             yield self._score(match.key, truth[id], reference[id], canvas, after=after, before=coarse.get(id))
-
-    def _canvas(self, truth: Sample) -> Canvas:
-        return Canvas(
-            size=truth.size,
-            void=None if truth.void is None else masks.decode(truth.void),
-            band_px=masks.boundary_width(truth.size, self.boundary_ratio),
-        )
 
     def _score(
         self, key: str, truth: Region, mask: Rle, canvas: Canvas, *, after: Region | None, before: Region | None

@@ -1,11 +1,13 @@
 """Which image of one file is which of another."""
 
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import zip_longest
 
+from refinetool import masks
 from refinetool.errors import DataError, UsageError
-from refinetool.records import Sample
+from refinetool.evaluate.shapes import Canvas
+from refinetool.records import Sample, Size
 
 UNKNOWN_SIZE = (0, 0)
 """What a sample says whose masks and image can't be read."""
@@ -16,6 +18,7 @@ class Match:
     """One image in up to three files, None where a file does not have it.
 
     candidates: Its line of a file of candidates, as `refine --candidates` writes it.
+    canvases: What `canvas` has drawn, by width of the band; empty it when the image is done.
     """
 
     key: str
@@ -23,6 +26,7 @@ class Match:
     truth: Sample | None
     coarse: Sample | None
     candidates: str | None = None
+    canvases: dict[int, Canvas] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
         samples = self._samples()
@@ -42,6 +46,19 @@ class Match:
     @property
     def semantic(self) -> bool:
         return any(sample.layout == "semantic" for sample in self._samples().values())
+
+    @property
+    def size(self) -> Size:
+        """(H, W), (0, 0) if no file knows it."""
+        return next((s.size for s in self._samples().values() if s.size != UNKNOWN_SIZE), UNKNOWN_SIZE)
+
+    def canvas(self, boundary_ratio: float) -> Canvas:
+        """Where the masks of this image are drawn, for all who compare them; void is that of the ground truth."""
+        band_px = masks.boundary_width(self.size, boundary_ratio)
+        if band_px not in self.canvases:
+            void = None if self.truth is None or self.truth.void is None else masks.decode(self.truth.void)
+            self.canvases[band_px] = Canvas(self.size, void, band_px)
+        return self.canvases[band_px]
 
     def _samples(self) -> dict[str, Sample]:
         named = {"prediction": self.prediction, "ground truth": self.truth, "coarse file": self.coarse}

@@ -17,7 +17,7 @@ from pycocotools import mask as coco_mask
 
 from refinetool import masks
 from refinetool.evaluate.instances import CROWD
-from refinetool.evaluate.pairing import UNKNOWN_SIZE, Match
+from refinetool.evaluate.pairing import Match
 from refinetool.evaluate.report import PRECISION, Measure, Report
 from refinetool.evaluate.shapes import Canvas, common
 from refinetool.formats.coco_lvis import Federation
@@ -90,11 +90,9 @@ class ApTally:
         if match.truth is None:
             self.counts["detections_elsewhere"] += len(detections[0])
             return
-        known = (sample.size for sample in (match.truth, match.prediction, match.coarse) if sample is not None)
-        size = next((size for size in known if size != UNKNOWN_SIZE), (1, 1))
         truths = [region for region in match.truth.regions if region.mask is not None]
         self.counts["uncategorised"] += sum(region.category is None for region in (*truths, *detections[0]))
-        canvas = Canvas(size, None, masks.boundary_width(size, self.boundary_ratio))
+        canvas = match.canvas(self.boundary_ratio)
         of_truth = _by_category(truths)
         self.images[match.key] = ImageRecord(
             truths={category: _truths(regions) for category, regions in of_truth.items()},
