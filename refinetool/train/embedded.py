@@ -256,7 +256,8 @@ def drawing_thread(device: str) -> ThreadPoolExecutor:
 def stop_on_interrupt() -> Iterator[threading.Event]:
     """Ctrl-C sets the event instead of raising; a second one raises at once. Only in the main thread."""
     stop = threading.Event()
-    if threading.current_thread() is not threading.main_thread():
+    ours = threading.current_thread() is threading.main_thread()
+    if not ours or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         yield stop
         return
 
