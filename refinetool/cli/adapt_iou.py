@@ -167,7 +167,7 @@ def tell(summary: "AdaptSummary") -> None:
     words = {"point": "points alone", "box": "box alone", "single": "both of these", "all": "all prompts"}
     console.table(
         "",
-        ("held-out answers", "", "top-1 before", "after", "coarse IoU before", "after", "choices changed"),
+        ("held out", "answers", "top-1", "after", "coarse IoU", "after", "changed"),
         [
             (
                 words[one.prompts],
