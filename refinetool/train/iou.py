@@ -184,7 +184,7 @@ def adapt_iou(
                 down, up = fit(fit_keys, cache.load, head, recipe=chosen)
                 figures = compare(held_out, cache.load, head, down=down, up=up, with_masks=chosen.with_masks)
         except KeyboardInterrupt:
-            raise Interrupted(f"stopped; what the model has answered so far is kept in {kept_at}") from None
+            raise Interrupted(f"stopped; what the model has answered is kept in {kept_at}: --resume goes on") from None
         trained = perf_counter()
         single = next(one for one in figures if one.prompts == SINGLE_NAME)
         helps = single.top1_after > single.top1_before
