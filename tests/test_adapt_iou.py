@@ -170,12 +170,11 @@ def check_family(model: str, folder: Path) -> None:
     path = save(adapter, folder / "a.safetensors")
     adapted = load_backend(model, checkpoint=RANDOM, device="cpu", precision="fp32", iou_adapter=path)
     assert adapted.fingerprint != plain.fingerprint
-    (again,) = adapted.embed([image])
-    found = adapted.predict_tokens(again, prompts)
+    found = adapted.predict_tokens(embedding, prompts)  # the encoder is the same: one embedding serves all
     np.testing.assert_allclose(found.tokens.scores[:, 1:], after, rtol=1e-4, atol=1e-4 * float(after.abs().max()))
     assert isinstance(found.tokens, SquarePrediction)
     assert torch.equal(found.tokens.grid, answer.tokens.grid)  # only scores change
-    (prediction,) = adapted.predict([again], [prompts])
+    (prediction,) = adapted.predict([embedding], [prompts])
     best = 1 + found.tokens.scores[:, 1:].argmax(axis=1)
     offered = prediction.masks(1 + prediction.scores[:, 1:].argmax(axis=1))
     assert np.array_equal(offered, found.tokens.masks(best))
@@ -183,12 +182,11 @@ def check_family(model: str, folder: Path) -> None:
     asked = (prompts, replace(prompts, masks=np.full((3, 60, 80), 5.0, np.float32)))
     path = save(replace(adapter, with_masks=False), folder / "single.safetensors")
     choosy = load_backend(model, checkpoint=RANDOM, device="cpu", precision="fp32", iou_adapter=path)
-    for backend, question in ((adapted, asked[0]), (plain, asked[1])):  # whose scores it is to give
-        mine, theirs = (one.predict_tokens(one.embed([image])[0], question).tokens.scores for one in (choosy, backend))
+    both = choosy.predict([embedding] * 2, asked)  # two layouts in one call
+    for number, (backend, question) in enumerate(zip((adapted, plain), asked, strict=True)):  # who is to score it
+        mine, theirs = (one.predict_tokens(embedding, question).tokens.scores for one in (choosy, backend))
         np.testing.assert_array_equal(mine, theirs)
-    both = choosy.predict([choosy.embed([image])[0]] * 2, asked)  # two layouts in one call
-    for number, backend in enumerate((adapted, plain)):
-        alone = backend.predict([backend.embed([image])[0]], [asked[number]])[0]
+        (alone,) = backend.predict([embedding], [question])
         np.testing.assert_array_equal(both[number].scores, alone.scores)
 
     other = save(an_adapter(model=model, fingerprint="elsewhere"), folder / "b.safetensors")
