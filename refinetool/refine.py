@@ -16,10 +16,10 @@ import numpy as np
 
 from refinetool import masks
 from refinetool.answers import Answer, Offer, ask
-from refinetool.backends import Backend
+from refinetool.backends import Backend, Selection
 from refinetool.backends.models import load_backend
 from refinetool.classical import CLASSICAL, NoModel, answer_classically
-from refinetool.errors import DataError
+from refinetool.errors import DataError, UsageError
 from refinetool.grid import answer_by_grid
 from refinetool.guard import doubt
 from refinetool.images import read_image
@@ -251,8 +251,35 @@ def load_refiner(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
         iou_adapter: What `refinetool adapt-iou` made for this model, or None.
+
+    Raises:
+        UsageError: An adapter that would have nothing to do, or names that do not exist.
+        WeightsError: Weights or an adapter that can't be used.
     """
     if settings.method in CLASSICAL:
         return Refiner(NoModel(), settings)
     backend = load_backend(model, checkpoint=checkpoint, device=device, precision=precision, iou_adapter=iou_adapter)
+    if iou_adapter is not None:
+        refuse_idle_adapter(iou_adapter, settings=settings, usual=backend.selection)
     return Refiner(backend, settings)
+
+
+def refuse_idle_adapter(adapter: Path, *, settings: RefineSettings, usual: Selection) -> None:
+    """Raise UsageError where an IoU adapter would not be asked.
+
+    Args:
+        usual: What the model is best taken from, which is what the selection `auto` means.
+    """
+    from refinetool.modules.iou_adapter import scores_masks
+
+    selection = usual if settings.selection == "auto" else settings.selection
+    if selection != "predicted":
+        raise UsageError(
+            f"{adapter}: an IoU adapter corrects the predicted IoUs that candidates are chosen by, and --selection "
+            f"{selection} does not ask for them; add --selection predicted, or leave the adapter out"
+        )
+    if settings.prompts.use_mask and not scores_masks(adapter):
+        raise UsageError(
+            f"{adapter}: this IoU adapter is for points and boxes and leaves prompts with a mask as they are; add "
+            "--no-mask, or train one for all prompts: refinetool adapt-iou --recipe paper"
+        )

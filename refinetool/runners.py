@@ -173,6 +173,7 @@ def refine_dataset(
             device=device,
             precision=precision,
             settings=settings,
+            iou_adapter=_path(iou_adapter),
         )
         job = describe(refiner, model=model, device=device, precision=precision, format=dataset.format)
         with Journal(left, job=job, fresh=fresh) as journal:

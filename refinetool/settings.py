@@ -4,7 +4,6 @@ import os
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
-
 SuiteName: TypeAlias = Literal["davis-like", "boundary", "weak", "train-mix", "stress", "embedded-mix"]
 """Mixes of generators of coarse masks; what is in them stands in `corrupt.suites`, as do the generators and bands."""
 GeneratorName: TypeAlias = Literal[
@@ -376,9 +375,9 @@ class TrainSettings:
     """Examples that show much of the picture instead of a crop around the object."""
     other_object_share: float = 0.25
     """Prompts that ask for another object of the crop."""
-    good_share: float = 0.1
+    good_share: float = 0.18
     """Prompts whose coarse mask is nearly right (IoU above 0.9), so that good masks are left alone."""
-    coarse_low: float = 0.45
+    coarse_low: float = 0.5
     coarse_high: float = 0.97
     corruption_tries: int = 4
     """Draws of a coarse mask before the one nearest to that range is taken."""

@@ -4,6 +4,7 @@ import json
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -22,8 +23,9 @@ from refinetool.errors import DataError, Interrupted, StorageError, UsageError, 
 from refinetool.formats import open_dataset
 from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, merged, read_adapter, serialise
 from refinetool.records import Prompts, Sample
-from refinetool.refine import Refiner
-from refinetool.settings import ADAPT_RECIPES, AdaptSettings, PromptSettings, RefineSettings
+from refinetool.refine import Refiner, load_refiner
+from refinetool.runners import refine_dataset
+from refinetool.settings import ADAPT_RECIPES, METHODS, AdaptSettings, PromptSettings, RefineSettings
 from refinetool.train import iou, iou_features
 from refinetool.train.iou import AdaptSummary, Head, adapt_iou, compare, drawn, fit, ranking_loss, split
 from refinetool.train.iou_features import QUESTIONS, FeatureFile, Features, features_path
@@ -601,3 +603,49 @@ def test_refine_refuses_an_adapter_of_another_model(folder: Path) -> None:
     path = save(an_adapter(model="sam-vit-b"), folder / "a.safetensors")
     with pytest.raises(WeightsError, match="sam-vit-b"):
         load_backend("embedded", checkpoint=RANDOM, device="cpu", precision="fp32", iou_adapter=path)
+
+
+def test_refine_uses_an_adapter_from_the_command_line(folder: Path, tmp_path: Path) -> None:
+    """The adapter changes what the model chooses for single prompts, and the journal's idea of the job with it."""
+    run(folder)
+    points = replace(METHODS["samrefiner"].prompts, use_mask=False)
+    settings = replace(METHODS["samrefiner"], selection="predicted", prompts=points)
+
+    def loaded(adapter: Path | None) -> Refiner:
+        return load_refiner(
+            "embedded", checkpoint=RANDOM, device="cpu", precision="fp32", settings=settings, iou_adapter=adapter
+        )
+
+    with_it, without = loaded(folder / "a.safetensors"), loaded(None)
+    assert with_it.backend.fingerprint != without.backend.fingerprint
+    refine_dataset(
+        folder / "coarse.json",
+        output=tmp_path / "out.json",
+        images=folder / "images",
+        checkpoint=RANDOM,
+        settings=settings,
+        iou_adapter=folder / "a.safetensors",
+    )
+    written = json.loads((tmp_path / "out.json").read_text())["info"]["refinetool"]
+    assert written["fingerprint"] == with_it.backend.fingerprint
+
+
+@pytest.mark.parametrize(
+    ("changes", "says"),
+    [
+        ({"selection": "auto"}, "--selection predicted"),
+        ({"selection": "coarse"}, "--selection predicted"),
+        ({"selection": "predicted"}, "--no-mask"),
+    ],
+)
+def test_an_adapter_that_would_not_be_asked_is_refused(folder: Path, changes: dict[str, Any], says: str) -> None:
+    run(folder, recipe=replace(QUICK, with_masks=False))
+    with pytest.raises(UsageError, match=says):
+        load_refiner(
+            "embedded",
+            checkpoint=RANDOM,
+            device="cpu",
+            precision="fp32",
+            settings=replace(METHODS["samrefiner"], **changes),
+            iou_adapter=folder / "a.safetensors",
+        )

@@ -3,6 +3,7 @@ crash; and in its band, or said not to be."""
 
 from collections.abc import Sequence
 from functools import partial as bound
+from typing import Any
 
 import cv2
 import numpy as np
@@ -18,6 +19,7 @@ from refinetool.corrupt import (
     Attempt,
     Goal,
     activation_map,
+    activations,
     boundary,
     boundary_noise,
     coarse_polygon,
@@ -48,7 +50,7 @@ from refinetool.corrupt.activations import THRESHOLDS, activation, overlap_by_th
 from refinetool.corrupt.figures import count_parts
 from refinetool.corrupt.geometry import zoom_on
 from refinetool.masks import iou
-from refinetool.records import BoolArray, IntArray
+from refinetool.records import BoolArray, FloatArray, IntArray
 from refinetool.settings import CorruptSettings
 
 DEFECTS = (
@@ -621,3 +623,34 @@ def test_parts_and_holes_are_those_that_scipy_counts(seed: int, share: float) ->
     background, gaps = ndimage.label(~np.pad(mask, 1))
     assert background[0, 0] == 1
     assert count_parts(mask) == (parts, gaps - 1 if mask.any() else 0)
+
+
+def test_blur_stops_growing_when_it_covers_the_image(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A band that no threshold reaches must not make each try costlier than the one before."""
+    blurs: list[float] = []
+    drawn = activations.activation
+
+    def watched(gt: BoolArray, rng: np.random.Generator, *, cell_px: float, blur: float, **more: Any) -> FloatArray:
+        blurs.append(blur * cell_px)
+        return drawn(gt, rng, cell_px=cell_px, blur=blur, **more)
+
+    monkeypatch.setattr(activations, "activation", watched)
+    gt = np.zeros((40, 60), dtype=np.bool_)
+    gt[5:35, 5:55] = True
+    unreachable = np.zeros_like(gt)
+    unreachable[:, :30] = True  # no mask may lie there, so that the band is out of reach
+    goal = Goal(0.95, 0.99, 31, 10, unreachable)
+    activations.activation_map(
+        None,
+        gt,
+        np.random.default_rng(0),
+        goal=goal,
+        name="cam-like",
+        cell_px=4.0,
+        blur=0.7,
+        bias=True,
+        leak=0.1,
+        mode="either",
+    )
+    assert len(blurs) == 31
+    assert max(blurs) <= activations.WIDEST_BLUR * 60 + 1e-9

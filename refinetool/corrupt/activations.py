@@ -19,6 +19,8 @@ BIAS_REACH = 0.35
 """Reach of the bias towards one part, as a share of the square root of the object's area."""
 MIN_CELL_PX = 2.0
 BLUR_STEP = 1.5
+WIDEST_BLUR = 0.25
+"""Standard deviation, as a share of the longer side, from which on more blur only costs time."""
 MASK_HEAD_CELLS = (28, 56)
 
 
@@ -63,7 +65,7 @@ def activation_map(
             if overlaps.max() < target:
                 cell = max(MIN_CELL_PX, cell / 2)
             else:
-                sigma *= BLUR_STEP
+                sigma = min(sigma * BLUR_STEP, WIDEST_BLUR * max(gt.shape) / cell)
 
     return reach(name, attempts(), gt, goal=goal)
 

@@ -119,18 +119,7 @@ def read_adapter(path: Path, *, model: str, fingerprint: str) -> IouAdapter:
     Raises:
         WeightsError: the file can't be read, is something else, or was made for another model or other weights.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except OSError as error:
-        raise WeightsError(f"{path}: the IoU adapter can't be read: {error.strerror or error}") from error
-    except SafetensorError as error:
-        raise WeightsError(f"{path}: this is no IoU adapter ({error}); refinetool adapt-iou writes one") from error
-    if described.get("format") != FORMAT or sorted(tensors) != sorted(KEYS):
-        raise WeightsError(
-            f"{path}: this is no IoU adapter, or one of another version; refinetool adapt-iou writes one"
-        )
+    described, tensors = _read(path)
     if described["model"] != model:
         raise WeightsError(
             f"{path}: this IoU adapter was made for {described['model']} and the model is {model}; "
@@ -149,3 +138,28 @@ def read_adapter(path: Path, *, model: str, fingerprint: str) -> IouAdapter:
     if not (down.isfinite().all() and up.isfinite().all()):
         raise WeightsError(f"{path}: the IoU adapter holds values that are not finite; train it again")
     return IouAdapter(down, up, model, fingerprint, described["with_masks"], described["about"])
+
+
+def scores_masks(path: Path) -> bool:
+    """Whether the adapter of a file scores answers to prompts with a mask, and not only those to points and boxes.
+
+    Raises:
+        WeightsError: the file can't be read, or is something else.
+    """
+    return bool(_read(path)[0]["with_masks"])
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            described = json.loads((file.metadata() or {}).get(METADATA, "{}"))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
+    except OSError as error:
+        raise WeightsError(f"{path}: the IoU adapter can't be read: {error.strerror or error}") from error
+    except SafetensorError as error:
+        raise WeightsError(f"{path}: this is no IoU adapter ({error}); refinetool adapt-iou writes one") from error
+    if described.get("format") != FORMAT or sorted(tensors) != sorted(KEYS):
+        raise WeightsError(
+            f"{path}: this is no IoU adapter, or one of another version; refinetool adapt-iou writes one"
+        )
+    return described, tensors
