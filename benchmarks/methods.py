@@ -213,7 +213,8 @@ def measure(arguments: argparse.Namespace) -> None:
         work = Path(folder)
         for job in jobs_of(arguments.data, work, pictures=arguments.pictures):
             for method, settings in WAYS.items():
-                if (job.data, job.suite, method) in done or (method in GRIDS and not job.with_grids):
+                unwanted = arguments.only and method not in arguments.only
+                if unwanted or (job.data, job.suite, method) in done or (method in GRIDS and not job.with_grids):
                     continue
                 row = measured(job, method, settings, model=arguments.model, checkpoint=arguments.checkpoint, work=work)
                 lines.write(json.dumps(asdict(row)) + "\n")
@@ -366,6 +367,7 @@ def main() -> None:
     measuring = commands.add_parser("measure", help="refine and measure")
     measuring.add_argument("data", type=Path)
     measuring.add_argument("--pictures", type=int, default=10, help="per val list")
+    measuring.add_argument("--only", nargs="+", choices=WAYS, help="these methods instead of all")
     measuring.set_defaults(run=measure)
     ablating = commands.add_parser("ablate", help="the paper's tables for one pair of files")
     ablating.add_argument("coarse", type=Path)

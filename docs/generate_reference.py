@@ -289,7 +289,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], group: str = "
 def models_page() -> str:
     """The table of models, and the published files."""
     models = [
-        [code(model.name), model.about, model.view, model.selection, model.snap, _size(model.name)]
+        [code(model.name), model.about, model.view, model.selection, model.snap, model.trust, _size(model.name)]
         for model in MODELS.values()
     ]
     files = [
@@ -299,9 +299,9 @@ def models_page() -> str:
     return page(
         [
             "# Models",
-            "The names that `--model` takes. View, selection and snap are what `auto` means for a model: "
+            "The names that `--model` takes. View, selection, snap and trust are what `auto` means for a model: "
             "[tuning](../how-to/tuning.md). Which one to take: [choosing a model](../how-to/choosing-a-model.md).",
-            table(["name", "what", "view", "selection", "snap", "weights"], models),
+            table(["name", "what", "view", "selection", "snap", "trust", "weights"], models),
             "## Published files",
             "Sizes are in bytes. No publisher prints a SHA-256 beside the download. The sums marked `publisher` are "
             "recorded for the file by the publisher's own repository on the model hub; those marked `agreed` are "

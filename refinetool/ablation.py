@@ -1,7 +1,7 @@
 """Ablations: the same masks refined in many ways and measured against ground truth, as SAMRefiner's tables have it.
 
 A table has rows, and a row is a name and the settings that make it. All rows of a table see the same images; where they
-only ask differently, an image is encoded once. What is measured is the model's own proposal: without guard and without
+only ask differently, an image is encoded once. What is measured is the model's own proposal: without guard, trust and
 snapping unless the base settings have them, and an empty proposal counts as empty.
 """
 
@@ -374,7 +374,7 @@ class EmbedOnce:
         self._backend = backend
         self._seen: dict[tuple[int, ...], Embedding] = {}
         self.name, self.view, self.selection = backend.name, backend.view, backend.selection
-        self.snap, self.fingerprint = backend.snap, backend.fingerprint
+        self.snap, self.trust, self.fingerprint = backend.snap, backend.trust, backend.fingerprint
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
         keys = [(*image.shape, hash(image.tobytes())) for image in images]

@@ -93,6 +93,7 @@ class NoModel:
     view: Literal["frame", "crop"] = "crop"
     selection: Selection = "single"
     snap: Literal["none", "guided"] = "none"
+    trust: Literal["none", "outline"] = "none"
     fingerprint: str = hashlib.sha256(f"opencv {cv2.__version__}".encode()).hexdigest()
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:

@@ -197,6 +197,15 @@ Snap: TypeAlias = Annotated[
     Literal["auto", "none", "guided"] | None,
     _given("--snap", text="Edge-aware filter at full resolution.", panel=METHOD, default=REFINE.snap.mode),
 ]
+Trust: TypeAlias = Annotated[
+    Literal["auto", "none", "outline"] | None,
+    _given(
+        "--trust",
+        text="Where the model is unsure, a coarse outline that lies on colour edges stays.",
+        panel=METHOD,
+        default=REFINE.trust.mode,
+    ),
+]
 SplitRule: TypeAlias = Annotated[
     Literal["paper", "relaxed", "off"] | None,
     _given("--split-rule", text="How parts of a class mask join.", panel=METHOD, default=REFINE.split.rule),

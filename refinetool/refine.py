@@ -1,6 +1,6 @@
 """START HERE. Refinement in one sentence:
 
-    read → split → view → embed → (excavate → segment → select) x passes → snap → guard → merge → write
+    read → split → view → embed → (excavate → segment → select) x passes → snap → trust → guard → merge → write
 
 A `Refiner` does all of it but reading and writing files, which belong to `formats`, for one image or, through
 `runners`, for many. Its three steps suit three kinds of threads: `prepare` reads and mines prompts ahead of the model,
@@ -41,6 +41,7 @@ from refinetool.records import (
 from refinetool.regions import Claim
 from refinetool.settings import RefineSettings
 from refinetool.snap import guided_snap
+from refinetool.trust import settled
 from refinetool.views import View, choose_views
 
 
@@ -155,7 +156,7 @@ class Refiner:
                 jobs,
                 selection=self.backend.selection if settings.selection == "auto" else settings.selection,
                 prompt_batch=settings.prompt_batch,
-                with_logits=settings.cascade != "regen" and not last,
+                with_logits=self._trusts if last else settings.cascade != "regen",
                 with_offer=settings.keep_candidates and last,
             )
         return answers
@@ -175,7 +176,7 @@ class Refiner:
         return [replace(asked, masks=answer.logits) for asked, answer in zip(prompts, answers, strict=True)]
 
     def finish(self, prepared: Prepared, segmented: Sequence[Answer]) -> Outcome:
-        """Snap and judge what the model proposed, and merge it where regions share a map."""
+        """Snap, settle and judge what the model proposed, and merge it where regions share a map."""
         verdicts = [
             self._judge(job, row, answer, size=prepared.sample.size)
             for job, answer in zip(prepared.jobs, segmented, strict=True)
@@ -190,6 +191,8 @@ class Refiner:
         snap = self.settings.snap
         if (self.backend.snap if snap.mode == "auto" else snap.mode) == "guided" and proposal.any():
             proposal = guided_snap(job.pixels, proposal, radius_share=snap.radius, epsilon=snap.epsilon)
+        if self._trusts and answer.logits is not None and proposal.any():
+            proposal = settled(job.pixels, job.coarse[row], proposal, answer.logits[row], settings=self.settings.trust)
         reason, overlap = doubt(job.coarse[row], proposal, score, settings=self.settings.guard)
         if reason is not None:
             return Verdict(Claim(part.region, part.box, part.mask, None), kept(reason), score, overlap, offered)
@@ -197,6 +200,11 @@ class Refiner:
         left, top, _, _ = job.view.window
         claim = Claim(part.region, (left + x0, top + y0, left + x1, top + y1), proposal[y0:y1, x0:x1].copy(), score)
         return Verdict(claim, REFINED, score, overlap, offered)
+
+    @property
+    def _trusts(self) -> bool:
+        mode = self.settings.trust.mode
+        return (self.backend.trust if mode == "auto" else mode) == "outline"
 
     def refine_image(self, image: ImageArray, coarse: BoolArray) -> list[RefinedMask]:
         """Refine N masks of one image that are at hand as arrays; they may overlap.

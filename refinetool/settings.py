@@ -110,6 +110,21 @@ class SnapSettings:
     """Variance, on a 0..1 colour scale, below which the guide counts as flat."""
 
 
+@dataclass(frozen=True, slots=True)
+class TrustSettings:
+    """Where the coarse mask decides because the model is unsure. Chosen on val lists; see docs/design/trust.md."""
+
+    mode: Literal["auto", "none", "outline"] = "auto"
+    margin: float = 2.0
+    """Largest logit at which the model counts as unsure, once for an outline on edges and once for agreement."""
+    edges_from: float = 1.1
+    edges_to: float = 1.4
+    """Mean colour gradient on the coarse outline over that around it: from here the margin grows, there it is whole."""
+    agreement_from: float = 0.8
+    agreement_to: float = 0.95
+    """IoU of the model's mask with the coarse one: likewise."""
+
+
 _SNAP = SnapSettings()
 
 
@@ -168,6 +183,7 @@ class RefineSettings:
     split: SplitSettings = field(default_factory=SplitSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
+    trust: TrustSettings = field(default_factory=TrustSettings)
     grid: GridSettings = field(default_factory=GridSettings)
     classical: ClassicalSettings = field(default_factory=ClassicalSettings)
 
@@ -184,10 +200,11 @@ RELEASE = RefineSettings(
     view=ViewSettings(mode="frame"),
     guard=NO_GUARD,
     snap=SnapSettings(mode="none"),
+    trust=TrustSettings(mode="none"),
 )
 """What the authors' public release does by default, for comparison; its elastic box is switched off."""
 
-_PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"))
+_PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"), trust=TrustSettings(mode="none"))
 
 ABLATION = replace(_PLAIN, selection="predicted")
 """What the rows of an ablation begin with: the model's own masks, chosen by predicted IoU as in the paper."""
@@ -205,7 +222,7 @@ METHODS = {
     "guided": replace(_PLAIN, method="guided", view=ViewSettings(mode="crop")),
     "smooth": replace(_PLAIN, method="smooth", view=ViewSettings(mode="crop")),
 }
-"""What `refine --method` begins with: the tool's own way, and baselines, which have neither guard nor snapping."""
+"""What `refine --method` begins with: the tool's own way, and baselines, which have no guard, snapping or trust."""
 
 
 @dataclass(frozen=True, slots=True)

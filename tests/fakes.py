@@ -67,6 +67,7 @@ class BrightBackend:
     view: Literal["frame", "crop"] = "frame"
     selection: Selection = "predicted"
     snap: Literal["none", "guided"] = "none"
+    trust: Literal["none", "outline"] = "none"
     fingerprint: str = "0" * 64
     score: float = 0.9
 

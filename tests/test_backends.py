@@ -117,6 +117,7 @@ def backend_of(kind: str, precision: Precision = "fp32") -> SquareBackend:
         view="frame",
         selection="single",
         snap="none",
+        trust="none",
         fingerprint="-",
         device="cpu",
         precision=precision,

@@ -180,6 +180,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--view crop", "view.mode", "crop"),
     ("--view-margin 0.1", "view.margin", 0.1),
     ("--snap guided", "snap.mode", "guided"),
+    ("--trust outline", "trust.mode", "outline"),
     ("--split-rule paper", "split.rule", "paper"),
     ("--split-rule off", "split.rule", "off"),
     ("--grid-points 8", "grid.points_per_side", 8),
@@ -298,7 +299,7 @@ def test_tables_of_an_ablation(command: Command, folder: Path, monkeypatch: pyte
     assert said.code == 0, said.err
     boxes, cascade = json.loads(said.out)["tables"]
     assert (boxes["name"], cascade["name"]) == ("boxes", "cascade")
-    assert [score["name"] for score in boxes["plain"]][0] == "coarse mask"
+    assert boxes["plain"][0]["name"] == "coarse mask"
     assert boxes["plain"][0]["iou"] == 1.0
     assert all(score["objects"] == 3 for score in boxes["plain"])
     markdown = command(*arguments, "--table", "boxes", "--markdown", "--quiet").out

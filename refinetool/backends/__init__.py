@@ -74,6 +74,8 @@ class Backend(Protocol):
     """The candidate this model is best taken from."""
     snap: Literal["none", "guided"]
     """What `--snap auto` means for this model: whether its masks gain from the edge-aware filter."""
+    trust: Literal["none", "outline"]
+    """What `--trust auto` means for this model: whether its masks gain from trust in good coarse outlines."""
     fingerprint: str
     """Hash of architecture and weights: goes into journals and outputs."""
 

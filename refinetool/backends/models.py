@@ -31,6 +31,7 @@ class Model:
     view: What `--view auto` means for it.
     selection: The candidate it is best taken from.
     snap: What `--snap auto` means for it.
+    trust: What `--trust auto` means for it.
     """
 
     name: str
@@ -40,12 +41,13 @@ class Model:
     view: Literal["frame", "crop"]
     selection: Selection
     snap: Literal["none", "guided"]
+    trust: Literal["none", "outline"] = "none"
 
 
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model(EMBEDDED, "small SAM2 that comes with refinetool", "embedded", "", "crop", "single", "guided"),
+        Model(EMBEDDED, "small SAM2 that comes with refinetool", "embedded", "", "crop", "single", "guided", "outline"),
         Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", "sam", "vit_b", "frame", "predicted", "none"),
         Model("sam-vit-l", "SAM, ViT-L encoder, 312 M parameters", "sam", "vit_l", "frame", "predicted", "none"),
         Model("sam-vit-h", "SAM, ViT-H encoder, 641 M parameters", "sam", "vit_h", "frame", "predicted", "none"),
@@ -115,6 +117,7 @@ def load_backend(
         view=model.view,
         selection=model.selection,
         snap=model.snap,
+        trust=model.trust,
         fingerprint=fingerprint,
         device=place,
         precision=chosen_precision,

@@ -167,6 +167,7 @@ class SquareBackend(ABC):
         view: Literal["frame", "crop"],
         selection: Selection,
         snap: Literal["none", "guided"],
+        trust: Literal["none", "outline"],
         fingerprint: str,
         device: str,
         precision: Precision,
@@ -177,6 +178,7 @@ class SquareBackend(ABC):
         self.view: Literal["frame", "crop"] = view
         self.selection: Selection = selection
         self.snap: Literal["none", "guided"] = snap
+        self.trust: Literal["none", "outline"] = trust
         self.fingerprint = fingerprint
         self.device = torch.device(device)
         self.precision = precision
