@@ -577,6 +577,12 @@ def test_a_prompt_on_the_models_own_grid_is_left_alone() -> None:
     torch.testing.assert_close(rasterise(logits, squashed((91, 77), side=SIDE), cells=32), logits)
 
 
+def test_a_view_one_cell_wide_is_not_smeared() -> None:
+    logits = torch.tensor([15.0, -15.0]).view(1, 2, 1)
+    (grid,) = rasterise(logits, letterboxed((16, 1), side=1024), cells=16)
+    assert (grid[:, 0] > 0).tolist() == [True] * 8 + [False] * 8
+
+
 @settings(max_examples=60)
 @given(
     frame=FRAMES,

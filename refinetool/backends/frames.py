@@ -156,10 +156,17 @@ def _nearest(pixels: int, extent: float) -> tuple[IntArray, BoolArray]:
 def _on_cells(maps: Tensor, frame: Frame, *, cells: int) -> Tensor:
     extent = frame.extent(cells)
     reached = (math.ceil(extent[0]), math.ceil(extent[1]))
-    fitted = F.interpolate(maps[None], reached, mode="bilinear", align_corners=False, antialias=True)[0]
+    fitted = _resized(maps, reached)
     if extent == (cells, cells):
         return fitted
     return sample(fitted, (cells, cells), step=(reached[0] / extent[0], reached[1] / extent[1]))
+
+
+def _resized(maps: Tensor, size: Size) -> Tensor:
+    """Antialiased bilinear, (N, h, w) to (N, rows, columns)."""
+    if size[1] == 1 < size[0]:  # torch 2.15 repeats the first row down a single column
+        return _resized(maps.transpose(1, 2), (1, size[0])).transpose(1, 2)
+    return F.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def _keep_touched(grid: Tensor, logits: Tensor, frame: Frame) -> None:
