@@ -40,7 +40,7 @@ from refinetool.records import (
 )
 from refinetool.regions import Claim
 from refinetool.settings import RefineSettings
-from refinetool.snap import guided_snap
+from refinetool.snap import guided_snap, without_new_pieces
 from refinetool.trust import settled
 from refinetool.views import View, choose_views
 
@@ -192,7 +192,9 @@ class Refiner:
         if (self.backend.snap if snap.mode == "auto" else snap.mode) == "guided" and proposal.any():
             proposal = guided_snap(job.pixels, proposal, radius_share=snap.radius, epsilon=snap.epsilon)
         if self._trusts and answer.logits is not None and proposal.any():
-            proposal = settled(job.pixels, job.coarse[row], proposal, answer.logits[row], settings=self.settings.trust)
+            logits, trust = answer.logits[row], self.settings.trust
+            mixed = settled(job.pixels, job.coarse[row], proposal, logits, settings=trust)
+            proposal = without_new_pieces(mixed, proposal)
         reason, overlap = doubt(job.coarse[row], proposal, score, settings=self.settings.guard)
         if reason is not None:
             return Verdict(Claim(part.region, part.box, part.mask, None), kept(reason), score, overlap, offered)

@@ -115,11 +115,11 @@ class TrustSettings:
     """Where the coarse mask decides because the model is unsure. Chosen on val lists; see docs/design/trust.md."""
 
     mode: Literal["auto", "none", "outline"] = "auto"
-    margin: float = 2.0
-    """Largest logit at which the model counts as unsure, once for an outline on edges and once for agreement."""
+    margin: float = 1.0
+    """Largest logit at which the model counts as unsure for an outline on edges; twice as much where it agrees, too."""
     edges_from: float = 1.1
     edges_to: float = 1.4
-    """Mean colour gradient on the coarse outline over that around it: from here the margin grows, there it is whole."""
+    """Mean colour gradient on the coarse outline nearby over that beside it: from where to where the margin grows."""
     agreement_from: float = 0.8
     agreement_to: float = 0.95
     """IoU of the model's mask with the coarse one: likewise."""

@@ -3,8 +3,8 @@
 A model answers on a grid of cells much larger than pixels. Near the outline its logits are small and its mask is a
 guess, while the coarse mask may be exact to the pixel: drawn by hand along an edge, or made of superpixels. So within a
 margin of logits around the threshold the coarse mask decides. The margin is wide where the coarse outline deserves it:
-it lies on colour edges, more so than its neighbourhood, or the model agrees with almost all of the mask. Blobs without
-edges get no margin.
+it lies on colour edges, more so than its neighbourhood, and wider still where the model agrees with almost all of the
+mask. Blobs and loose polygons, whose outlines follow no edges, get no margin.
 """
 
 import math
@@ -22,6 +22,10 @@ LINE_PX = 1.0
 """The outline: pixels within this distance of the other side."""
 BAND_SHARE, LEAST_BAND_PX = 0.2, 4.0
 """Its neighbourhood: pixels within this share of the radius of a disc of the mask's area."""
+NEAR_SHARE = 0.35
+"""What counts as near: standard deviation of a Gaussian, as a share of the same radius."""
+LEAST_WEIGHT, LEAST_CHANGE = 1e-6, 1e-3
+"""Below these there is no outline nearby, or nothing to see."""
 
 
 def settled(
@@ -39,47 +43,59 @@ def settled(
     """
     fine = spread(logits, refined.shape)
     width = margin(alignment(image, coarse), iou(coarse, fine > 0), settings=settings)
-    return np.where(np.abs(fine) < width, coarse, refined)
+    result: BoolArray = np.where(np.abs(fine) < width, coarse, refined)
+    return result
 
 
-def margin(aligned: float, agreement: float, *, settings: TrustSettings) -> float:
-    """How far from 0 the logits may be for the coarse mask to decide, in logits.
+def margin(aligned: FloatArray, agreement: float, *, settings: TrustSettings) -> FloatArray:
+    """How far from 0 the logits may be for the coarse mask to decide, in logits, float32 like `aligned`.
 
-    It rises from 0 to `settings.margin` with the alignment of the outline, and by as much again with the agreement.
+    It rises from 0 to `settings.margin` with the alignment of the outline nearby, and to twice that where, besides, the
+    model agrees. Agreement alone is no reason: a loosely drawn outline shares most of its pixels with the object, too.
     """
     by_edges = _share(aligned, settings.edges_from, settings.edges_to)
-    by_agreement = _share(agreement, settings.agreement_from, settings.agreement_to)
-    return settings.margin * (by_edges + by_agreement)
+    by_agreement = _share(np.float32(agreement), settings.agreement_from, settings.agreement_to)
+    width: FloatArray = (settings.margin * by_edges * (1 + by_agreement)).astype(np.float32)
+    return width
 
 
-def alignment(image: ImageArray, mask: BoolArray) -> float:
-    """How much stronger colours change on the outline of a mask than near it.
+def alignment(image: ImageArray, mask: BoolArray) -> FloatArray:
+    """How much stronger colours change on the outline of a mask than beside it, near each pixel.
 
-    The colour gradient is measured after a slight blur, as the root of the squared derivatives summed over colours.
+    The gradient is measured after a slight blur, as the root of the squared derivatives summed over colours. Both
+    means are weighted with a Gaussian around the pixel.
 
     Args:
         image: uint8 (H, W, 3) RGB.
         mask: bool (H, W).
 
     Returns:
-        Mean gradient on the outline over mean gradient in the band around it, which it is part of. 1 where there is no
-        outline or no gradient.
+        float32 (H, W): mean gradient on the outline nearby over mean gradient in the band around it, which it is part
+        of; 0 where there is no outline nearby.
     """
+    aligned = np.zeros(mask.shape, dtype=np.float32)
     box = bounding_box(mask)
     if box is None or mask.all():
-        return 1.0
-    band_px = max(LEAST_BAND_PX, BAND_SHARE * math.sqrt(np.count_nonzero(mask) / math.pi))
-    reach = math.ceil(band_px) + 4  # the blur and the derivative look a few pixels further
+        return aligned
+    radius_px = math.sqrt(np.count_nonzero(mask) / math.pi)
+    band_px, near_px = (max(LEAST_BAND_PX, share * radius_px) for share in (BAND_SHARE, NEAR_SHARE))
+    reach = math.ceil(max(band_px + 4, 3 * near_px))  # the blur and the derivative look a few pixels further
     x0, y0, x1, y1 = box
     crop = slice(max(0, y0 - reach), y1 + reach), slice(max(0, x0 - reach), x1 + reach)
     inside = mask[crop]
-    depth = sum(distance_inside(side, border_is_background=False) for side in (inside, ~inside))
-    if inside.all():
-        return 1.0
+    depth = distance_inside(inside, border_is_background=False) + distance_inside(~inside, border_is_background=False)
     change = gradient(image[crop])
-    line, band = depth <= LINE_PX, depth <= band_px
-    around = float(change[band].mean())
-    return float(change[line].mean()) / around if around > 0 else 1.0
+    on_line, beside = (_mean_near(change, depth <= width, near_px) for width in (LINE_PX, band_px))
+    aligned[crop] = on_line / np.maximum(beside, LEAST_CHANGE)
+    return aligned
+
+
+def _mean_near(values: FloatArray, where: BoolArray, near_px: float) -> FloatArray:
+    """The mean of values over some pixels, weighted with a Gaussian around each pixel; 0 where none is near."""
+    weights = where.astype(np.float32)
+    total, weight = (cv2.GaussianBlur(plane, (0, 0), near_px) for plane in (values * weights, weights))
+    mean: FloatArray = np.asarray(total / np.maximum(weight, LEAST_WEIGHT), np.float32)
+    return mean
 
 
 def gradient(image: ImageArray) -> FloatArray:
@@ -97,6 +113,7 @@ def spread(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
     return fine
 
 
-def _share(value: float, start: float, end: float) -> float:
-    """How far a value has come from start to end, 0..1."""
-    return min(1.0, max(0.0, (value - start) / (end - start)))
+def _share(value: FloatArray | np.float32, start: float, end: float) -> FloatArray:
+    """How far values have come from start to end, 0..1."""
+    share: FloatArray = np.clip((np.asarray(value) - start) / (end - start), 0, 1).astype(np.float32)
+    return share

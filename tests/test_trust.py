@@ -35,22 +35,44 @@ def photograph(of: BoolArray = OBJECT) -> ImageArray:
     return np.clip(np.where(of[..., None], [180, 90, 60], [60, 120, 90]) + noise, 0, 255).astype(np.uint8)
 
 
+def on_outline(image: ImageArray, mask: BoolArray) -> float:
+    """The mean alignment along the outline."""
+    depth = ndimage.distance_transform_edt(mask) + ndimage.distance_transform_edt(~mask)
+    return float(alignment(image, mask)[depth <= 1].mean())
+
+
 def test_an_outline_on_an_edge_is_aligned_and_one_beside_it_is_not() -> None:
     image = photograph()
-    on_edge, beside = alignment(image, OBJECT), alignment(image, disc(40, 30, 15))
+    on_edge, beside = on_outline(image, OBJECT), on_outline(image, disc(40, 30, 15))
     assert on_edge > SETTINGS.edges_to
     assert beside < SETTINGS.edges_from
-    assert alignment(image, disc(46, 30, 18)) < on_edge
+
+
+def test_an_outline_is_trusted_only_where_it_is_good() -> None:
+    """One half follows the object, the other is drawn loosely around it."""
+    loose = OBJECT | (disc(40, 30, 25) & (np.arange(SIZE[1]) > 42))
+    aligned = alignment(photograph(), loose)
+    assert aligned[30, 22] > SETTINGS.edges_to
+    assert aligned[30, 65] < SETTINGS.edges_from
 
 
 def test_alignment_is_what_its_words_say() -> None:
-    """Against distances from SciPy on the whole image, gradient taken as given."""
+    """Against SciPy's distances and blur on the whole image, the gradient taken as given."""
     image, mask = photograph(), disc(37, 28, 16)
     depth = ndimage.distance_transform_edt(mask) + ndimage.distance_transform_edt(~mask)
-    change = gradient(image)
-    band = depth <= max(4.0, 0.2 * np.sqrt(mask.sum() / np.pi))
-    expected = change[depth <= 1].mean() / change[band].mean()
-    assert alignment(image, mask) == pytest.approx(expected, rel=1e-3)
+    change = gradient(image).astype(np.float64)
+    radius = np.sqrt(mask.sum() / np.pi)
+
+    def mean(where: BoolArray) -> np.ndarray:
+        sigma = max(4.0, 0.35 * radius)
+        weight, total = (
+            ndimage.gaussian_filter(plane, sigma, mode="mirror") for plane in (where * 1.0, change * where)
+        )
+        return total / np.maximum(weight, 1e-9)
+
+    expected = mean(depth <= 1) / np.maximum(mean(depth <= max(4.0, 0.2 * radius)), 1e-9)
+    near = depth <= 6
+    np.testing.assert_allclose(alignment(image, mask)[near], expected[near], rtol=0.02)
 
 
 def test_the_gradient_is_the_root_of_squared_sobel_derivatives() -> None:
@@ -64,24 +86,26 @@ def test_the_gradient_is_the_root_of_squared_sobel_derivatives() -> None:
 
 @pytest.mark.parametrize("mask", [np.ones(SIZE, np.bool_), np.zeros(SIZE, np.bool_)])
 def test_without_an_outline_there_is_nothing_to_align(mask: BoolArray) -> None:
-    assert alignment(photograph(), mask) == 1.0
+    assert not alignment(photograph(), mask).any()
 
 
 def test_a_flat_image_aligns_nothing() -> None:
-    assert alignment(np.full((*SIZE, 3), 90, np.uint8), OBJECT) == 1.0
+    assert not alignment(np.full((*SIZE, 3), 90, np.uint8), OBJECT).any()
 
 
 @given(st.floats(0, 5), st.floats(0, 5), st.floats(0, 1), st.floats(0, 1))
 def test_the_margin_grows_with_alignment_and_agreement(a: float, b: float, p: float, q: float) -> None:
-    low, high = (min(a, b), min(p, q)), (max(a, b), max(p, q))
-    assert 0 <= margin(*low, settings=SETTINGS) <= margin(*high, settings=SETTINGS) <= 2 * SETTINGS.margin
+    low, high = (
+        float(margin(np.array([choose(a, b)], np.float32), choose(p, q), settings=SETTINGS)[0]) for choose in (min, max)
+    )
+    assert 0 <= low <= high <= 2 * SETTINGS.margin
 
 
 def test_the_margin_begins_and_ends_where_the_settings_say() -> None:
-    assert margin(SETTINGS.edges_from, SETTINGS.agreement_from, settings=SETTINGS) == 0
-    assert margin(SETTINGS.edges_to, 0.0, settings=SETTINGS) == SETTINGS.margin
-    assert margin(0.0, SETTINGS.agreement_to, settings=SETTINGS) == SETTINGS.margin
-    assert margin(1.25, 0.875, settings=SETTINGS) == pytest.approx(SETTINGS.margin)
+    aligned = np.array([1.0, SETTINGS.edges_from, 1.25, SETTINGS.edges_to, 9.0], np.float32)
+    for agreement, factor in ((SETTINGS.agreement_from, 1.0), (0.875, 1.5), (SETTINGS.agreement_to, 2.0)):
+        expected = np.array([0, 0, 0.5, 1, 1]) * factor * SETTINGS.margin
+        np.testing.assert_allclose(margin(aligned, agreement, settings=SETTINGS), expected, atol=1e-5)
 
 
 def test_where_the_model_is_sure_its_mask_stands_and_elsewhere_the_coarse_one() -> None:
@@ -100,8 +124,8 @@ def test_where_the_model_is_sure_its_mask_stands_and_elsewhere_the_coarse_one() 
 
 
 def test_a_blob_without_edges_gets_no_say() -> None:
-    blob = disc(48, 36, 22)
-    logits = np.where(OBJECT, 0.2, -0.2).astype(np.float32)
+    blob = disc(40, 30, 27)
+    logits = np.where(OBJECT, 0.8, -0.8).astype(np.float32)
     assert (settled(photograph(), blob, OBJECT, logits, settings=SETTINGS) == OBJECT).all()
 
 
@@ -119,7 +143,7 @@ def test_refine_settles_where_it_is_told_to(mode: str, trusts: bool, tmp_path: P
     bright = np.where(OBJECT[..., None], 220, 30).repeat(3, axis=2).astype(np.uint8)
     Image.fromarray(bright).save(path)
     coarse = OBJECT.copy()
-    coarse[20:24, 36:40] = False
+    coarse[10:18, 36:44] = False
     sample = Sample("one", path, SIZE, (Region(1, None, masks.encode(coarse)),))
     settings = RefineSettings(
         guard=NO_GUARD,
