@@ -11,6 +11,7 @@ import statistics
 import time
 from collections import defaultdict
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -76,7 +77,7 @@ def main() -> None:
         mark("decode")
         refiner.finish(prepared, answers)
         mark("snap, trust, guard, run lengths")
-        for (_, start), (name, end) in zip(marks, marks[1:], strict=False):
+        for (_, start), (name, end) in pairwise(marks):
             spent[name].append(1000 * (end - start))
         spent["all"].append(1000 * (marks[-1][1] - marks[0][1]))
     medians = {name: statistics.median(times[1:]) for name, times in spent.items()}  # the first round warms up

@@ -77,13 +77,17 @@ def duration(seconds: float) -> str:
 
 
 @contextmanager
-def listening(*, quiet: bool) -> Iterator[Listener]:
-    """Something to tell the progress of a run to: a bar on a terminal, plain lines elsewhere, nothing if `quiet`."""
+def listening(*, waiting: str, quiet: bool) -> Iterator[Listener]:
+    """Something to tell the progress of a run to: a bar on a terminal, plain lines elsewhere, nothing if `quiet`.
+
+    Args:
+        waiting: What the bar says before the first image.
+    """
     console = Console(stderr=True)
     if quiet:
         yield lambda _: None
     elif console.is_terminal:
-        with _bar(console) as listener:
+        with _bar(console, waiting) as listener:
             yield listener
     else:
         yield Lines(write=lambda line: print(line, file=sys.stderr, flush=True), clock=time.monotonic)
@@ -116,7 +120,7 @@ def describe(progress: "Progress") -> str:
 
 
 @contextmanager
-def _bar(console: Console) -> Iterator[Listener]:
+def _bar(console: Console, waiting: str) -> Iterator[Listener]:
     from rich import progress as rich_progress
 
     columns = (
@@ -125,7 +129,7 @@ def _bar(console: Console) -> Iterator[Listener]:
         rich_progress.TextColumn("{task.description}"),
     )
     with rich_progress.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("loading the model", total=None)
+        task = bar.add_task(waiting, total=None)
         yield lambda progress: bar.update(
             task, completed=progress.done, total=progress.total, description=describe(progress)
         )

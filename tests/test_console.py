@@ -101,6 +101,6 @@ def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     drawn = io.StringIO()
     terminal = Console(file=drawn, force_terminal=True, width=120)
     monkeypatch.setattr(console, "Console", lambda **_: terminal)
-    with console.listening(quiet=False) as listener:
+    with console.listening(waiting="loading the model", quiet=False) as listener:
         listener(progress(7))
     assert "7/20 images, 21 masks" in drawn.getvalue()

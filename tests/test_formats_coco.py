@@ -334,7 +334,7 @@ def test_rings_become_run_lengths_where_there_is_a_hole(instances: Path) -> None
     destination = instances.with_name("refined.json")
     result = dataset.write(outcomes(dataset, {900100: ring}), destination, {})
     assert (result.path, result.changed) == (destination, 1)
-    assert result.notes == ("Polygons that became run lengths, because their refined masks have holes: 1.",)
+    assert result.notes == ("Polygons that became run lengths, because their new masks have holes: 1.",)
     refined = annotations_of(destination.read_text(encoding="utf-8"))[900100]
     assert refined["segmentation"] == {"size": [12, 16], "counts": string_counts(ring)}
     assert (refined["iscrowd"], refined["area"]) == (0, 35)

@@ -135,7 +135,7 @@ def corrupt(
     from refinetool.corrupt.dataset import corrupt_dataset
 
     chosen = choose(suite, generator, band=band, low=iou_low, high=iou_high)
-    with console.listening(quiet=quiet) as listener:
+    with console.listening(waiting="reading", quiet=quiet) as listener:
         summary = corrupt_dataset(
             truth,
             output=output or default_output(truth),

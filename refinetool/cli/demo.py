@@ -25,7 +25,7 @@ def demo(
     """Refine hand-drawn outlines of objects in built-in photographs: no network, no data, a few seconds."""
     from refinetool.demo import run_demo
 
-    with console.listening(quiet=quiet) as listener:
+    with console.listening(waiting="loading the model", quiet=quiet) as listener:
         result = run_demo(
             folder,
             model=model,

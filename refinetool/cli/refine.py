@@ -137,7 +137,7 @@ def refine(
     find_model(model)
     destination = output or default_output(coarse)
     try:
-        with console.listening(quiet=quiet or dry_run) as listener:
+        with console.listening(waiting="loading the model", quiet=quiet or dry_run) as listener:
             summary = refine_dataset(
                 coarse,
                 images=images,

@@ -241,4 +241,4 @@ def _claimed_size(records: Sequence[Mapping[str, Json]]) -> Size | None:
 def _remarks(rings_lost: int) -> tuple[str, ...]:
     if not rings_lost:
         return ()
-    return (f"Polygons that became run lengths, because their refined masks have holes: {rings_lost}.",)
+    return (f"Polygons that became run lengths, because their new masks have holes: {rings_lost}.",)
