@@ -150,7 +150,7 @@ class Journal:
             for line in lines:
                 if not line.endswith(b"\n"):
                     break
-                record = _parse(line)
+                record = parse_line(line)
                 if "job" in record:
                     current = record["job"] == self._job
                 elif "key" in record and "input" in record:
@@ -199,7 +199,7 @@ def holds_work(path: Path) -> bool:
             for number, line in enumerate(lines):
                 if number == 0 and not _begins(line):
                     raise _not_a_journal(path)
-                if line.endswith(b"\n") and "key" in _parse(line):
+                if line.endswith(b"\n") and "key" in parse_line(line):
                     return True
     except FileNotFoundError:
         return False
@@ -298,7 +298,7 @@ def _annotation(packed: Mapping[str, Any]) -> Annotation:
     return Annotation(mask, packed["status"], packed["predicted_iou"], packed["coarse_iou"], candidates)
 
 
-def _parse(line: bytes) -> dict[str, Any]:
+def parse_line(line: bytes) -> dict[str, Any]:
     """One line as a record; an empty one where a crash of the machine left something else."""
     try:
         record = json.loads(line)

@@ -24,7 +24,7 @@ import numpy as np
 
 from refinetool.backends.square import SquareBackend
 from refinetool.errors import DataError, StorageError, UsageError
-from refinetool.journal import digest_of
+from refinetool.journal import digest_of, parse_line
 from refinetool.parts import Job
 from refinetool.prompts import expand_boxes
 from refinetool.records import ABSENT, FloatArray, Prompts, Sample
@@ -261,7 +261,7 @@ class FeatureFile:
             for line in lines:
                 if not line.endswith(b"\n"):
                     break
-                record = _parse(line)
+                record = parse_line(line)
                 if "job" in record:
                     current = record["job"] == self._job
                 elif current and "key" in record and "overlaps" in record:
@@ -300,7 +300,7 @@ def holds_features(path: Path) -> bool:
     if not _begins(path):
         raise _not_features(path)
     with path.open("rb") as lines:
-        return any(line.endswith(b"\n") and "key" in _parse(line) for line in lines)
+        return any(line.endswith(b"\n") and "key" in parse_line(line) for line in lines)
 
 
 def _begins(path: Path) -> bool:
@@ -315,15 +315,6 @@ def _begins(path: Path) -> bool:
 
 def _not_features(path: Path) -> UsageError:
     return UsageError(f"{path}: the features would be here, but this file is something else; move it away")
-
-
-def _parse(line: bytes) -> dict[str, Any]:
-    """One line as a record; an empty one where a crash of the machine left something else."""
-    try:
-        record = json.loads(line)
-    except ValueError:
-        return {}
-    return record if isinstance(record, dict) else {}
 
 
 def _floats(text: str) -> FloatArray:
