@@ -4,7 +4,6 @@ Lengths are shares of r, the radius of a disc of the mask's area.
 """
 
 import hashlib
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
@@ -14,7 +13,7 @@ import numpy as np
 
 from refinetool.answers import Answer
 from refinetool.backends import Embedding, Prediction, Selection
-from refinetool.masks import distance_inside
+from refinetool.masks import disc_radius, distance_inside
 from refinetool.parts import Job
 from refinetool.records import BoolArray, ImageArray, Prompts
 from refinetool.settings import ClassicalSettings
@@ -78,11 +77,6 @@ def smooth(mask: BoolArray, *, sigma_share: float) -> BoolArray:
     sigma_px = max(sigma_share * disc_radius(mask), SMALLEST_SIGMA_PX)
     blurred: BoolArray = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma_px) > 0.5
     return blurred
-
-
-def disc_radius(mask: BoolArray) -> float:
-    """r, in pixels."""
-    return math.sqrt(np.count_nonzero(mask) / math.pi)
 
 
 @dataclass(slots=True)

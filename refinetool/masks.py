@@ -134,6 +134,11 @@ def iou(a: BoolArray, b: BoolArray) -> float:
 # --- boundaries
 
 
+def disc_radius(mask: BoolArray) -> float:
+    """Radius in pixels of a disc of the mask's area: what lengths scale with."""
+    return math.sqrt(np.count_nonzero(mask) / math.pi)
+
+
 def boundary_width(size: Size, ratio: float) -> int:
     """Width in pixels of the boundary band of an image of size (H, W): `ratio` of its diagonal, at least 1."""
     return max(1, round(ratio * math.hypot(*size)))
@@ -202,6 +207,13 @@ def distance_inside(mask: BoolArray, border_is_background: bool) -> FloatArray:
 
 
 # --- parts and holes
+
+
+def spread(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Logits (h, w) read bilinearly at the pixels of a frame of that shape: float32 (H, W)."""
+    height, width = shape
+    fine: FloatArray = np.asarray(cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return fine
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,14 +7,13 @@ with them; where they are flat, it is the mask averaged twice.
 Axes: C = 3 colours, H W pixels of the image or of a crop of it.
 """
 
-import math
 from typing import TypeAlias
 
 import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refinetool.masks import bounding_box
+from refinetool.masks import bounding_box, disc_radius
 from refinetool.records import BoolArray, FloatArray, ImageArray
 
 Planes: TypeAlias = NDArray[np.float64]
@@ -45,7 +44,7 @@ def guided_snap(image: ImageArray, mask: BoolArray, *, radius_share: float, epsi
     box = bounding_box(mask)
     if box is None:
         return snapped
-    radius_px = snap_radius(int(np.count_nonzero(mask)), radius_share=radius_share)
+    radius_px = snap_radius(mask, radius_share=radius_share)
     # A pixel sees windows up to one radius away, which see pixels up to one more: nothing is nonzero beyond twice the
     # radius, and what is nonzero there depends on twice the radius again.
     reach_px = 4 * radius_px
@@ -73,9 +72,9 @@ def _pieces_that_touch(mask: BoolArray, other: BoolArray) -> BoolArray:
     return kept
 
 
-def snap_radius(area_px: int, *, radius_share: float) -> int:
-    """The filter radius in pixels for a mask of this area."""
-    return max(1, round(radius_share * math.sqrt(area_px / math.pi)))
+def snap_radius(mask: BoolArray, *, radius_share: float) -> int:
+    """The filter radius in pixels for a mask."""
+    return max(1, round(radius_share * disc_radius(mask)))
 
 
 def guided_filter(

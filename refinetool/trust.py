@@ -12,7 +12,7 @@ import math
 import cv2
 import numpy as np
 
-from refinetool.masks import bounding_box, distance_inside, iou
+from refinetool.masks import bounding_box, disc_radius, distance_inside, iou, spread
 from refinetool.records import BoolArray, FloatArray, ImageArray
 from refinetool.settings import TrustSettings
 
@@ -77,8 +77,7 @@ def alignment(image: ImageArray, mask: BoolArray) -> FloatArray:
     box = bounding_box(mask)
     if box is None or mask.all():
         return aligned
-    radius_px = math.sqrt(np.count_nonzero(mask) / math.pi)
-    band_px, near_px = (max(LEAST_BAND_PX, share * radius_px) for share in (BAND_SHARE, NEAR_SHARE))
+    band_px, near_px = (max(LEAST_BAND_PX, share * disc_radius(mask)) for share in (BAND_SHARE, NEAR_SHARE))
     reach = math.ceil(max(band_px + 4, 3 * near_px))  # the blur and the derivative look a few pixels further
     x0, y0, x1, y1 = box
     crop = slice(max(0, y0 - reach), y1 + reach), slice(max(0, x0 - reach), x1 + reach)
@@ -104,13 +103,6 @@ def gradient(image: ImageArray) -> FloatArray:
     across, down = (cv2.Sobel(calm, cv2.CV_32F, *order) for order in ((1, 0), (0, 1)))
     strength: FloatArray = np.sqrt((across**2 + down**2).sum(axis=2)).astype(np.float32)
     return strength
-
-
-def spread(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
-    """Logits (h, w) read bilinearly at the pixels of a frame of that shape: float32 (H, W)."""
-    height, width = shape
-    fine: FloatArray = np.asarray(cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-    return fine
 
 
 def _share(value: FloatArray | np.float32, start: float, end: float) -> FloatArray:

@@ -16,7 +16,6 @@ from shapes import SIZE, disc, photograph
 
 from refinetool import masks
 from refinetool.corrupt import Corrupted, CorruptionInfo
-from refinetool.corrupt import dataset as module
 from refinetool.corrupt.dataset import corrupt_dataset, corrupt_sample, share_out
 from refinetool.corrupt.suites import BANDS, KINDS, SUITES, Suite, single
 from refinetool.errors import Interrupted, UsageError
@@ -444,19 +443,3 @@ def test_images_that_failed_end_in_an_exit_code(command: Command, truth: Path, t
     assert said.code == 1
     assert "3 left as they are: the image can't be read" in said.out
     assert "2.png" in said.err
-
-
-def test_nothing_is_held_for_samples_in_order() -> None:
-    """Outcomes are made as they are asked for, not ahead of the writer by more than the threads need."""
-    started = 0
-
-    def work(sample: Sample) -> object:
-        nonlocal started
-        started += 1
-        return sample.key
-
-    samples = (Sample(str(n), Path(), (1, 1), ()) for n in range(100))
-    results = module._in_order(work, samples, workers=2)  # type: ignore[arg-type]
-    assert next(results) == "0"
-    assert started <= 6
-    assert list(results) == [str(n) for n in range(1, 100)]

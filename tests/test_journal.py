@@ -273,7 +273,7 @@ def test_no_space_left_is_said_in_words(tmp_path: Path, monkeypatch: pytest.Monk
     with Journal(tmp_path / "j", job=JOB, fresh=False) as journal:
         journal.reuse(sample_of(tmp_path, "a"))
         with monkeypatch.context() as patched:
-            patched.setattr(journal, "_file", Full())
+            patched.setattr(journal._lines, "_file", Full())
             with pytest.raises(StorageError, match="No space left on device"):
                 journal.append(outcome_of("a"), seconds=0)
         assert journal.find("a") is None

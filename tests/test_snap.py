@@ -108,7 +108,7 @@ def test_a_shifted_object_loses_most_of_its_error() -> None:
 @pytest.mark.parametrize("radius_share", [0.1, 0.4])
 def test_the_crop_changes_nothing(mask: BoolArray, radius_share: float) -> None:
     image = photograph(120, 150, 5)
-    radius_px = snap.snap_radius(int(mask.sum()), radius_share=radius_share)
+    radius_px = snap.snap_radius(mask, radius_share=radius_share)
     whole = snap.guided_filter(image, mask, radius_px=radius_px, epsilon=1e-4) > 0.5
     cropped = snap.guided_snap(image, mask, radius_share=radius_share, epsilon=1e-4)
     np.testing.assert_array_equal(cropped, whole)
@@ -125,8 +125,9 @@ def test_the_reduced_grid_is_close_to_the_full_one(monkeypatch: pytest.MonkeyPat
 
 
 def test_the_radius_is_a_share_of_the_disc_of_the_same_area() -> None:
-    assert snap.snap_radius(round(np.pi * 50**2), radius_share=0.2) == 10
-    assert snap.snap_radius(1, radius_share=0.2) == 1
+    y, x = np.mgrid[:120, :120]
+    assert snap.snap_radius((x - 60) ** 2 + (y - 60) ** 2 <= 50**2, radius_share=0.2) == 10
+    assert snap.snap_radius((x == 3) & (y == 4), radius_share=0.2) == 1
 
 
 def test_an_empty_mask_stays_empty_and_inputs_are_not_modified() -> None:

@@ -12,13 +12,14 @@ from PIL import Image
 from scipy import ndimage
 
 from refinetool import masks
+from refinetool.masks import spread
 from refinetool.records import REFINED, BoolArray, ImageArray, Region, Sample
 from refinetool.refine import Refiner
 from refinetool.settings import NO_GUARD, RefineSettings, SnapSettings, TrustSettings
-from refinetool.trust import alignment, gradient, margin, settled, spread
+from refinetool.trust import alignment, gradient, margin, settled
 
 SIZE = (60, 80)
-SETTINGS = TrustSettings()
+SETTINGS = TrustSettings(margin=1.0, edges_from=1.1, edges_to=1.4)
 
 
 def disc(x: float, y: float, radius: float) -> BoolArray:

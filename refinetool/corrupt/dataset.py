@@ -8,9 +8,8 @@ on what else is in the file, on the order, or on the number of threads.
 
 import time
 import zlib
-from collections import Counter, deque
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections import Counter
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
 from functools import cache
@@ -29,6 +28,7 @@ from refinetool.corrupt.suites import SUITES, Scene, Suite, draw, scene_of, sing
 from refinetool.errors import ImageError, Interrupted
 from refinetool.formats import open_dataset
 from refinetool.images import read_image
+from refinetool.ordered import map_ahead
 from refinetool.pipeline import stay_coarse
 from refinetool.records import (
     REFINED,
@@ -124,7 +124,9 @@ def corrupt_dataset(
     total = len(dataset) if limit is None else min(limit, len(dataset))
     book = _Book(total, settings, on_progress)
     samples = islice(dataset.samples(), total)
-    made = _in_order(lambda sample: corrupt_sample(sample, suite=suite, settings=settings), samples, workers=workers)
+    made = map_ahead(
+        lambda sample: corrupt_sample(sample, suite=suite, settings=settings), samples, threads=workers, name="corrupt"
+    )
     try:
         with closing(made) as results:
             outcomes = map(book.enter, results)
@@ -325,23 +327,6 @@ def _gap(a: tuple[int, int, int, int], b: tuple[int, int, int, int]) -> int:
 
 
 # --- many images
-
-
-def _in_order(
-    work: Callable[[Sample], CorruptedSample], samples: Iterable[Sample], *, workers: int
-) -> Generator[CorruptedSample, None, None]:
-    """Map samples on threads, a few ahead of who asks, in the order of the samples."""
-    pool = ThreadPoolExecutor(workers, thread_name_prefix="corrupt")
-    waiting: deque[Future[CorruptedSample]] = deque()
-    try:
-        for sample in samples:
-            waiting.append(pool.submit(work, sample))
-            if len(waiting) > 2 * workers:
-                yield waiting.popleft().result()
-        while waiting:
-            yield waiting.popleft().result()
-    finally:
-        pool.shutdown(cancel_futures=True)
 
 
 class _Lookup:

@@ -9,7 +9,7 @@ import cv2
 import numpy as np
 
 from refinetool.corrupt.goals import Attempt, Goal, Rng
-from refinetool.masks import bounding_box
+from refinetool.masks import bounding_box, disc_radius
 from refinetool.records import BoolArray, Box, FloatArray, ImageArray
 
 Defect: TypeAlias = Callable[[BoolArray, Rng, float], BoolArray]
@@ -21,7 +21,7 @@ SEVERITIES = (0.02, 20.0)
 
 def radius(mask: BoolArray) -> float:
     """Radius in pixels of a disc of the mask's area, plus one so that lengths made from it never vanish."""
-    return float(np.sqrt(mask.sum() / np.pi)) + 1.0
+    return disc_radius(mask) + 1.0
 
 
 def signed_depth(mask: BoolArray) -> FloatArray:

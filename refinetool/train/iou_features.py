@@ -4,27 +4,23 @@ For every coarse mask the frozen model is asked three questions: the points alon
 are the input of the last layer of the IoU head and the IoU of each alternative with the coarse mask, a few kilobytes
 a mask, so training needs neither model nor images, and can be repeated with other settings in seconds.
 
-The file is append-only, like the journal of `refine`: JSON lines, one per image, after a header that names the job.
-The last line of a key wins, a line cut off by a kill is dropped, and lines of another job or input are not used.
+The file is one of `job_lines`, like the journal of `refine`, with a line per image.
 """
 
 import base64
-import hashlib
-import json
-from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, BinaryIO, Self, TypeVar
+from typing import Any, Self
 
 import numpy as np
 
 from refinetool.backends.square import SquareBackend
-from refinetool.errors import DataError, StorageError, UsageError
-from refinetool.journal import digest_of, parse_line
+from refinetool.errors import DataError
+from refinetool.job_lines import JobLines, Kind, Place, holds_lines
+from refinetool.journal import digest_of
+from refinetool.ordered import map_ahead
 from refinetool.parts import Job
 from refinetool.prompts import expand_boxes
 from refinetool.records import ABSENT, FloatArray, Prompts, Sample
@@ -34,12 +30,8 @@ from refinetool.settings import RefineSettings
 POINT, BOX, ALL = QUESTIONS = ("point", "box", "all")
 SINGLE = (0, 1)
 """Rows of QUESTIONS that are single prompts."""
-MAGIC = b'{"refinetool_iou_features": 1, '
-"""How every file of features begins."""
+FEATURES = Kind("refinetool_iou_features", "file of features")
 ERRORS_TOLD = 10
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -93,17 +85,18 @@ def gather(
     keys: list[str] = []
     errors: list[str] = []
 
-    def prepare(sample: Sample) -> tuple[str, Prepared | DataError | Features | None]:
+    def prepare(sample: Sample) -> tuple[Sample, str, Prepared | DataError | Features | None]:
         if all(region.keep is not None for region in sample.regions):
-            return "", None
+            return sample, "", None
         digest = digest_of(sample)  # before the image is read: what is kept was made from this, or from something newer
         try:
             held = cache.find(sample.key, digest=digest)
-            return digest, refiner.prepare(sample) if held is None else held
+            return sample, digest, refiner.prepare(sample) if held is None else held
         except DataError as error:
-            return digest, error
+            return sample, digest, error
 
-    for done, (sample, (digest, found)) in enumerate(ahead(samples, prepare, threads=threads), 1):
+    prepared = map_ahead(prepare, samples, threads=threads, name="adapt")
+    for done, (sample, digest, found) in enumerate(prepared, 1):
         if isinstance(found, DataError):
             failed += 1
             errors += [str(found)][: ERRORS_TOLD - len(errors)]
@@ -154,28 +147,11 @@ def questions(prompts: Prompts) -> tuple[Prompts, Prompts, Prompts]:
     )
 
 
-def ahead(items: Iterable[T], work: Callable[[T], U], *, threads: int) -> Iterator[tuple[T, U]]:
-    """Work on items in threads, a few ahead of what is asked for, and pass them on in order."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="adapt")
-    waiting: deque[tuple[T, Any]] = deque()
-    try:
-        for item in items:
-            waiting.append((item, pool.submit(work, item)))
-            if len(waiting) > threads:
-                first, future = waiting.popleft()
-                yield first, future.result()
-        while waiting:
-            first, future = waiting.popleft()
-            yield first, future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
-
-
 # --- the file
 
 
 class FeatureFile:
-    """The features of images, on disk; memory holds one offset per image. `append` is for one thread."""
+    """The features of images, on disk; memory holds one place per image. `append` is for one thread."""
 
     def __init__(self, path: Path, *, job: Mapping[str, object], fresh: bool) -> None:
         """Open or create the file.
@@ -185,31 +161,16 @@ class FeatureFile:
             fresh: Whether to drop what the file holds.
 
         Raises:
-            UsageError: something else lies there.
+            UsageError: something else lies there, or another run is writing it.
             StorageError: it can't be written.
         """
-        self.path = path
-        self._job = hashlib.blake2b(json.dumps(job, sort_keys=True).encode(), digest_size=16).hexdigest()
-        self._lines: dict[str, tuple[int, int, str]] = {}
-        try:
-            self._file: BinaryIO = path.open("a+b", buffering=0)
-        except OSError as error:
-            raise StorageError(f"{path}: the features can't be kept here: {error.strerror}") from error
-        try:
-            if not _begins(path):
-                raise _not_features(path)
-            self._end, continued = (0, False) if fresh else self._index()
-            self._file.truncate(self._end)
-            if not continued:
-                self._write({"refinetool_iou_features": 1, "job": self._job, "about": job})
-        except BaseException:
-            self._file.close()
-            raise
+        self._places: dict[str, tuple[Place, str]] = {}  # with the digest of the sample
+        self._lines = JobLines(path, FEATURES, job=job, fresh=fresh, on_line=self._index)
 
     def find(self, key: str, *, digest: str) -> Features | None:
         """The features of a sample if the file holds them, made from masks and an image of this digest."""
-        line = self._lines.get(key)
-        return None if line is None or line[2] != digest else self.load(key)
+        held = self._places.get(key)
+        return None if held is None or held[1] != digest else self.load(key)
 
     def append(self, key: str, features: Features, *, digest: str) -> None:
         """Add the features of a sample whose masks and image have this digest.
@@ -217,24 +178,19 @@ class FeatureFile:
         Raises:
             StorageError: the disk is full, or the like; what was appended before is kept.
         """
-        offset = self._end
-        self._write(
-            {
-                "key": key,
-                "input": digest,
-                "shape": [*features.inputs.shape, features.overlaps.shape[2]],
-                "inputs": base64.b64encode(features.inputs.astype("<f4").tobytes()).decode("ascii"),
-                "overlaps": base64.b64encode(features.overlaps.astype("<f4").tobytes()).decode("ascii"),
-            }
-        )
-        self._lines[key] = (offset, self._end - offset, digest)
+        record = {
+            "key": key,
+            "input": digest,
+            "shape": [*features.inputs.shape, features.overlaps.shape[2]],
+            "inputs": base64.b64encode(features.inputs.astype("<f4").tobytes()).decode("ascii"),
+            "overlaps": base64.b64encode(features.overlaps.astype("<f4").tobytes()).decode("ascii"),
+        }
+        saved = f"the {len(self._places)} images seen so far are kept"
+        self._places[key] = (self._lines.append(record, saved=saved), digest)
 
     def load(self, key: str) -> Features:
         """The features of a sample that the file holds. Called from any thread."""
-        offset, length, _ = self._lines[key]
-        with self.path.open("rb") as file:
-            file.seek(offset)
-            record = json.loads(file.read(length))
+        record = self._lines.load(self._places[key][0])
         n, asked, width, alternatives = record["shape"]
         return Features(
             _floats(record["inputs"]).reshape(n, asked, width),
@@ -243,8 +199,7 @@ class FeatureFile:
 
     def remove(self) -> None:
         """Delete the file."""
-        self._file.close()
-        self.path.unlink(missing_ok=True)
+        self._lines.remove()
 
     def __enter__(self) -> Self:
         return self
@@ -252,36 +207,11 @@ class FeatureFile:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._file.close()
+        self._lines.close()
 
-    def _index(self) -> tuple[int, bool]:
-        """Find the complete lines of this job; returns where they end and whether the last header names the job."""
-        offset, current = 0, False
-        with self.path.open("rb") as lines:
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                record = parse_line(line)
-                if "job" in record:
-                    current = record["job"] == self._job
-                elif current and "key" in record and "overlaps" in record:
-                    self._lines[record["key"]] = (offset, len(line), record["input"])
-                offset += len(line)
-        return offset, current
-
-    def _write(self, record: Mapping[str, object]) -> None:
-        line = json.dumps(record).encode("ascii") + b"\n"
-        try:
-            written = 0
-            while written < len(line):
-                written += self._file.write(line[written:])
-        except OSError as error:
-            with suppress(OSError):
-                self._file.truncate(self._end)
-            raise StorageError(
-                f"{self.path}: the features can't be written: {error.strerror}; make room and continue with --resume"
-            ) from error
-        self._end += len(line)
+    def _index(self, record: Mapping[str, Any], place: Place, current: bool) -> None:
+        if current and "overlaps" in record:
+            self._places[record["key"]] = (place, record["input"])
 
 
 def features_path(output: Path) -> Path:
@@ -294,27 +224,9 @@ def holds_features(path: Path) -> bool:
 
     Raises:
         UsageError: something else lies there.
+        StorageError: it can't be read.
     """
-    if not path.exists():
-        return False
-    if not _begins(path):
-        raise _not_features(path)
-    with path.open("rb") as lines:
-        return any(line.endswith(b"\n") and "key" in parse_line(line) for line in lines)
-
-
-def _begins(path: Path) -> bool:
-    """Whether a file, possibly cut off, is one of features."""
-    try:
-        with path.open("rb") as file:
-            start = file.read(len(MAGIC))
-    except OSError as error:
-        raise StorageError(f"{path}: the features can't be read: {error.strerror}") from error
-    return start.startswith(MAGIC) or MAGIC.startswith(start)
-
-
-def _not_features(path: Path) -> UsageError:
-    return UsageError(f"{path}: the features would be here, but this file is something else; move it away")
+    return holds_lines(path, FEATURES)
 
 
 def _floats(text: str) -> FloatArray:

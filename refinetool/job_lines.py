@@ -1,0 +1,210 @@
+"""Finished work as lines of a file: what a killed run left behind, and a later one goes on from.
+
+An append-only file of JSON lines. A header line names the job (all that decides a result apart from its input) and the
+lines after it belong to that job; each has the key of a finished piece of work and the digest of its input. Nothing is
+ever changed in place:
+
+- the last line of a key wins, so that a piece may be done twice;
+- a line cut off by a kill is dropped, its piece is done again;
+- a line whose job or input is no longer the same stays in the file and is not used.
+"""
+
+import hashlib
+import json
+import os
+import sys
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, BinaryIO, Self
+
+from refinetool.errors import StorageError, UsageError
+
+if sys.platform != "win32":
+    import fcntl
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """What a file of lines is for.
+
+    mark: the first key of its header, by which it is recognised. name: what sentences call it, `journal` say.
+    """
+
+    mark: str
+    name: str
+
+    @property
+    def magic(self) -> bytes:
+        """How every such file begins."""
+        return f'{{"{self.mark}": 1, '.encode()
+
+    def begins(self, start: bytes) -> bool:
+        """Whether the start of a file, possibly cut off, is that of one of this kind."""
+        return start.startswith(self.magic) or self.magic.startswith(start)
+
+    def refusal(self, path: Path) -> UsageError:
+        """The error about a file that is something else."""
+        return UsageError(f"{path}: the {self.name} would be here, but this file is something else; move it away")
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Where a line lies in the file, in bytes."""
+
+    offset: int
+    length: int
+
+
+OnLine = Callable[[Mapping[str, Any], Place, bool], None]
+"""Told of each line that an earlier run left: its record, its place, and whether it belongs to the present job."""
+
+
+class JobLines:
+    """The lines of one job. Appended to by one thread, read by any; another process on the same file is refused."""
+
+    def __init__(self, path: Path, kind: Kind, *, job: Mapping[str, object], fresh: bool, on_line: OnLine) -> None:
+        """Open or create the file, and go through the lines it holds.
+
+        Args:
+            job: As JSON can hold it.
+            fresh: Whether to drop what the file holds.
+
+        Raises:
+            UsageError: the file is of another kind, or another run is writing it.
+            StorageError: it can't be written.
+        """
+        self.path, self.kind = path, kind
+        self._job = hashlib.blake2b(json.dumps(job, sort_keys=True).encode(), digest_size=16).hexdigest()
+        try:
+            self._file: BinaryIO = path.open("a+b", buffering=0)
+        except OSError as error:
+            raise StorageError(f"{path}: the {kind.name} can't be opened: {error.strerror}") from error
+        try:
+            _lock(self._file, path, kind)
+            self._file.seek(0)
+            if not kind.begins(self._file.read(len(kind.magic))):
+                raise kind.refusal(path)
+            self._end, continued = (0, False) if fresh else self._read(on_line)
+            self._file.truncate(self._end)
+            if not continued:
+                self.append({kind.mark: 1, "job": self._job, "about": job}, saved="")
+        except BaseException:
+            self._file.close()
+            raise
+
+    def append(self, record: Mapping[str, object], *, saved: str) -> Place:
+        """Add a line.
+
+        Args:
+            saved: What to say of earlier lines if this one can't be written: "the 3 images finished so far are kept".
+
+        Raises:
+            StorageError: the disk is full, or the like. Nothing that was appended before is lost.
+        """
+        line = json.dumps(record).encode("ascii") + b"\n"
+        try:
+            written = 0
+            while written < len(line):
+                written += self._file.write(line[written:])
+        except OSError as error:
+            with suppress(OSError):
+                self._file.truncate(self._end)
+            raise StorageError(
+                f"{self.path}: the {self.kind.name} can't be written: {error.strerror}; make room and continue with "
+                f"--resume{saved and f', {saved}'}"
+            ) from error
+        place = Place(self._end, len(line))
+        self._end += len(line)
+        return place
+
+    def load(self, place: Place) -> dict[str, Any]:
+        """The record of a line."""
+        with self.path.open("rb") as file:
+            file.seek(place.offset)
+            record: dict[str, Any] = json.loads(file.read(place.length))
+        return record
+
+    def remove(self) -> None:
+        """Delete the file: it is needed no more."""
+        self._file.close()
+        self.path.unlink(missing_ok=True)
+
+    def close(self) -> None:
+        """Make sure that the lines outlive a power cut, and close the file."""
+        if not self._file.closed:
+            # Once, at the end: each line is already with the operating system and survives a kill, and on a network
+            # disk a sync per line would keep the model waiting. A power cut costs a tail, which is done again.
+            with suppress(OSError):
+                os.fsync(self._file.fileno())
+            self._file.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _read(self, on_line: OnLine) -> tuple[int, bool]:
+        """Go through the complete lines; returns where they end and whether the last header names this job."""
+        self._file.seek(0)
+        offset, current = 0, False
+        with open(self._file.fileno(), "rb", closefd=False) as lines:  # the same file, read in blocks
+            for line in lines:
+                if not line.endswith(b"\n"):
+                    break
+                record = _parsed(line)
+                if "job" in record:
+                    current = record["job"] == self._job
+                elif "key" in record and "input" in record:
+                    on_line(record, Place(offset, len(line)), current)
+                offset += len(line)
+        return offset, current
+
+
+def holds_lines(path: Path, kind: Kind) -> bool:
+    """Whether a file of this kind lies there with at least one finished piece of work, of whatever job.
+
+    Raises:
+        UsageError: something else lies there.
+        StorageError: it can't be read.
+    """
+    try:
+        with path.open("rb") as lines:
+            for number, line in enumerate(lines):
+                if number == 0 and not kind.begins(line):
+                    raise kind.refusal(path)
+                if line.endswith(b"\n") and "key" in _parsed(line):
+                    return True
+    except FileNotFoundError:
+        return False
+    except OSError as error:
+        raise StorageError(f"{path}: the {kind.name} can't be read: {error.strerror}") from error
+    return False
+
+
+def _parsed(line: bytes) -> dict[str, Any]:
+    """One line as a record; an empty one where a crash of the machine left something else."""
+    try:
+        record = json.loads(line)
+    except ValueError:
+        return {}
+    return record if isinstance(record, dict) else {}
+
+
+def _lock(file: BinaryIO, path: Path, kind: Kind) -> None:
+    """Refuse a second run on the same file. Where the file system has no locks, go without."""
+    if sys.platform == "win32":
+        return
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UsageError(
+            f"{path}: another run is writing this {kind.name}; wait for it, or choose another output"
+        ) from error
+    except OSError:
+        return
