@@ -31,7 +31,7 @@ def measure(
 ) -> dict[str, float]:
     """Median images per second of each part over the rounds."""
     sampler = Sampler(load_store(read_pack(pack), "train", device=device), settings=settings, seed=0)
-    trainee = Trainee(side).to(device)
+    trainee = Trainee(side, part=settings.part).to(device)
     average = copy.deepcopy(trainee.model).eval()
     optimizer = build_optimizer(trainee, settings=settings)
     size = settings.images_per_step

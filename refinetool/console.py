@@ -36,6 +36,7 @@ REASONS = {
     "image-too-large": "the image is too large; --max-pixels allows more",
     "image-unreadable": "the image can't be read",
     "low-score": "the model trusts the refined mask too little",
+    "no-gain": "the model hardly expects the refined mask to be better",
     "no-truth": "no ground truth to choose by",
     "out-of-memory": "the image needs more memory than there is",
     "size-mismatch": "image and mask differ in size",

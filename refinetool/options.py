@@ -261,6 +261,18 @@ MinPredictedIou: TypeAlias = Annotated[
         max=1,
     ),
 ]
+MinExpectedGain: TypeAlias = Annotated[
+    float | None,
+    _given(
+        "--min-expected-gain",
+        metavar="X",
+        text="Share of the coarse mask's error that the model's logits promise to remove, at least.",
+        panel=GUARD,
+        default=REFINE.guard.min_expected_gain,
+        min=-1,
+        max=1,
+    ),
+]
 MinCoarseIou: TypeAlias = Annotated[
     float | None,
     _given(

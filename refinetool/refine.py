@@ -156,7 +156,7 @@ class Refiner:
                 jobs,
                 selection=self.backend.selection if settings.selection == "auto" else settings.selection,
                 prompt_batch=settings.prompt_batch,
-                with_logits=self._trusts if last else settings.cascade != "regen",
+                with_logits=last or settings.cascade != "regen",
                 with_offer=settings.keep_candidates and last,
             )
         return answers
@@ -187,15 +187,16 @@ class Refiner:
     def _judge(self, job: Job, row: int, answer: Answer, *, size: Size) -> Verdict:
         part, proposal = job.parts[row], answer.masks[row]
         score = None if np.isnan(answer.predicted_iou[row]) else float(answer.predicted_iou[row])
+        logits = None if answer.logits is None else answer.logits[row]
         offered = None if answer.offer is None else candidates_of(answer.offer, row, job.view, size)
         snap = self.settings.snap
         if (self.backend.snap if snap.mode == "auto" else snap.mode) == "guided" and proposal.any():
             proposal = guided_snap(job.pixels, proposal, radius_share=snap.radius, epsilon=snap.epsilon)
-        if self._trusts and answer.logits is not None and proposal.any():
-            logits, trust = answer.logits[row], self.settings.trust
-            mixed = settled(job.pixels, job.coarse[row], proposal, logits, settings=trust)
+        if self._trusts and logits is not None and proposal.any():
+            mixed = settled(job.pixels, job.coarse[row], proposal, logits, settings=self.settings.trust)
             proposal = without_new_pieces(mixed, proposal)
-        reason, overlap = doubt(job.coarse[row], proposal, score, settings=self.settings.guard)
+        guard = self.settings.guard
+        reason, overlap = doubt(job.coarse[row], proposal, predicted_iou=score, logits=logits, settings=guard)
         if reason is not None:
             return Verdict(Claim(part.region, part.box, part.mask, None), kept(reason), score, overlap, offered)
         x0, y0, x1, y1 = tight_box(proposal)

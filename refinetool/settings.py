@@ -67,7 +67,7 @@ class ViewSettings:
     mode: Literal["auto", "frame", "crop"] = "auto"
     margin: float = 0.25
     """What a crop adds around the region's box, on each side, as a share of the box side."""
-    min_side_px: int = 64
+    min_side_px: int = 96
     max_aspect: float = 2.0
     """A crop's longer side is at most this many times the shorter one, where the image has room."""
     small_object: float = 0.001
@@ -97,6 +97,8 @@ class GuardSettings:
     min_coarse_iou: float = 0.4
     max_area_ratio: float = 2.5
     """Refined area over coarse area, or its inverse, above which the refined mask is doubtful."""
+    min_expected_gain: float = 0.2
+    """Share of the coarse mask's error that the model's mask must remove, if its logits are taken at their word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,7 +106,7 @@ class SnapSettings:
     """The edge-aware filter after selection, at native resolution."""
 
     mode: Literal["auto", "none", "guided"] = "auto"
-    radius: float = 0.2
+    radius: float = 0.05
     """Filter radius as a share of the radius of a disc of the mask's area."""
     epsilon: float = 1e-4
     """Variance, on a 0..1 colour scale, below which the guide counts as flat."""
@@ -117,15 +119,12 @@ class TrustSettings:
     mode: Literal["auto", "none", "outline"] = "auto"
     margin: float = 1.0
     """Largest logit at which the model counts as unsure for an outline on edges; twice as much where it agrees, too."""
-    edges_from: float = 1.1
-    edges_to: float = 1.4
+    edges_from: float = 1.3
+    edges_to: float = 1.7
     """Mean colour gradient on the coarse outline nearby over that beside it: from where to where the margin grows."""
     agreement_from: float = 0.8
     agreement_to: float = 0.95
     """IoU of the model's mask with the coarse one: likewise."""
-
-
-_SNAP = SnapSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +147,9 @@ class ClassicalSettings:
     grabcut_band: float = 0.15
     """Pixels this near the outline are in doubt, the others are certain."""
     grabcut_rounds: int = 3
-    guided_radius: float = _SNAP.radius
-    guided_epsilon: float = _SNAP.epsilon
-    """Of the colour guided filter, which is also what `snap` does to a model's mask."""
+    guided_radius: float = 0.2
+    guided_epsilon: float = 1e-4
+    """Of the colour guided filter, which is also what `snap` does to a model's mask, less far."""
     smooth_sigma: float = 0.06
     """Standard deviation of the Gaussian blur."""
 
@@ -188,7 +187,7 @@ class RefineSettings:
     classical: ClassicalSettings = field(default_factory=ClassicalSettings)
 
 
-NO_GUARD = GuardSettings(min_predicted_iou=-1e9, min_coarse_iou=0.0, max_area_ratio=1e9)
+NO_GUARD = GuardSettings(min_predicted_iou=-1e9, min_expected_gain=-1e9, min_coarse_iou=0.0, max_area_ratio=1e9)
 """Thresholds that only an empty mask fails; finite, so that JSON can hold them."""
 
 RELEASE = RefineSettings(
@@ -366,6 +365,8 @@ see docs/design/iou-adaption.md."""
 class TrainSettings:
     """How the embedded model is trained; shares are probabilities per drawn example."""
 
+    part: Literal["all", "detail"] = "all"
+    """What learns: everything, or only the detail head, on top of weights to start from."""
     steps: int = 4_250
     minutes: float | None = None
     """Train for so long, whatever the steps: the schedule then follows the clock."""
@@ -377,7 +378,7 @@ class TrainSettings:
     small_share: float = 10 / 17
     """Share of the run spent at that side before the full one."""
     images_per_step: int = 8
-    prompts_per_image: int = 6
+    prompts_per_image: int = 4
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int = 200
@@ -392,7 +393,7 @@ class TrainSettings:
     """Examples that show much of the picture instead of a crop around the object."""
     other_object_share: float = 0.25
     """Prompts that ask for another object of the crop."""
-    good_share: float = 0.18
+    good_share: float = 0.25
     """Prompts whose coarse mask is nearly right (IoU above 0.9), so that good masks are left alone."""
     coarse_low: float = 0.5
     coarse_high: float = 0.97

@@ -23,6 +23,7 @@ from safetensors.torch import save_file
 from torch import nn
 
 from refinetool.backends import weights
+from refinetool.backends.embedded import EmbeddedBackend
 from refinetool.backends.frames import Frame, letterboxed, rasterise, squashed
 from refinetool.backends.models import MODELS, find_model, load_backend, pick_device, read_state
 from refinetool.backends.sam import HqSamBackend, SamBackend, import_hq_sam
@@ -99,7 +100,7 @@ def build(kind: str) -> tuple[type[SquareBackend], nn.Module]:
         case "sam2":
             return Sam2Backend, small_sam2()
         case _:
-            return Sam2Backend, build_embedded(image_size=SIDE)
+            return EmbeddedBackend, build_embedded(image_size=SIDE)
 
 
 @cache
@@ -373,7 +374,9 @@ def test_sam2_as_its_own_predictor(kind: str, layout: str) -> None:
         for many in (False, True)
     ]
     logits, scores = (torch.cat([part[i] for part in expected], dim=1) for i in (2, 1))
-    ours = answer(backend, image, prompts)
+    # The embedded model's detail head changes the single mask; its decoder is SAM2's.
+    head = kind == "embedded"
+    ours = backend.predict_tokens(seen(backend, image), prompts).tokens if head else answer(backend, image, prompts)
     bounded = ours.grid.clamp(-32, 32)  # as the predictor returns them
     torch.testing.assert_close(bounded, logits, rtol=1e-3, atol=1e-3 * float(logits.abs().max()))
     np.testing.assert_allclose(ours.scores, scores, rtol=1e-3, atol=1e-4)
@@ -385,13 +388,38 @@ def test_sam2_as_its_own_predictor(kind: str, layout: str) -> None:
 def test_the_embedded_model_sees_what_it_was_trained_on() -> None:
     backend, image = backend_of("embedded"), picture((SIDE, SIDE))
     mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
-    pixels = (torch.tensor(image).permute(2, 0, 1)[None].float() / 255 - mean) / std
+    colours = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
-        features, fine = encode(backend.model, pixels)
+        encoded = encode(backend.model, (colours - mean) / std, colours)
     embedding = seen(backend, image)
-    torch.testing.assert_close(embedding.features, features[0])
-    for ours, theirs in zip(embedding.extras, fine, strict=True):
+    torch.testing.assert_close(embedding.features, encoded.embedding[0])
+    for ours, theirs in zip(embedding.extras, (*encoded.fine_maps, *encoded.seen), strict=True):
         torch.testing.assert_close(ours, theirs[0])
+
+
+@pytest.mark.parametrize("layout", ["all", "mask", "box"])
+def test_the_detail_head_corrects_the_single_mask_only(layout: str) -> None:
+    size = (SIDE, SIDE)
+    backend, image, prompts = backend_of("embedded"), picture(size), prompts_for(size, 3, layout=layout)
+    found = answer(backend, image, prompts)
+    tokens = backend.predict_tokens(seen(backend, image), prompts).tokens
+    assert found.grid.shape == (3, 4, SIDE // 2, SIDE // 2)
+    np.testing.assert_allclose(found.scores[:, 1:], tokens.scores[:, 1:], atol=1e-5)
+
+    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
+    colours = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
+    coarse = torch.zeros(3, SIDE // 2, SIDE // 2)
+    if prompts.masks is not None:
+        share = F.interpolate(
+            torch.tensor(prompts.masks > 0)[None].float(), (SIDE // 2, SIDE // 2), mode="bilinear", antialias=True
+        )[0]
+        coarse = torch.where(share > 0.5, 1.0, -1.0)
+    with torch.no_grad():
+        owned = encode(backend.model, (colours - mean) / std, colours).rows(torch.zeros(3, dtype=torch.long))
+        refined, score = backend.model.detail(owned.seen, coarse, tokens.grid[:, 0])
+    torch.testing.assert_close(found.grid[:, 0], refined, rtol=1e-3, atol=1e-3 * float(refined.abs().max()))
+    np.testing.assert_allclose(found.scores[:, 0], score, atol=1e-4)
+    assert (found.grid[:, 0] - F.interpolate(tokens.grid, scale_factor=2, mode="bilinear")[:, 0]).abs().max() > 0.01
 
 
 # --- frames: there and back

@@ -312,7 +312,11 @@ def _adapter(model: Model) -> "type[SquareBackend]":
             from refinetool.backends.sam import HqSamBackend
 
             return HqSamBackend
-        case "sam2" | "embedded":
+        case "embedded":
+            from refinetool.backends.embedded import EmbeddedBackend
+
+            return EmbeddedBackend
+        case "sam2":
             from refinetool.backends.sam2 import Sam2Backend
 
             return Sam2Backend

@@ -1,4 +1,4 @@
-"""SAM2 and SAM2.1 (`sam2`), and the embedded model, which is built from the same classes at its own sizes.
+"""SAM2 and SAM2.1 (`sam2`).
 
 Every size is read off the model. Images are squashed to S x S with torch's antialiased bilinear filter, as
 `SAM2Transforms` does; there is no padding. Candidates are the four mask tokens: 0 the single-mask output, 1 to 3 the
@@ -65,13 +65,17 @@ class Sam2Backend(SquareBackend):
     def _iou_head(self) -> Any:
         return self.model.sam_mask_decoder.iou_prediction_head
 
+    def _fine_maps(self, embedding: SquareEmbedding) -> tuple[Tensor, ...]:
+        """The decoder's maps at S/4 and S/8, or none."""
+        return embedding.extras
+
     def _decode_tokens(
         self, embeddings: list[SquareEmbedding], rows: list[int], question: Question
     ) -> tuple[Tensor, Tensor]:
         # Outside autocast: bf16 would blur coordinates.
         sparse, dense = self.model.sam_prompt_encoder(points=_tokens(question), boxes=None, masks=question.masks)
         owner = owners(rows, device=self.device)
-        fine = [torch.stack(level)[owner] for level in zip(*(e.extras for e in embeddings), strict=True)]
+        fine = [torch.stack(level)[owner] for level in zip(*map(self._fine_maps, embeddings), strict=True)]
         position = self.model.sam_prompt_encoder.get_dense_pe()
         with self._autocast():
             logits, scores, _, _ = self.model.sam_mask_decoder.predict_masks(

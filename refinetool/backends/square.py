@@ -135,7 +135,7 @@ class TokenAnswers:
     """What the decoder made of N rows before a candidate is chosen: what IoU adaption learns from.
 
     features: float32 (N, H), the input of the last layer of the IoU head.
-    tokens: the answers of all T mask tokens, 0 the single-mask output; their logits are those a candidate would have.
+    tokens: the answers of all T mask tokens, 0 the single-mask output, as the decoder gave them.
     """
 
     features: Tensor

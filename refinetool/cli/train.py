@@ -3,7 +3,7 @@
 import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import typer
 
@@ -88,6 +88,10 @@ def train_embedded_model(
     start: Annotated[
         Path | None, typer.Option("--from", help="Weights to start from, instead of random ones: fine-tuning.")
     ] = None,
+    part: Annotated[
+        Literal["all", "detail"] | None,
+        _setting("--part", "What learns: all, or only the detail head on top of --from.", default=TRAIN.part),
+    ] = None,
     steps: Annotated[int | None, _setting("--steps", "Optimiser steps.", default=_both("steps"), min=1)] = None,
     minutes: Annotated[
         float | None, _setting("--minutes", "Train for so long instead of for steps.", default=None, min=0.01)
@@ -123,13 +127,14 @@ def train_embedded_model(
         settings, data, images, start = record.settings, data or list(record.data), record.images, record.start
     elif data:
         settings = TRAIN_ON_GPU if place.startswith("cuda") else TRAIN
-        if start is not None:
+        if start is not None and part != "detail":  # a head by itself may be new to its weights
             settings = replace(settings, learning_rate=settings.learning_rate * FINE_TUNE_RATE)
     else:
         raise UsageError("there are no data to train on; name a folder with --data, or go on with --resume.")
     if steps is not None:
         settings = replace(settings, minutes=None)
     given: dict[str, Any] = {
+        "part": part,
         "steps": steps,
         "minutes": minutes,
         "images_per_step": batch,

@@ -8,10 +8,10 @@ from typing import Any
 
 import torch
 from safetensors.torch import save
-from sam2.modeling.sam2_base import SAM2Base
 
 from refinetool.errors import DataError, StorageError
 from refinetool.formats.storage import new_file
+from refinetool.modules.embedded import EmbeddedModel
 from refinetool.settings import TrainSettings
 from refinetool.train.step import Trainee
 
@@ -76,7 +76,7 @@ def read_run(output: Path) -> RunRecord:
 
 
 def save_checkpoint(
-    path: Path, trainee: Trainee, average: SAM2Base, optimizer: torch.optim.Optimizer, position: Position
+    path: Path, trainee: Trainee, average: EmbeddedModel, optimizer: torch.optim.Optimizer, position: Position
 ) -> None:
     """Write everything a resumed run needs, atomically."""
     state = {
@@ -90,7 +90,7 @@ def save_checkpoint(
 
 
 def load_checkpoint(
-    path: Path, trainee: Trainee, average: SAM2Base, optimizer: torch.optim.Optimizer, *, data: str
+    path: Path, trainee: Trainee, average: EmbeddedModel, optimizer: torch.optim.Optimizer, *, data: str
 ) -> Position:
     """Restore a run and return how far it had come.
 
@@ -120,9 +120,12 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def export(model: SAM2Base, path: Path, *, step: int, settings: TrainSettings, data: Sequence[str]) -> None:
+def export(model: EmbeddedModel, path: Path, *, step: int, settings: TrainSettings, data: Sequence[str]) -> None:
     """Write the weights as fp16 safetensors, with what made them in the file's metadata."""
-    tensors = {name: tensor.detach().half().contiguous().cpu() for name, tensor in model.state_dict().items()}
+    tensors = {
+        name: (tensor.half() if tensor.is_floating_point() else tensor).detach().contiguous().cpu()
+        for name, tensor in model.state_dict().items()
+    }
     recipe = {"step": str(step), "settings": json.dumps(asdict(settings)), "data": ", ".join(data)}
     with new_file(path) as file:
         file.write(save(tensors, metadata=recipe))

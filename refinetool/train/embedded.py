@@ -22,6 +22,7 @@ from PIL import Image
 from refinetool.backends.models import misfit, read_state
 from refinetool.errors import DataError, Interrupted, UsageError, WeightsError
 from refinetool.formats.storage import new_file
+from refinetool.modules.embedded import DETAIL_PREFIX
 from refinetool.settings import PackSettings, TrainSettings
 from refinetool.train.checkpoint import (
     CHECKPOINT_FILE,
@@ -99,18 +100,22 @@ def train_embedded(
 
     Raises:
         DataError: data are not as described, or `resume` finds no checkpoint, or one made with other data.
-        UsageError: a side that is no multiple of 32.
+        UsageError: a side that is no multiple of 32; a detail head without weights to start from.
         WeightsError: `start` does not fit.
         StorageError: the output can't be written.
         Interrupted: stopped by the user, after a checkpoint.
     """
     if settings.side % 32 or settings.small_side % 32:
         raise UsageError(f"the side is {settings.side} px; expected a multiple of 32.")
+    if settings.part == "detail" and start is None:
+        raise UsageError(
+            "only the detail head is to learn, but on top of what? Name weights to start from with --from."
+        )
     if resume and not (output / CHECKPOINT_FILE).is_file():
         raise DataError(f"{output / CHECKPOINT_FILE} does not exist, so there is nothing to resume; leave --resume out")
     pack = packed(data, output / PACKED_FOLDER, images=images, settings=packing, on_progress=on_packing)
     torch.manual_seed(settings.seed)
-    trainee = Trainee(settings.side)
+    trainee = Trainee(settings.side, part=settings.part)
     if start is not None:
         load_start(trainee, start)
     run = _Run(trainee.to(device), pack, output, settings=settings, device=device)
@@ -122,9 +127,14 @@ def train_embedded(
 
 
 def load_start(trainee: Trainee, path: Path) -> None:
-    """Put the weights of an embedded model into a trainee; WeightsError if they don't fit."""
-    state = read_state(path)
-    problem = misfit(expected=trainee.model.state_dict(), found=state)
+    """Put the weights of an embedded model into a trainee; WeightsError if they don't fit.
+
+    Weights without a detail head are taken, too: the head then starts from nothing.
+    """
+    state, fresh = read_state(path), trainee.model.state_dict()
+    if not any(name.startswith(DETAIL_PREFIX) for name in state):
+        state |= {name: tensor for name, tensor in fresh.items() if name.startswith(DETAIL_PREFIX)}
+    problem = misfit(expected=fresh, found=state)
     if problem:
         raise WeightsError(f"{path} does not fit the embedded model: {problem}. Name a file that train embedded wrote")
     trainee.model.load_state_dict(state)

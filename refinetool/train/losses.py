@@ -1,4 +1,4 @@
-"""Losses of the embedded model. Logits are mask tokens (N, T, S/4, S/4); truth lives on the grid (N, S/2, S/2)."""
+"""Losses of the embedded model. Truth lives on the grid (N, S/2, S/2)."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class MaskLoss(NamedTuple):
-    """Scalars to minimise, and the true IoU of each token, (N, T), for the record."""
+    """Scalars to minimise, and the true IoU of each mask, (N, T), for the record."""
 
     mask: Tensor
     iou: Tensor
@@ -18,9 +18,9 @@ class MaskLoss(NamedTuple):
 def mask_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, weight: Tensor) -> MaskLoss:
     """The loss of four mask tokens and of their predicted IoUs.
 
-    Per token: 2 x weighted cross-entropy + dice. Token 0, the single-mask output, always learns; of the other three
-    the best one does, and each of them a little (0.1), so that none is left behind. The IoU head learns the true IoU
-    of every token by its absolute error, as in SAM 2.
+    Token 0, the single-mask output, always learns; of the other three the best one does, and each of them a little
+    (0.1), so that none is left behind. The IoU head learns the true IoU of every token by its absolute error, as in
+    SAM 2.
 
     Args:
         logits: (N, 4, S/4, S/4).
@@ -29,16 +29,28 @@ def mask_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, weight: Ten
         weight: (N, S/2, S/2), at least 0.
     """
     fine = F.interpolate(logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
-    truth = target[:, None].expand_as(fine)
-    weight = weight[:, None]
-    entropy = F.binary_cross_entropy_with_logits(fine, truth, reduction="none")
-    entropy = (entropy * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-6)
-    per_token = 2 * entropy + dice_loss(fine.sigmoid(), truth, known=weight > 0)
+    truth, weight = target[:, None].expand_as(fine), weight[:, None]
+    per_token = _per_mask(fine, truth, weight)
 
     others = per_token[:, 1:]
     combined = per_token[:, 0] + others.amin(1) + 0.1 * others.mean(1)
     true_iou = hard_iou(fine > 0, truth >= 0.5, known=weight > 0)
     return MaskLoss(combined.mean(), (predicted_iou.float() - true_iou).abs().mean(), true_iou)
+
+
+def detail_loss(logits: Tensor, predicted_iou: Tensor, *, target: Tensor, weight: Tensor) -> MaskLoss:
+    """The loss of the detail head's masks, (N, S/2, S/2), and of their predicted IoUs, (N,); see `mask_loss`."""
+    fine, truth, weight = logits[:, None].float(), target[:, None], weight[:, None]
+    true_iou = hard_iou(fine > 0, truth >= 0.5, known=weight > 0)
+    error = (predicted_iou.float() - true_iou[:, 0]).abs().mean()
+    return MaskLoss(_per_mask(fine, truth, weight).mean(), error, true_iou)
+
+
+def _per_mask(logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
+    """2 x weighted cross-entropy + dice of each mask: (N, T, h, w) → (N, T); weight is (N, 1, h, w)."""
+    entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
+    entropy = (entropy * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-6)
+    return 2 * entropy + dice_loss(logits.sigmoid(), truth, known=weight > 0)
 
 
 def dice_loss(probability: Tensor, target: Tensor, *, known: Tensor) -> Tensor:

@@ -1,18 +1,17 @@
 """One step of training the embedded model: its prompts, its losses, its moving average."""
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor, nn
 
 from refinetool.backends.sam2 import IMAGE_MEAN, IMAGE_STD
-from refinetool.modules.embedded import CHANNELS, build_embedded, decode, encode, set_image_size
+from refinetool.modules.embedded import CHANNELS, EmbeddedModel, Encoded, build_embedded, decode, encode, set_image_size
 from refinetool.records import ABSENT
 from refinetool.settings import TrainSettings
 from refinetool.train.examples import Example
-from refinetool.train.losses import edge_loss, mask_loss
+from refinetool.train.losses import detail_loss, edge_loss, mask_loss
 
 
 class PromptKinds(NamedTuple):
@@ -41,18 +40,25 @@ WITH_MASK = (
 
 
 class Trainee(nn.Module):
-    """The model and the edge heads that only training needs."""
+    """The model and the edge heads that only training needs.
 
-    def __init__(self, image_size: int) -> None:
+    Args:
+        part: What learns: `all` of it, or only the `detail` head.
+    """
+
+    def __init__(self, image_size: int, *, part: Literal["all", "detail"]) -> None:
         super().__init__()
-        self.model: SAM2Base = build_embedded(image_size=image_size)
+        self.model = build_embedded(image_size=image_size)
         self.fine_edges = nn.Conv2d(CHANNELS // 8, 1, 3, padding=1)
         self.coarse_edges = nn.Conv2d(CHANNELS, 1, 1)
+        if part == "detail":
+            self.requires_grad_(False)
+            self.model.detail.requires_grad_(True)
 
 
 def train_step(
     trainee: Trainee,
-    average: SAM2Base,
+    average: EmbeddedModel,
     optimizer: torch.optim.Optimizer,
     batch: Example,
     *,
@@ -60,36 +66,44 @@ def train_step(
     learning_rate: float,
     settings: TrainSettings,
 ) -> tuple[Tensor, Tensor]:
-    """One step on a batch; returns the loss and the mean IoU of the single-mask output for full prompts.
+    """One step on a batch; returns the loss and the mean IoU of the detail head's masks for full prompts.
 
     They stay on the device, so that the next step need not wait for this one.
     """
     device = batch.image.device
     on_host = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
     noise = torch.Generator(device).manual_seed(settings.seed * 1_000_003 + step)
-    trainee.train()
-    set_image_size(trainee.model, batch.image.shape[-1])
+    model, whole = trainee.model, settings.part == "all"
+    trainee.train(whole)
+    model.detail.train()
+    set_image_size(model, batch.image.shape[-1])
     for group in optimizer.param_groups:
         group["lr"] = learning_rate
 
-    full_iou = torch.zeros((), device=device)
+    total = torch.zeros((), device=device)
+    groups = prompt_groups(settings.prompts_per_image, on_host)
     with torch.autocast(device.type, torch.bfloat16):
-        embedding, fine_maps = encode(trainee.model, normalise(batch.image))
-        edges = batch.edges.float()
-        edge = edge_loss(trainee.fine_edges(fine_maps[0]), edges)
-        edge = edge + edge_loss(trainee.coarse_edges(embedding), F.max_pool2d(edges[:, None], 4)[:, 0])
-    total = settings.edge_loss * edge
-    for rows, kinds in prompt_groups(settings.prompts_per_image, on_host):
-        with torch.autocast(device.type, torch.bfloat16):
-            logits, predicted_iou = ask(
-                trainee.model, embedding, fine_maps, batch, rows=rows, kinds=kinds, generator=noise
-            )
-        targets = batch.targets[:, rows].flatten(0, 1).float() / 255
-        weights = batch.weights[:, rows].flatten(0, 1).float() / 40
-        losses = mask_loss(logits, predicted_iou, targets, weights)
-        total = total + (losses.mask + losses.iou) * len(rows) / settings.prompts_per_image
-        if kinds == FULL:
-            full_iou = losses.true_iou[:, 0].mean()
+        encoded = look(model, batch.image)
+        questions = [pose(encoded, batch, rows=rows, kinds=kinds, generator=noise) for rows, kinds in groups]
+        answers = [answer(model, question) for question in questions]
+        refined, score = model.detail(
+            [torch.cat(level) for level in zip(*(question.encoded.seen for question in questions), strict=True)],
+            torch.cat([question.coarse for question in questions]),
+            torch.cat([logits[:, 0] for logits, _ in answers]),
+        )
+        if whole:
+            total = total + settings.edge_loss * edge_losses(trainee, encoded, batch.edges.float())
+    if whole:
+        for question, (logits, predicted_iou) in zip(questions, answers, strict=True):
+            losses = mask_loss(logits, predicted_iou, question.targets, question.weights)
+            total = total + (losses.mask + losses.iou) * len(question.targets) / len(refined)
+    losses = detail_loss(
+        refined,
+        score,
+        target=torch.cat([question.targets for question in questions]),
+        weight=torch.cat([question.weights for question in questions]),
+    )
+    total = total + losses.mask + losses.iou
 
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
@@ -97,8 +111,20 @@ def train_step(
     optimizer.step()
     decay = min(settings.average_decay, (1 + step) / (10 + step))
     with torch.no_grad():
-        torch._foreach_lerp_(list(average.parameters()), list(trainee.model.parameters()), 1 - decay)
-    return total.detach(), full_iou
+        torch._foreach_lerp_(_floats(average), _floats(model), 1 - decay)
+    # Full prompts are the first group.
+    return total.detach(), losses.true_iou[: len(questions[0].targets), 0].mean()
+
+
+def _floats(model: nn.Module) -> list[Tensor]:
+    """What is averaged: parameters, and the running means of batch normalisation."""
+    return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
+
+
+def edge_losses(trainee: Trainee, encoded: Encoded, edges: Tensor) -> Tensor:
+    """How badly edges (B, S/4, S/4) can be told from the features at S/4 and S/16."""
+    fine = edge_loss(trainee.fine_edges(encoded.fine_maps[0]), edges)
+    return fine + edge_loss(trainee.coarse_edges(encoded.embedding), F.max_pool2d(edges[:, None], 4)[:, 0])
 
 
 def prompt_groups(count: int, generator: torch.Generator) -> list[tuple[list[int], PromptKinds]]:
@@ -116,21 +142,36 @@ def prompt_groups(count: int, generator: torch.Generator) -> list[tuple[list[int
     return groups
 
 
-def ask(
-    model: SAM2Base,
-    embedding: Tensor,
-    fine_maps: list[Tensor],
-    batch: Example,
-    *,
-    rows: list[int],
-    kinds: PromptKinds,
-    generator: torch.Generator | None,
-) -> tuple[Tensor, Tensor]:
-    """Decode some prompts of every image: logits (B x rows, 4, S/4, S/4) and predicted IoUs.
+class Question(NamedTuple):
+    """N = B x rows prompts of one kind.
+
+    encoded: one row per prompt. points, masks: as `decode` takes them.
+    coarse: (N, S/2, S/2), 1 inside the coarse mask and -1 outside, 0 everywhere where the prompts have no mask.
+    targets, weights: float32 (N, S/2, S/2), the share of each cell that the object covers, and what it counts.
+    """
+
+    encoded: Encoded
+    points: tuple[Tensor, Tensor]
+    masks: Tensor | None
+    coarse: Tensor
+    targets: Tensor
+    weights: Tensor
+
+
+def look(model: EmbeddedModel, images: Tensor) -> Encoded:
+    """Embed uint8 images (B, 3, S, S)."""
+    colours = images.float() / 255
+    return encode(model, normalise(colours), colours)
+
+
+def pose(
+    encoded: Encoded, batch: Example, *, rows: list[int], kinds: PromptKinds, generator: torch.Generator | None
+) -> Question:
+    """Put some prompts of every image into a question.
 
     A generator adds noise to the mask prompt inside the object, so that its exact values can't be relied on.
     """
-    owner = torch.arange(len(embedding), device=embedding.device).repeat_interleave(len(rows))
+    owner = torch.arange(len(batch.image), device=batch.image.device).repeat_interleave(len(rows))
     points = batch.points[:, rows].flatten(0, 1)
     labels = batch.labels[:, rows].flatten(0, 1).clone()
     if not kinds.positive:
@@ -139,21 +180,39 @@ def ask(
         labels[:, 3] = ABSENT
     if not kinds.box:
         points, labels = points[:, 2:], labels[:, 2:]
+    coarse = batch.coarse[:, rows].flatten(0, 1).float() * 2 - 1
     masks = None
     if kinds.mask:
         masks = batch.masks[:, rows].flatten(0, 1)[:, None]
         if generator is not None:
             noise = torch.randn(masks.shape, generator=generator, device=masks.device)
             masks = masks + 0.5 * noise * (masks > 0)
-    maps = [fine[owner] for fine in fine_maps]
-    return decode(model, embedding[owner], maps, points=(points, labels), masks=masks)
+    else:
+        coarse = torch.zeros_like(coarse)
+    targets = batch.targets[:, rows].flatten(0, 1).float() / 255
+    weights = batch.weights[:, rows].flatten(0, 1).float() / 40
+    return Question(encoded.rows(owner), (points, labels), masks, coarse, targets, weights)
+
+
+def answer(model: EmbeddedModel, question: Question) -> tuple[Tensor, Tensor]:
+    """The decoder's answers: logits (N, 4, S/4, S/4) and predicted IoUs (N, 4)."""
+    return decode(model, question.encoded, points=question.points, masks=question.masks)
+
+
+def refine(model: EmbeddedModel, question: Question) -> tuple[Tensor, Tensor]:
+    """The detail head's answers: logits (N, S/2, S/2) and predicted IoUs (N,)."""
+    logits, _ = answer(model, question)
+    refined: tuple[Tensor, Tensor] = model.detail(question.encoded.seen, question.coarse, logits[:, 0])
+    return refined
 
 
 def build_optimizer(trainee: Trainee, *, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW without weight decay on vectors, embeddings and tokens."""
+    """AdamW without weight decay on vectors, embeddings and tokens; what is not to be trained is left out."""
     plain: list[Tensor] = []
     decayed: list[Tensor] = []
     for name, parameter in trainee.named_parameters():
+        if not parameter.requires_grad:
+            continue
         exempt = parameter.ndim < 2 or "embed" in name or "token" in name
         (plain if exempt else decayed).append(parameter)
     groups = [
@@ -164,7 +223,7 @@ def build_optimizer(trainee: Trainee, *, settings: TrainSettings) -> torch.optim
     return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, 0.98), fused=fused)
 
 
-def normalise(images: Tensor) -> Tensor:
-    """uint8 (B, 3, S, S) to ImageNet-normalised float32."""
-    mean, std = (torch.tensor(values, device=images.device).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-    return (images.float() / 255 - mean) / std
+def normalise(colours: Tensor) -> Tensor:
+    """RGB in 0..1, (B, 3, S, S), to ImageNet-normalised."""
+    mean, std = (torch.tensor(values, device=colours.device).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
+    return (colours - mean) / std

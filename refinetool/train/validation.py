@@ -4,17 +4,16 @@ from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
-from sam2.modeling.sam2_base import SAM2Base
 from torch import Tensor
 
-from refinetool.modules.embedded import encode, set_image_size
+from refinetool.modules.embedded import EmbeddedModel, set_image_size
 from refinetool.pictures import beside, draw, label, stack
 from refinetool.records import ImageArray
 from refinetool.settings import TrainSettings
 from refinetool.train.examples import Example
 from refinetool.train.losses import hard_iou
 from refinetool.train.sampler import Sampler
-from refinetool.train.step import BOX_ONLY, FULL, ask, normalise
+from refinetool.train.step import BOX_ONLY, FULL, look, pose, refine
 
 VALIDATION_SEED = 1_000_003
 BATCH = 32
@@ -29,7 +28,7 @@ def fixed_examples(sampler: Sampler, *, count: int, side: int) -> list[Example]:
 
 
 @torch.no_grad()
-def validate(model: SAM2Base, batches: Sequence[Example], *, settings: TrainSettings) -> dict[str, float]:
+def validate(model: EmbeddedModel, batches: Sequence[Example], *, settings: TrainSettings) -> dict[str, float]:
     """Mean IoU on fixed examples of the val lists: the coarse masks, full prompts, box alone, and nearly right masks.
 
     `harm` is the mean loss of IoU on masks that were above 0.9, 0 if there are none; `better` the share of masks that
@@ -39,15 +38,14 @@ def validate(model: SAM2Base, batches: Sequence[Example], *, settings: TrainSett
     sums: dict[str, list[Tensor]] = {"coarse": [], "full": [], "box": [], "score": []}
     every = list(range(settings.prompts_per_image))
     for batch in batches:
-        embedding, fine_maps = encode(model, normalise(batch.image))
-        targets = batch.targets.flatten(0, 1)[:, None].float() / 255
-        known = batch.weights.flatten(0, 1)[:, None] > 0
+        encoded = look(model, batch.image)
         for name, kinds in (("full", FULL), ("box", BOX_ONLY)):
-            logits, scores = ask(model, embedding, fine_maps, batch, rows=every, kinds=kinds, generator=None)
-            fine = F.interpolate(logits[:, :1].float(), size=targets.shape[-2:], mode="bilinear", align_corners=False)
-            sums[name].append(hard_iou(fine > 0, targets >= 0.5, known=known)[:, 0])
+            question = pose(encoded, batch, rows=every, kinds=kinds, generator=None)
+            logits, scores = refine(model, question)
+            known = question.weights[:, None] > 0
+            sums[name].append(hard_iou(logits[:, None] > 0, question.targets[:, None] >= 0.5, known=known)[:, 0])
             if name == "full":
-                sums["score"].append(scores[:, 0].float())
+                sums["score"].append(scores.float())
         sums["coarse"].append(batch.coarse_iou.flatten())
     figures = {name: torch.cat(values) for name, values in sums.items()}
     good = figures["coarse"] > GOOD_IOU
@@ -60,16 +58,15 @@ def validate(model: SAM2Base, batches: Sequence[Example], *, settings: TrainSett
 
 
 @torch.no_grad()
-def sample_picture(model: SAM2Base, batch: Example, *, settings: TrainSettings) -> ImageArray:
+def sample_picture(model: EmbeddedModel, batch: Example, *, settings: TrainSettings) -> ImageArray:
     """The first examples of a batch, a row each: image, coarse mask as prompted, refined mask, truth. uint8 RGB."""
     set_image_size(model, settings.side)
     some = Example(*(tensor[:SHOWN] for tensor in batch))
     side = some.image.shape[-1]
-    embedding, fine_maps = encode(model, normalise(some.image))
-    logits, _ = ask(model, embedding, fine_maps, some, rows=[0], kinds=FULL, generator=None)
-    wide = F.interpolate(logits[:, :1].float(), size=(side, side), mode="bilinear", align_corners=False)
+    logits, _ = refine(model, pose(look(model, some.image), some, rows=[0], kinds=FULL, generator=None))
+    wide = F.interpolate(logits[:, None].float(), size=(side, side), mode="bilinear", align_corners=False)
     masks = {
-        "coarse": _enlarged(some.masks[:, :1] > 0, side),
+        "coarse": _enlarged(some.coarse[:, :1], side),
         "refined": wide > 0,
         "truth": _enlarged(some.targets[:, :1] >= 128, side),
     }

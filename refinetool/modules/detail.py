@@ -1,0 +1,164 @@
+"""The detail head: a small U-Net that sees the image, the coarse mask and the decoder's answer side by side.
+
+A SAM-type decoder learns of the coarse mask through a grid of S/4 cells, mixes it into features of S/16, and answers
+at S/4. A coarse outline that was exact to the pixel is lost on the way. This head compares outline and image where both
+are still fine, at S/2, and takes from the SAM 2 part what needs to know the object: its answer and its features.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from refinetool.modules.cues import colour_cue, place_cue
+
+FULL, HALF, QUARTER, EIGHTH = 16, 32, 64, 128
+"""Channels at S/2, S/4, S/8 and S/16."""
+GIVEN = 6
+"""Maps about the mask at S/2: coarse mask, decoder's answer, and the colour and place cues of both."""
+DECODERS_ANSWER = FULL + 1
+"""Where the decoder's answer lies behind the channels at S/2."""
+LOGIT_BOUND, LOGIT_SCALE = 16.0, 4.0
+"""The decoder's logits enter bounded and divided, which brings them to the size of the other inputs."""
+HEADS = 4
+
+
+class DetailHead(nn.Module):
+    """Corrects the decoder's mask on a grid of S/2 and predicts the IoU of what it made.
+
+    What belongs to the image is computed once per image (`look`), the rest once per prompt (`forward`). An untrained
+    head returns the decoder's mask, enlarged.
+
+    Args:
+        fine_channels: Channels of the decoder's fine maps at S/4 and S/8.
+        channels: Channels of the embedding at S/16.
+    """
+
+    def __init__(self, *, fine_channels: tuple[int, int], channels: int) -> None:
+        super().__init__()
+        self.stem = nn.Sequential(_Block(3, FULL, stride=2), nn.Conv2d(FULL, FULL, 3, padding=1))
+        self.features = nn.ModuleList(
+            (
+                nn.Conv2d(fine_channels[0], HALF, 1),
+                nn.Conv2d(fine_channels[1], QUARTER, 1),
+                nn.Conv2d(channels, EIGHTH, 1),
+            )
+        )
+        self.enter = _Block(FULL + GIVEN, FULL)
+        self.down = nn.ModuleList(
+            (_Block(FULL, HALF, stride=2), _Block(HALF, QUARTER, stride=2), _Block(QUARTER, EIGHTH, stride=2))
+        )
+        self.encode = nn.ModuleList(
+            (
+                _Residual(HALF),
+                nn.Sequential(_Residual(QUARTER), _Residual(QUARTER)),
+                nn.Sequential(
+                    _Residual(EIGHTH),
+                    _Attention(EIGHTH),
+                    _Residual(EIGHTH),
+                    _Residual(EIGHTH),
+                    _Attention(EIGHTH),
+                    _Residual(EIGHTH),
+                ),
+            )
+        )
+        self.narrow = nn.ModuleList(
+            (nn.Conv2d(EIGHTH, QUARTER, 1), nn.Conv2d(QUARTER, HALF, 1), nn.Conv2d(HALF, FULL, 1))
+        )
+        self.decode = nn.ModuleList((_Residual(QUARTER), _Residual(HALF), _Block(FULL, FULL)))
+        self.leave = nn.Conv2d(FULL + GIVEN, 1, 3, padding=1)
+        self.iou = nn.Sequential(nn.Linear(EIGHTH, 64), nn.ReLU(), nn.Linear(64, 1))
+        self._begin_with_the_decoders_answer()
+
+    def _begin_with_the_decoders_answer(self) -> None:
+        assert self.leave.bias is not None
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+        with torch.no_grad():
+            self.leave.weight[0, DECODERS_ANSWER, 1, 1] = LOGIT_SCALE
+
+    def look(self, images: Tensor, colours: Tensor, embedding: Tensor, fine_maps: list[Tensor]) -> list[Tensor]:
+        """What the head wants to know of each image.
+
+        Args:
+            images: float (B, 3, S, S), normalised.
+            colours: float (B, 3, S, S), the same as RGB in 0..1.
+            embedding: float (B, C, S/16, S/16).
+            fine_maps: float (B, C0, S/4, S/4) and (B, C1, S/8, S/8).
+
+        Returns:
+            Colours at S/2, then maps at S/2, S/4, S/8 and S/16, one row per image each.
+        """
+        maps = zip(self.features, (*fine_maps, embedding), strict=True)
+        return [F.avg_pool2d(colours, 2), self.stem(images), *(project(features) for project, features in maps)]
+
+    def forward(self, seen: list[Tensor], coarse: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+        """Mask logits (N, S/2, S/2) and predicted IoUs (N,) in 0..1.
+
+        Args:
+            seen: What `look` gave, one row per prompt.
+            coarse: float32 (N, S/2, S/2): 1 inside the coarse mask, -1 outside, or 0 everywhere if there is none.
+            logits: float (N, S/4, S/4), the decoder's answer.
+        """
+        colours, image, *features = seen
+        given = self._given(colours, coarse, logits).to(image.dtype)
+        levels = [self.enter(torch.cat((image, given), 1))]
+        for shrink, encode, feature in zip(self.down, self.encode, features, strict=True):
+            levels.append(encode(shrink(levels[-1]) + feature))
+        deepest = x = levels.pop()
+        for narrow, decode in zip(self.narrow, self.decode, strict=True):
+            wide = F.interpolate(narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
+            x = decode(wide + levels.pop())
+        refined = self.leave(torch.cat((x, given), 1))[:, 0]
+        return refined, self.iou(deepest.float().mean((2, 3)))[:, 0].sigmoid()
+
+    def _given(self, colours: Tensor, coarse: Tensor, logits: Tensor) -> Tensor:
+        """The maps about the mask, (N, GIVEN, S/2, S/2)."""
+        with torch.no_grad(), torch.autocast(coarse.device.type, enabled=False):
+            enlarged = F.interpolate(
+                logits[:, None].float(), size=coarse.shape[-2:], mode="bilinear", align_corners=False
+            )
+            answer = enlarged[:, 0].clamp(-LOGIT_BOUND, LOGIT_BOUND) / LOGIT_SCALE
+            both = torch.cat((coarse, answer))
+            cues = [cue(colours.float().repeat(2, 1, 1, 1), both) for cue in (colour_cue, place_cue)]
+            of_coarse, of_answer = torch.stack(cues, 1).chunk(2)
+            known = (coarse != 0)[:, None]
+            return torch.cat((torch.stack((coarse, answer), 1), of_coarse * known, of_answer), 1)
+
+
+class _Block(nn.Sequential):
+    def __init__(self, inputs: int, outputs: int, *, stride: int = 1) -> None:
+        convolution = nn.Conv2d(inputs, outputs, 3, stride=stride, padding=1, bias=False)
+        super().__init__(convolution, nn.BatchNorm2d(outputs), nn.ReLU(inplace=True))
+
+
+class _Residual(nn.Module):
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.first = _Block(channels, channels)
+        self.second = nn.Sequential(nn.Conv2d(channels, channels, 3, padding=1, bias=False), nn.BatchNorm2d(channels))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.relu(x + self.second(self.first(x)))
+
+
+class _Attention(nn.Module):
+    """Self-attention over all cells, added to its input: pieces of the mask look for others that are like them.
+
+    It starts as the identity.
+    """
+
+    def __init__(self, channels: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.enter = nn.Linear(channels, 3 * channels)
+        self.leave = nn.Linear(channels, channels)
+        nn.init.zeros_(self.leave.weight)
+        nn.init.zeros_(self.leave.bias)
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, channels, height, width = x.shape
+        cells = self.norm(x.flatten(2).transpose(1, 2))
+        query, key, value = self.enter(cells).view(n, -1, 3, HEADS, channels // HEADS).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(query, key, value).transpose(1, 2).reshape(n, -1, channels)
+        added: Tensor = self.leave(mixed).transpose(1, 2).view(n, channels, height, width)
+        return x + added
