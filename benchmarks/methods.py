@@ -93,10 +93,10 @@ class Job:
 # --- data
 
 
-def val_objects(folder: Path, out: Path, *, pictures: int) -> int:
+def val_objects(folder: Path, out: Path, *, pictures: int, seed: int) -> int:
     """Write objects of a val list as COCO JSON: how many. Ids that are classes are cut into connected parts."""
     stems = sorted(json.loads((folder / "split.json").read_text())["val"])
-    rng = np.random.default_rng(SEED)
+    rng = np.random.default_rng(seed)
     chosen = sorted(rng.permutation(len(stems))[:pictures].tolist())
     files = {path.stem: path for path in (folder / "images").iterdir()}
     by_class = (folder / "classes.json").is_file()
@@ -139,7 +139,7 @@ def objects(ids: np.ndarray, *, by_class: bool) -> Iterator[BoolArray]:
         yield from (part for part in parts if part.sum() >= MIN_OBJECT_PX and part.mean() < 0.8)
 
 
-def jobs_of(data: Path, work: Path, *, pictures: int) -> Iterator[Job]:
+def jobs_of(data: Path, work: Path, *, pictures: int, seed: int) -> Iterator[Job]:
     """Everything to measure; coarse files are made in `work` when their turn comes."""
     for folder in sorted(path for path in data.iterdir() if path.is_dir()):
         if (folder / "annotations.json").is_file():
@@ -152,7 +152,7 @@ def jobs_of(data: Path, work: Path, *, pictures: int) -> Iterator[Job]:
         if not (folder / "split.json").is_file():
             continue
         truth = work / f"{folder.name}.json"
-        if not val_objects(folder, truth, pictures=pictures):
+        if not val_objects(folder, truth, pictures=pictures, seed=seed):
             continue
         for name, suite in SUITES_MEASURED.items():
             coarse = work / f"{folder.name} {name}.json"
@@ -211,7 +211,7 @@ def measure(arguments: argparse.Namespace) -> None:
     done = {(row.data, row.suite, row.method) for row in read_rows(output)} if output.exists() else set()
     with tempfile.TemporaryDirectory() as folder, output.open("a") as lines:
         work = Path(folder)
-        for job in jobs_of(arguments.data, work, pictures=arguments.pictures):
+        for job in jobs_of(arguments.data, work, pictures=arguments.pictures, seed=SEED):
             for method, settings in WAYS.items():
                 unwanted = arguments.only and method not in arguments.only
                 if unwanted or (job.data, job.suite, method) in done or (method in GRIDS and not job.with_grids):

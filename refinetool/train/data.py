@@ -1,14 +1,11 @@
-"""Folders of annotated pictures, as training and its benchmarks take them.
+"""The objects of id maps, as training takes them.
 
-A data folder holds `images/`, `masks/` (PNG of the same stem, the value is an id, 0 nothing, 255 ignored) and
-`split.json` ({"train": [stems], "val": [stems]}). With a `classes.json` beside them the ids are classes and each
-connected part counts as an object; without, they are instances.
+An id map is a PNG whose values are ids: 0 nothing, 255 ignored. Ids are instances, or classes of which each connected
+part counts as an object.
 """
 
-import json
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
 
 import cv2
 import numpy as np
@@ -30,37 +27,6 @@ class TrainObject:
     value: int
     box: tuple[int, int, int, int]
     seed: tuple[int, int] | None
-
-
-@dataclass(frozen=True, slots=True)
-class Picture:
-    """One annotated image, by path."""
-
-    image: Path
-    mask: Path
-    objects: tuple[TrainObject, ...]
-
-
-def index_folder(folder: Path, split: Literal["train", "val"]) -> list[Picture]:
-    """List the annotated pictures of one data folder, with their objects of at least 150 pixels.
-
-    Raises:
-        DataError: the folder lacks `split.json`, or a picture named there.
-    """
-    listing = folder / "split.json"
-    if not listing.is_file():
-        raise DataError(f"{folder} has no split.json; expected images/, masks/ and split.json with train and val stems")
-    by_class = (folder / "classes.json").is_file()
-    images = {path.stem: path for path in (folder / "images").iterdir()}
-    pictures = []
-    for stem in json.loads(listing.read_text())[split]:
-        mask = folder / "masks" / f"{stem}.png"
-        if stem not in images or not mask.is_file():
-            raise DataError(f"{listing} names {stem}, but {folder} lacks its image or its mask {mask.name}")
-        objects = find_objects(read_ids(mask), by_class=by_class)
-        if objects:
-            pictures.append(Picture(images[stem], mask, tuple(objects)))
-    return pictures
 
 
 def find_objects(ids: NDArray[np.uint8], *, by_class: bool) -> list[TrainObject]:

@@ -1,0 +1,130 @@
+"""What other thresholds of guard, trust and snap would have done: the tables of the design notes.
+
+    python benchmarks/thresholds.py DATA --pictures 8 --guard 0 0.02 0.03 0.05 --margin 0 0.5 1 --radius 0 0.1 0.2
+
+DATA is a folder of data folders with val lists, as for `methods.py`, which makes the same objects and coarse masks.
+Every mask is asked about once; then one setting after the other judges the same answers.
+"""
+
+import argparse
+import math
+import tempfile
+from collections.abc import Iterator, Mapping
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from methods import jobs_of
+
+from refinetool import masks
+from refinetool.formats import open_dataset
+from refinetool.ground_truth import with_truth
+from refinetool.masks import boundary_iou, iou
+from refinetool.records import FloatArray, Outcome, Sample
+from refinetool.refine import Refiner, load_refiner
+from refinetool.settings import EvaluateSettings, RefineSettings, SnapSettings
+
+SEED = 777
+"""Other objects than those of the benchmark page: what is chosen here is measured there."""
+GOOD_IOU = 0.95
+
+
+def variants(arguments: argparse.Namespace) -> dict[str, RefineSettings]:
+    """The defaults, and the defaults with one number changed."""
+    plain = RefineSettings()
+    found = {"defaults": plain}
+    for gain in arguments.guard:
+        found[f"expected gain {gain:g}"] = replace(plain, guard=replace(plain.guard, min_expected_gain=gain))
+    for score in arguments.score:
+        found[f"predicted IoU {score:g}"] = replace(plain, guard=replace(plain.guard, min_predicted_iou=score))
+    for margin in arguments.margin:
+        found[f"margin {margin:g}"] = replace(plain, trust=replace(plain.trust, margin=margin))
+    for radius in arguments.radius:
+        snap = SnapSettings(mode="guided", radius=radius) if radius else SnapSettings(mode="none")
+        found[f"snap radius {radius:g}"] = replace(plain, snap=snap)
+    return found
+
+
+def figures(sample: Sample, outcome: Outcome) -> Iterator[tuple[float, float, float, float]]:
+    """IoU and boundary IoU of each coarse mask and of what became of it."""
+    ratio = EvaluateSettings().boundary_ratio
+    for region, found in zip(sample.regions, outcome.annotations, strict=True):
+        if region.mask is None or region.truth is None or found.mask is None:
+            continue
+        truth, coarse, refined = (masks.decode(rle) for rle in (region.truth, region.mask, found.mask))
+        yield (
+            iou(coarse, truth),
+            boundary_iou(coarse, truth, ratio),
+            iou(refined, truth),
+            boundary_iou(refined, truth, ratio),
+        )
+
+
+def table(rows: Mapping[str, Mapping[str, list[tuple[float, float, float, float]]]]) -> str:
+    """IoU / boundary IoU by suite, and the share of masks worse by more than 0.01, for each setting."""
+    suites = list(next(iter(rows.values())))
+    lines = [
+        "| | all | worse | good masks | " + " | ".join(suites) + " |",
+        "|---|---|---|---|" + "---|" * len(suites),
+    ]
+
+    def pair(values: FloatArray) -> str:
+        return f"{values[0]:.3f} / {values[1]:.3f}"
+
+    for number, (name, by_suite) in enumerate(rows.items()):
+        parts = {suite: np.array(found) for suite, found in by_suite.items()}
+        whole = np.concatenate(list(parts.values()))
+        if number == 0:
+            means = [pair(part[:, :2].mean(0)) for part in parts.values()]
+            lines.append(f"| coarse | {pair(whole[:, :2].mean(0))} | | | " + " | ".join(means) + " |")
+        gain = whole[:, 2] - whole[:, 0]
+        good = whole[:, 0] > GOOD_IOU
+        kept = gain[good].mean() if good.any() else math.nan
+        means = [pair(part[:, 2:].mean(0)) for part in parts.values()]
+        lines.append(
+            f"| {name} | {pair(whole[:, 2:].mean(0))} | {np.mean(gain < -0.01):.0%} | {kept:+.3f} | "
+            + " | ".join(means)
+            + " |"
+        )
+    return "\n".join(lines)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("data", type=Path)
+    parser.add_argument("--pictures", type=int, default=8, help="per val list")
+    parser.add_argument("--guard", nargs="*", type=float, default=[], help="least expected gains")
+    parser.add_argument("--score", nargs="*", type=float, default=[], help="least predicted IoUs")
+    parser.add_argument("--margin", nargs="*", type=float, default=[], help="margins of trust, in logits")
+    parser.add_argument("--radius", nargs="*", type=float, default=[], help="radii of the snapping filter; 0: none")
+    parser.add_argument("--model", default="embedded")
+    parser.add_argument("--checkpoint")
+    arguments = parser.parse_args()
+    settings = variants(arguments)
+    model = load_refiner(
+        arguments.model,
+        checkpoint=arguments.checkpoint,
+        device="auto",
+        precision="auto",
+        settings=settings["defaults"],
+    )
+    rows: dict[str, dict[str, list[tuple[float, float, float, float]]]] = {name: {} for name in settings}
+    with tempfile.TemporaryDirectory() as folder:
+        for job in jobs_of(arguments.data, Path(folder), pictures=arguments.pictures, seed=SEED):
+            if job.with_grids:
+                continue  # the COCO files measure; nothing is chosen on them
+            coarse, truth = (
+                open_dataset(path, images=job.images, format=job.format) for path in (job.coarse, job.truth)
+            )
+            for sample in with_truth(coarse.samples(), truth.samples()):
+                prepared = model.prepare(sample)
+                (answers,) = model.segment([prepared])
+                for name, one in settings.items():
+                    outcome = Refiner(model.backend, one).finish(prepared, answers)
+                    rows[name].setdefault(job.suite, []).extend(figures(sample, outcome))
+            print(f"{job.data}, {job.suite}", flush=True)
+    print(table(rows))
+
+
+if __name__ == "__main__":
+    main()
