@@ -1,6 +1,6 @@
 """What other thresholds of guard, trust and snap would have done: the tables of the design notes.
 
-    python benchmarks/thresholds.py DATA --pictures 8 --guard 0 0.02 0.03 0.05 --margin 0 0.5 1 --radius 0 0.1 0.2
+    python benchmarks/thresholds.py DATA --pictures 8 --guard 0.1 0.2 0.3 --margin 0 0.5 1 --radius 0 0.1
 
 DATA is a folder of data folders with val lists, as for `methods.py`, which makes the same objects and coarse masks.
 Every mask is asked about once; then one setting after the other judges the same answers.
@@ -25,7 +25,7 @@ from refinetool.refine import Refiner, load_refiner
 from refinetool.settings import EvaluateSettings, RefineSettings, SnapSettings
 
 SEED = 777
-"""Other objects than those of the benchmark page: what is chosen here is measured there."""
+"""Not that of the benchmark page, so that what is chosen here is measured there on other objects, apart from a few."""
 GOOD_IOU = 0.95
 
 

@@ -30,7 +30,7 @@ class Answer:
 
     masks: bool (n, H, W) in the view.
     predicted_iou: float32 (n,) in 0..1, or NaN where no model was asked.
-    logits: float32 (n, h, w), what a further pass may be prompted with; None unless it was asked for.
+    logits: float32 (n, h, w), for a further pass, or to judge the masks by; None unless they were asked for.
     offer: all candidates; None unless they were asked for.
     """
 

@@ -17,8 +17,7 @@ from collections.abc import Callable, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from types import TracebackType
-from typing import Any, BinaryIO, Self
+from typing import Any, BinaryIO
 
 from refinetool.errors import StorageError, UsageError
 
@@ -140,14 +139,6 @@ class JobLines:
             with suppress(OSError):
                 os.fsync(self._file.fileno())
             self._file.close()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.close()
 
     def _read(self, on_line: OnLine) -> tuple[int, bool]:
         """Go through the complete lines; returns where they end and whether the last header names this job."""

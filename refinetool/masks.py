@@ -131,6 +131,16 @@ def iou(a: BoolArray, b: BoolArray) -> float:
     return int(np.count_nonzero(a & b)) / either if either else 1.0
 
 
+# --- logits
+
+
+def spread(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Logits (h, w) read bilinearly at the pixels of a frame of that shape: float32 (H, W)."""
+    height, width = shape
+    fine: FloatArray = np.asarray(cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
+    return fine
+
+
 # --- boundaries
 
 
@@ -207,13 +217,6 @@ def distance_inside(mask: BoolArray, border_is_background: bool) -> FloatArray:
 
 
 # --- parts and holes
-
-
-def spread(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
-    """Logits (h, w) read bilinearly at the pixels of a frame of that shape: float32 (H, W)."""
-    height, width = shape
-    fine: FloatArray = np.asarray(cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
-    return fine
 
 
 @dataclass(frozen=True, slots=True)

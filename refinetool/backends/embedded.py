@@ -11,6 +11,7 @@ from torch import Tensor
 from refinetool.backends.frames import Frame, rasterise
 from refinetool.backends.sam2 import IMAGE_MEAN, IMAGE_STD, Sam2Backend
 from refinetool.backends.square import SquareEmbedding, owners
+from refinetool.modules.embedded import encode
 from refinetool.records import Prompts
 
 DECODER_MAPS = 2
@@ -21,13 +22,10 @@ class EmbeddedBackend(Sam2Backend):
     """`EmbeddedModel` as an image model. Its masks come on a grid of S/2."""
 
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-        encoded = super()._encode(pixels)
-        features = torch.stack([one for one, _ in encoded])
-        fine_maps = [torch.stack(level) for level in zip(*(extras for _, extras in encoded), strict=True)]
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-        colours = (pixels * std + mean).clamp(0, 1)
-        seen = self.model.detail.look(pixels, colours, features, fine_maps)
-        return [(one, (*extras, *(m[i] for m in seen))) for i, (one, extras) in enumerate(encoded)]
+        encoded = encode(self.model, pixels, (pixels * std + mean).clamp(0, 1))
+        extras = (*encoded.fine_maps, *encoded.seen)
+        return [(features, tuple(level[i] for level in extras)) for i, features in enumerate(encoded.embedding)]
 
     def _fine_maps(self, embedding: SquareEmbedding) -> tuple[Tensor, ...]:
         return embedding.extras[:DECODER_MAPS]
