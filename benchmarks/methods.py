@@ -272,7 +272,7 @@ def page(arguments: argparse.Namespace) -> None:
     blocks = {
         "coco": per_file([row for row in rows if row not in lists]),
         "suites": per_suite(lists),
-        "sets": per_file([row for row in lists if row.method in ("embedded", "grabcut", "guided", "smooth")]),
+        "sets": per_file([row for row in lists if row.method != "embedded, no guard"]),
         "ablations": "\n\n".join(map(ablation_table, read_tables(arguments.tables))) if arguments.tables else None,
     }
     for name, block in blocks.items():
