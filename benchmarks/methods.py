@@ -31,7 +31,7 @@ from refinetool.evaluate import Report, evaluate
 from refinetool.formats import open_dataset
 from refinetool.masks import components
 from refinetool.records import BoolArray
-from refinetool.runners import refine_dataset
+from refinetool.running.run import refine_dataset
 from refinetool.settings import ABLATION, METHODS, NO_GUARD, EvaluateSettings, GridSettings, RefineSettings
 
 SEED = 2024

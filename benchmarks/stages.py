@@ -18,7 +18,7 @@ import torch
 from skimage import data
 
 from refinetool import masks
-from refinetool.answers import ask
+from refinetool.candidates import ask
 from refinetool.prompts import expand_boxes
 from refinetool.records import BoolArray, Region, Sample
 from refinetool.refine import load_refiner

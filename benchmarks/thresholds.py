@@ -18,10 +18,10 @@ from methods import jobs_of
 
 from refinetool import masks
 from refinetool.formats import open_dataset
-from refinetool.ground_truth import with_truth
 from refinetool.masks import boundary_iou, iou
 from refinetool.records import FloatArray, Outcome, Sample
 from refinetool.refine import Refiner, load_refiner
+from refinetool.running.truth import with_truth
 from refinetool.settings import EvaluateSettings, RefineSettings, SnapSettings
 
 SEED = 777

@@ -18,12 +18,12 @@ import torch
 
 from refinetool.backends.models import pick_device
 from refinetool.settings import TRAIN_ON_GPU, TrainSettings
-from refinetool.train.embedded import drawing_thread
-from refinetool.train.examples import Example
-from refinetool.train.pack import read_pack
-from refinetool.train.sampler import Sampler
-from refinetool.train.step import Trainee, build_optimizer, train_step
-from refinetool.train.store import load_store
+from refinetool.train.data.examples import Example
+from refinetool.train.data.pack import read_pack
+from refinetool.train.data.sampler import Sampler
+from refinetool.train.data.store import load_store
+from refinetool.train.embedded.run import drawing_thread
+from refinetool.train.embedded.step import Trainee, build_optimizer, train_step
 
 
 def measure(

@@ -16,7 +16,7 @@ from refinetool.settings import JobSettings, RefineSettings
 
 if TYPE_CHECKING:
     from refinetool.refine import Refiner
-    from refinetool.runners import refine_dataset
+    from refinetool.running.run import refine_dataset
 
 __version__ = "0.1.0"
 __all__ = ["RefineSettings", "__version__", "load", "refine_dataset"]
@@ -53,7 +53,7 @@ def load(
 def __getattr__(name: str) -> object:
     """`refine_dataset` is imported when it is asked for: what it needs would make `import refinetool` slow."""
     if name == "refine_dataset":
-        from refinetool.runners import refine_dataset
+        from refinetool.running.run import refine_dataset
 
         return refine_dataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

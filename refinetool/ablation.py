@@ -15,17 +15,17 @@ from typing import Literal, TypeAlias
 from refinetool import masks
 from refinetool.backends import Backend, Embedding, Prediction
 from refinetool.backends.models import load_backend
-from refinetool.classical import CLASSICAL, NoModel
+from refinetool.baselines.classical import CLASSICAL, NoModel
 from refinetool.errors import DataError, UsageError
 from refinetool.evaluate.labels import LabelTally
 from refinetool.evaluate.pairing import Match, matches
 from refinetool.evaluate.selection import TIE
 from refinetool.evaluate.shapes import Canvas, common
 from refinetool.formats import VOC_CLASS, open_dataset
-from refinetool.ground_truth import with_truth
 from refinetool.images import read_image
 from refinetool.records import REFINED, Annotation, ImageArray, Outcome, Prompts, Region, Rle, Sample
 from refinetool.refine import Refiner
+from refinetool.running.truth import with_truth
 from refinetool.settings import METHODS, PromptSettings, RefineSettings
 
 TableName: TypeAlias = Literal["prompts", "points", "boxes", "selection", "cascade", "methods", "split"]

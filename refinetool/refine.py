@@ -15,16 +15,18 @@ from pathlib import Path
 import numpy as np
 
 from refinetool import masks
-from refinetool.answers import Answer, Offer, ask
 from refinetool.backends import Backend, Selection
 from refinetool.backends.models import load_backend
-from refinetool.classical import CLASSICAL, NoModel, answer_classically
+from refinetool.baselines.classical import CLASSICAL, NoModel, answer_classically
+from refinetool.baselines.grid import answer_by_grid
+from refinetool.candidates import Answer, Offer, ask
 from refinetool.errors import DataError, UsageError
-from refinetool.grid import answer_by_grid
-from refinetool.guard import doubt
 from refinetool.images import read_image
 from refinetool.outcomes import Verdict, outcome_of
 from refinetool.parts import Job, in_view, split_sample, truth_in_view
+from refinetool.post.guard import doubt
+from refinetool.post.snap import guided_snap, without_new_pieces
+from refinetool.post.trust import settled
 from refinetool.prompts import excavate, expand_boxes, tight_box
 from refinetool.records import (
     REFINED,
@@ -40,8 +42,6 @@ from refinetool.records import (
 )
 from refinetool.regions import Claim
 from refinetool.settings import RefineSettings
-from refinetool.snap import guided_snap, without_new_pieces
-from refinetool.trust import settled
 from refinetool.views import View, choose_views
 
 

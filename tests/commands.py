@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from refinetool.runners import Summary
+from refinetool.running.run import Summary
 
 HEIGHT, WIDTH = 60, 80
 

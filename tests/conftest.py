@@ -10,8 +10,9 @@ from commands import HEIGHT, WIDTH, Command, Said
 from fakes import BrightBackend
 from PIL import Image
 
-from refinetool import cli, runners
+from refinetool import cli
 from refinetool.refine import Refiner
+from refinetool.running import run as runners
 from refinetool.settings import RefineSettings
 
 

@@ -24,11 +24,12 @@ from refinetool.formats import open_dataset
 from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, merged, read_adapter, serialise
 from refinetool.records import Prompts, Sample
 from refinetool.refine import Refiner, load_refiner
-from refinetool.runners import refine_dataset
+from refinetool.running.run import refine_dataset
 from refinetool.settings import ADAPT_RECIPES, METHODS, AdaptSettings, PromptSettings, RefineSettings
-from refinetool.train import iou, iou_features
-from refinetool.train.iou import AdaptSummary, Head, adapt_iou, compare, drawn, fit, ranking_loss, split
-from refinetool.train.iou_features import QUESTIONS, FeatureFile, Features, features_path
+from refinetool.train.iou import adapt as iou
+from refinetool.train.iou import features as iou_features
+from refinetool.train.iou.adapt import AdaptSummary, Head, adapt_iou, compare, drawn, fit, ranking_loss, split
+from refinetool.train.iou.features import QUESTIONS, FeatureFile, Features, features_path
 
 WIDTH, TOKENS = 12, 4
 RANDOM = "random:0"

@@ -13,8 +13,8 @@ import pytest
 from commands import HEIGHT, WIDTH, Command, Said
 from PIL import Image
 
-from refinetool import runners
-from refinetool.runners import Summary
+from refinetool.running import run as runners
+from refinetool.running.run import Summary
 
 
 def annotation(change: Callable[[dict[str, Any]], object]) -> Callable[[Path], None]:

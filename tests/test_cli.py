@@ -17,11 +17,13 @@ from fakes import BrightBackend
 from pycocotools.mask import decode, frPyObjects
 
 import refinetool
-from refinetool import cli, options, runners
+from refinetool import cli
 from refinetool.backends import weights
+from refinetool.cli import options
 from refinetool.errors import Interrupted
 from refinetool.formats import FORMATS
-from refinetool.runners import Summary
+from refinetool.running import run as runners
+from refinetool.running.run import Summary
 from refinetool.settings import FINE_TUNE_RATE, METHODS, NO_GUARD, RELEASE, JobSettings, RefineSettings, TrainSettings
 
 
@@ -464,7 +466,7 @@ def test_training_is_passed_on(command: Command, monkeypatch: pytest.MonkeyPatch
         )
         return output / "embedded.safetensors"
 
-    monkeypatch.setitem(sys.modules, "refinetool.train.embedded", SimpleNamespace(train_embedded=train_embedded))
+    monkeypatch.setitem(sys.modules, "refinetool.train.embedded.run", SimpleNamespace(train_embedded=train_embedded))
     monkeypatch.setattr("refinetool.backends.models.pick_device", lambda _: "cpu")
     said = command("train", "embedded", "--data", "a", "--data", "b", "-o", "out", "--steps", "9", "--from", "w.pt")
     assert said.code == 0

@@ -10,8 +10,9 @@ import pytest
 from commands import Command, a_summary
 from rich.console import Console
 
-from refinetool import console, runners
-from refinetool.runners import Progress
+from refinetool.cli import console
+from refinetool.running import run as runners
+from refinetool.running.run import Progress
 
 
 def progress(done: int, **changes: Any) -> Progress:

@@ -20,9 +20,11 @@ from commands import Command
 from fakes import BrightBackend
 from PIL import Image
 
-from refinetool import cli, console, refine, runners
+from refinetool import cli, refine
 from refinetool.backends import models
+from refinetool.cli import console
 from refinetool.refine import Refiner, load_refiner
+from refinetool.running import run as runners
 from refinetool.settings import RefineSettings
 
 ROOT = Path(__file__).parent.parent

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from refinetool.guard import doubt, expected_gain
+from refinetool.post.guard import doubt, expected_gain
 from refinetool.records import BoolArray, FloatArray
 from refinetool.settings import GuardSettings
 

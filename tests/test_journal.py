@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refinetool.errors import StorageError, UsageError
-from refinetool.journal import Journal, digest_of, holds_work, journal_path
 from refinetool.records import REFINED, Annotation, Outcome, Region, Rle, Sample, kept
+from refinetool.running.journal import Journal, digest_of, holds_work, journal_path
 
 JOB = {"settings": {"passes": 1}, "model": "abc"}
 MASK = Rle((4, 5), b"5123`O\\")

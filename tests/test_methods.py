@@ -11,14 +11,14 @@ from PIL import Image
 
 from refinetool import masks
 from refinetool.backends import Embedding, Prediction
-from refinetool.classical import grabcut, smooth
+from refinetool.baselines.classical import grabcut, smooth
+from refinetool.baselines.grid import grid_points, max_iou, merged
 from refinetool.errors import DataError, UsageError
-from refinetool.grid import grid_points, max_iou, merged
-from refinetool.ground_truth import with_truth
-from refinetool.journal import Journal
 from refinetool.masks import disc_radius
 from refinetool.records import REFINED, BoolArray, FloatArray, Outcome, Prompts, Region, Sample
 from refinetool.refine import Refiner, load_refiner
+from refinetool.running.journal import Journal
+from refinetool.running.truth import with_truth
 from refinetool.settings import METHODS, NO_GUARD, GridSettings, PromptSettings, RefineSettings, SnapSettings
 
 SIZE = (60, 80)

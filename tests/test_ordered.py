@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from refinetool.ordered import map_ahead
+from refinetool.running.ahead import map_ahead
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])

@@ -9,7 +9,7 @@ from fakes import BrightBackend
 from PIL import Image
 
 from refinetool import masks
-from refinetool.answers import packed
+from refinetool.candidates import packed
 from refinetool.errors import DataError, ImageError
 from refinetool.records import REFINED, BoolArray, ImageArray, Layout, Outcome, Region, Sample
 from refinetool.refine import Refiner

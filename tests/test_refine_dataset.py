@@ -13,11 +13,11 @@ from PIL import Image
 from pycocotools import mask as coco_masks
 
 import refinetool
-from refinetool import runners
 from refinetool.errors import Interrupted, StorageError, UsageError
-from refinetool.journal import journal_path
 from refinetool.masks import decode
-from refinetool.runners import Progress, Summary, refine_dataset
+from refinetool.running import run as runners
+from refinetool.running.journal import journal_path
+from refinetool.running.run import Progress, Summary, refine_dataset
 from refinetool.settings import RefineSettings
 
 

@@ -16,10 +16,10 @@ import pytest
 from fake_refiner import Read, Shift, expected, sample_of, samples_of
 
 from refinetool.errors import DataError, Interrupted, StorageError
-from refinetool.journal import Journal
-from refinetool.pipeline import IN_FLIGHT_BYTES
 from refinetool.records import Outcome, Region, Sample
-from refinetool.runners import Progress, Summary, run, stop_on_interrupt
+from refinetool.running.journal import Journal
+from refinetool.running.run import Progress, Summary, run, stop_on_interrupt
+from refinetool.running.threads import IN_FLIGHT_BYTES
 
 
 @dataclass

@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.typing import NDArray
 
-from refinetool import masks, snap
+from refinetool import masks
+from refinetool.post import snap
 from refinetool.records import BoolArray, ImageArray
 
 

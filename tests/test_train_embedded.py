@@ -17,12 +17,12 @@ from training_data import PACKING, QUICK, packed_folder, paint_folder
 from refinetool.errors import DataError, Interrupted, StorageError, UsageError, WeightsError
 from refinetool.modules.embedded import DETAIL_PREFIX, build_embedded, decode, encode, set_image_size
 from refinetool.settings import TrainSettings
-from refinetool.train.checkpoint import MetricsLog, read_metrics, read_run
-from refinetool.train.curves import draw_curves
-from refinetool.train.embedded import TrainProgress, train_embedded
-from refinetool.train.losses import dice_loss, hard_iou, mask_loss
-from refinetool.train.schedule import learning_rate_at, seconds_left, share_done, side_at
-from refinetool.train.step import FULL, prompt_groups
+from refinetool.train.embedded.checkpoint import MetricsLog, read_metrics, read_run
+from refinetool.train.embedded.curves import draw_curves
+from refinetool.train.embedded.losses import dice_loss, hard_iou, mask_loss
+from refinetool.train.embedded.run import TrainProgress, train_embedded
+from refinetool.train.embedded.schedule import learning_rate_at, seconds_left, share_done, side_at
+from refinetool.train.embedded.step import FULL, prompt_groups
 
 
 def test_losses_against_worked_values() -> None:

@@ -13,9 +13,9 @@ from training_data import IGNORED, PACKING, paint_folder
 
 from refinetool.errors import DataError, StorageError, UsageError
 from refinetool.settings import PackSettings
-from refinetool.train.data import find_objects, read_ids
-from refinetool.train.pack import Pack, is_pack, pack, packed, pictures_of, read_pack
-from refinetool.train.sources import LAST_ID, AnnotatedPicture, drawn_for_validation, id_map
+from refinetool.train.data.objects import find_objects, read_ids
+from refinetool.train.data.pack import Pack, is_pack, pack, packed, pictures_of, read_pack
+from refinetool.train.data.sources import LAST_ID, AnnotatedPicture, drawn_for_validation, id_map
 
 
 def silent(_done: int, _total: int) -> None:

@@ -18,15 +18,15 @@ from refinetool.backends.sam2 import BOX_CORNERS
 from refinetool.masks import bounding_box, distance_inside, iou
 from refinetool.prompts import background_point, foreground_point, mask_prompt
 from refinetool.settings import PromptSettings
-from refinetool.train import device_corrupt
-from refinetool.train.crops import WHOLE, nearest, resampling
-from refinetool.train.device_corrupt import DEFECTS, REACH, Scene, corrupt, superpixels
-from refinetool.train.device_prompts import deepest_points, gaussian_masks, mine, on_quarter_grid, tight_boxes
-from refinetool.train.distance import signed_distance, squared_depth
-from refinetool.train.draws import Draws, draws_for
-from refinetool.train.photometric import noise_bank, photometric
-from refinetool.train.sampler import Sampler, meeting_lines
-from refinetool.train.store import PictureStore, load_store
+from refinetool.train.data import corruptions as device_corrupt
+from refinetool.train.data.corruptions import DEFECTS, REACH, Scene, corrupt, superpixels
+from refinetool.train.data.crops import WHOLE, nearest, resampling
+from refinetool.train.data.distance import signed_distance, squared_depth
+from refinetool.train.data.draws import Draws, draws_for
+from refinetool.train.data.photometric import noise_bank, photometric
+from refinetool.train.data.prompts import deepest_points, gaussian_masks, mine, on_quarter_grid, tight_boxes
+from refinetool.train.data.sampler import Sampler, meeting_lines
+from refinetool.train.data.store import PictureStore, load_store
 
 masks_of_any_kind = st.builds(
     lambda seed, share, height, width: np.random.default_rng(seed).random((height, width)) < share,

@@ -13,10 +13,10 @@ from scipy import ndimage
 
 from refinetool import masks
 from refinetool.masks import spread
+from refinetool.post.trust import alignment, gradient, margin, settled
 from refinetool.records import REFINED, BoolArray, ImageArray, Region, Sample
 from refinetool.refine import Refiner
 from refinetool.settings import NO_GUARD, RefineSettings, SnapSettings, TrustSettings
-from refinetool.trust import alignment, gradient, margin, settled
 
 SIZE = (60, 80)
 SETTINGS = TrustSettings(margin=1.0, edges_from=1.1, edges_to=1.4)

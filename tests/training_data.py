@@ -8,7 +8,7 @@ import numpy as np
 from PIL import Image
 
 from refinetool.settings import PackSettings, TrainSettings
-from refinetool.train.pack import Pack, pack
+from refinetool.train.data.pack import Pack, pack
 
 QUICK = TrainSettings(
     steps=4,

@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refinetool import console, options
+from refinetool.cli import console, options
 from refinetool.cli.app import app
-from refinetool.options import JOB
+from refinetool.cli.options import JOB
 from refinetool.settings import ABLATION, EvaluateSettings, RefineSettings
 
 if TYPE_CHECKING:

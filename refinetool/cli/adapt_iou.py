@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from refinetool import console, options
+from refinetool.cli import console, options
 from refinetool.cli.app import app
+from refinetool.cli.options import JOB, REFINE
 from refinetool.errors import DataError
-from refinetool.options import JOB, REFINE
 from refinetool.settings import ADAPT_RECIPES, AdaptSettings
 
 if TYPE_CHECKING:
-    from refinetool.train.iou import AdaptSummary
+    from refinetool.train.iou.adapt import AdaptSummary
 
 ADAPT = AdaptSettings()
 TRAINING = "Training"
@@ -106,8 +106,8 @@ def adapt_iou(
     as_json: options.AsJson = False,
 ) -> None:
     from refinetool.backends.models import find_model
-    from refinetool.train.iou import adapt_iou as adapt
-    from refinetool.train.iou import recipe_for
+    from refinetool.train.iou.adapt import adapt_iou as adapt
+    from refinetool.train.iou.adapt import recipe_for
 
     find_model(model)
     chosen = recipe_for(model) if recipe == "auto" else ADAPT_RECIPES[recipe]

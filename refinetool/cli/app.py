@@ -5,7 +5,8 @@ from typing import Annotated
 
 import typer
 
-from refinetool import __version__, console
+from refinetool import __version__
+from refinetool.cli import console
 from refinetool.errors import RefinetoolError
 
 app = typer.Typer(

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from refinetool import console, options
+from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.errors import DataError, UsageError
 from refinetool.settings import BandName, CorruptSettings, GeneratorName, SuiteName

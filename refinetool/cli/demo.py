@@ -6,9 +6,9 @@ from typing import Annotated
 
 import typer
 
-from refinetool import console, options
+from refinetool.cli import console, options
 from refinetool.cli.app import app
-from refinetool.options import JOB, REFINE
+from refinetool.cli.options import JOB, REFINE
 
 
 @app.command()

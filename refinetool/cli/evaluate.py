@@ -5,7 +5,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from refinetool import console, options
+from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.errors import UsageError
 from refinetool.settings import EvaluateSettings

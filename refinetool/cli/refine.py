@@ -7,10 +7,10 @@ from typing import Annotated
 
 import typer
 
-from refinetool import console, options
+from refinetool.cli import console, options
 from refinetool.cli.app import app
+from refinetool.cli.options import JOB
 from refinetool.errors import DataError, Interrupted, UsageError
-from refinetool.options import JOB
 from refinetool.settings import METHODS, NO_GUARD, RELEASE
 
 
@@ -134,7 +134,7 @@ def refine(
         raise UsageError("nothing is left to ask the model; leave one of the prompts on")
 
     from refinetool.backends.models import find_model
-    from refinetool.runners import refine_dataset
+    from refinetool.running.run import refine_dataset
 
     find_model(model)
     destination = output or default_output(coarse)

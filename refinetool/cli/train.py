@@ -7,10 +7,10 @@ from typing import Annotated, Any, Literal
 
 import typer
 
-from refinetool import console, options
+from refinetool.cli import console, options
 from refinetool.cli.app import app
+from refinetool.cli.options import JOB
 from refinetool.errors import Interrupted, UsageError
-from refinetool.options import JOB
 from refinetool.settings import FINE_TUNE_RATE, TRAIN_ON_GPU, PackSettings, TrainSettings
 
 TRAIN, PACK = TrainSettings(), PackSettings()
@@ -56,7 +56,7 @@ def pack_data(
     quiet: options.Quiet = False,
 ) -> None:
     """Pack training data into two small files, so that a rented GPU can start on them at once."""
-    from refinetool.train.pack import pack
+    from refinetool.train.data.pack import pack
 
     bound = PACK.max_megabytes if max_megabytes is None else max_megabytes or None
     with console.counting("packing", unit="pictures", quiet=quiet) as listener:
@@ -118,8 +118,8 @@ def train_embedded_model(
 ) -> None:
     """Train the embedded model, from scratch or from weights."""
     from refinetool.backends.models import pick_device
-    from refinetool.train.checkpoint import read_run
-    from refinetool.train.embedded import train_embedded
+    from refinetool.train.embedded.checkpoint import read_run
+    from refinetool.train.embedded.run import train_embedded
 
     place = pick_device(device)
     if resume:

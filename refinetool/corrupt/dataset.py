@@ -28,8 +28,6 @@ from refinetool.corrupt.suites import SUITES, Scene, Suite, draw, scene_of, sing
 from refinetool.errors import ImageError, Interrupted
 from refinetool.formats import open_dataset
 from refinetool.images import read_image
-from refinetool.ordered import map_ahead
-from refinetool.pipeline import stay_coarse
 from refinetool.records import (
     REFINED,
     Annotation,
@@ -42,7 +40,9 @@ from refinetool.records import (
     Sample,
     kept,
 )
-from refinetool.runners import ERRORS_TOLD, Progress, check_output, write
+from refinetool.running.ahead import map_ahead
+from refinetool.running.run import ERRORS_TOLD, Progress, check_output, write
+from refinetool.running.threads import stay_coarse
 from refinetool.settings import CorruptSettings, EvaluateSettings
 
 CORRUPT = CorruptSettings()

@@ -1,12 +1,12 @@
 """Which image of one file is which of another."""
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from itertools import zip_longest
 
 from refinetool import masks
 from refinetool.errors import DataError, UsageError
 from refinetool.evaluate.shapes import Canvas
+from refinetool.formats.joining import joined
 from refinetool.records import Sample, Size
 
 UNKNOWN_SIZE = (0, 0)
@@ -66,26 +66,6 @@ class Match:
 
 
 def matches(prediction: Iterable[Sample], truth: Iterable[Sample], coarse: Iterable[Sample] | None) -> Iterator[Match]:
-    """Join the samples of two or three files by key.
-
-    The files are read at one pace, and an image is handed out as soon as each of them has delivered it: where they hold
-    the same images in the same order, one image is in memory at a time. Those that some file lacks come last.
-    """
-    sources = [prediction, truth, *(() if coarse is None else (coarse,))]
-    waiting: dict[str, dict[int, Sample]] = {}
-    for row in zip_longest(*sources):
-        for source, sample in enumerate(row):
-            if sample is None:
-                continue
-            found = waiting.setdefault(sample.key, {})
-            if source in found:
-                raise DataError(f"Image {sample.key} occurs twice in one file; keep one of its entries.")
-            found[source] = sample
-            if len(found) == len(sources):
-                yield _match(sample.key, waiting.pop(sample.key))
-    for key, found in waiting.items():
-        yield _match(key, found)
-
-
-def _match(key: str, found: Mapping[int, Sample]) -> Match:
-    return Match(key=key, prediction=found.get(0), truth=found.get(1), coarse=found.get(2))
+    """Join the samples of two or three files by key, as `formats.joining` does."""
+    for key, found in joined(prediction, truth, *(() if coarse is None else (coarse,))):
+        yield Match(key=key, prediction=found.get(0), truth=found.get(1), coarse=found.get(2))

@@ -10,10 +10,10 @@ from refinetool.modules.embedded import EmbeddedModel, set_image_size
 from refinetool.pictures import beside, draw, label, stack
 from refinetool.records import ImageArray
 from refinetool.settings import TrainSettings
-from refinetool.train.examples import Example
-from refinetool.train.losses import hard_iou
-from refinetool.train.sampler import Sampler
-from refinetool.train.step import BOX_ONLY, FULL, look, pose, refine
+from refinetool.train.data.examples import Example
+from refinetool.train.data.sampler import Sampler
+from refinetool.train.embedded.losses import hard_iou
+from refinetool.train.embedded.step import BOX_ONLY, FULL, look, pose, refine
 
 VALIDATION_SEED = 1_000_003
 BATCH = 32

@@ -10,8 +10,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from refinetool.job_lines import JobLines, Kind, Place, holds_lines
 from refinetool.records import Annotation, Candidates, Outcome, Rle, Sample
+from refinetool.running.lines import JobLines, Kind, Place, holds_lines
 
 JOURNAL = Kind("refinetool_journal", "journal")
 

@@ -26,7 +26,7 @@ from refinetool.formats.storage import new_file, refuse_overlap
 from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, serialise
 from refinetool.records import FloatArray, IntArray, Sample
 from refinetool.settings import ADAPT_RECIPES, AdaptSettings, JobSettings, RefineSettings
-from refinetool.train.iou_features import (
+from refinetool.train.iou.features import (
     ALL,
     BOX,
     POINT,

@@ -19,16 +19,16 @@ from pathlib import Path
 from types import FrameType
 
 from refinetool.backends.models import pick_device, pick_precision
-from refinetool.candidate_record import write_candidates
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.storage import refuse_overlap
-from refinetool.ground_truth import with_truth
-from refinetool.journal import Journal, holds_work, journal_path
-from refinetool.mask_record import write_mask_record
-from refinetool.pipeline import Crashed, P, Result, S, Stages, in_process, stay_coarse
 from refinetool.records import Outcome, Sample, kept
 from refinetool.refine import Refiner, load_refiner
+from refinetool.running.candidate_record import write_candidates
+from refinetool.running.journal import Journal, holds_work, journal_path
+from refinetool.running.mask_record import write_mask_record
+from refinetool.running.threads import Crashed, P, Result, S, Stages, in_process, stay_coarse
+from refinetool.running.truth import with_truth
 from refinetool.settings import JobSettings, RefineSettings
 
 JOB, REFINE = JobSettings(), RefineSettings()

@@ -10,8 +10,8 @@ from refinetool.backends.sam2 import IMAGE_MEAN, IMAGE_STD
 from refinetool.modules.embedded import CHANNELS, EmbeddedModel, Encoded, build_embedded, decode, encode, set_image_size
 from refinetool.records import ABSENT
 from refinetool.settings import TrainSettings
-from refinetool.train.examples import Example
-from refinetool.train.losses import detail_loss, edge_loss, mask_loss
+from refinetool.train.data.examples import Example
+from refinetool.train.embedded.losses import detail_loss, edge_loss, mask_loss
 
 
 class PromptKinds(NamedTuple):

@@ -12,14 +12,14 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refinetool.settings import TrainSettings
-from refinetool.train.crops import IGNORE, Crops, cut, draw_windows, lookup, paste
-from refinetool.train.device_corrupt import NEARLY_RIGHT, REACH, Scene, corrupt, overlap, superpixels
-from refinetool.train.device_prompts import mine
-from refinetool.train.distance import signed_distance
-from refinetool.train.draws import Draws, draws_for
-from refinetool.train.examples import Example
-from refinetool.train.photometric import noise_bank, photometric
-from refinetool.train.store import PictureStore
+from refinetool.train.data.corruptions import NEARLY_RIGHT, REACH, Scene, corrupt, overlap, superpixels
+from refinetool.train.data.crops import IGNORE, Crops, cut, draw_windows, lookup, paste
+from refinetool.train.data.distance import signed_distance
+from refinetool.train.data.draws import Draws, draws_for
+from refinetool.train.data.examples import Example
+from refinetool.train.data.photometric import noise_bank, photometric
+from refinetool.train.data.prompts import mine
+from refinetool.train.data.store import PictureStore
 
 COMPANIONS = 6
 """Objects of a picture that are looked at for one that shares the crop with the target."""

@@ -20,7 +20,7 @@ from refinetool.errors import DataError
 from refinetool.formats import VOC_OBJECT, open_dataset
 from refinetool.images import read_image
 from refinetool.records import BoolArray, ImageArray, Sample
-from refinetool.train.data import IGNORE, find_objects, object_mask, read_ids
+from refinetool.train.data.objects import IGNORE, find_objects, object_mask, read_ids
 
 SPLIT_FILE = "split.json"
 LARGEST_WHOLE_CLASS = 3

@@ -24,7 +24,7 @@ from refinetool.errors import DataError, StorageError, UsageError
 from refinetool.formats.storage import new_folder
 from refinetool.records import Size
 from refinetool.settings import PackSettings
-from refinetool.train.sources import IdMap, SourcePicture, fingerprint, id_map, list_pictures
+from refinetool.train.data.sources import IdMap, SourcePicture, fingerprint, id_map, list_pictures
 
 INDEX_FILE, PICTURE_FILE = "pack.json", "pictures.safetensors"
 VERSION = 1

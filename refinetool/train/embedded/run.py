@@ -24,7 +24,11 @@ from refinetool.errors import DataError, Interrupted, UsageError, WeightsError
 from refinetool.formats.storage import new_file
 from refinetool.modules.embedded import DETAIL_PREFIX
 from refinetool.settings import PackSettings, TrainSettings
-from refinetool.train.checkpoint import (
+from refinetool.train.data.examples import Example
+from refinetool.train.data.pack import Pack, packed
+from refinetool.train.data.sampler import Sampler
+from refinetool.train.data.store import load_store
+from refinetool.train.embedded.checkpoint import (
     CHECKPOINT_FILE,
     METRICS_FILE,
     WEIGHTS_FILE,
@@ -37,14 +41,10 @@ from refinetool.train.checkpoint import (
     save_checkpoint,
     write_run,
 )
-from refinetool.train.curves import draw_curves
-from refinetool.train.examples import Example
-from refinetool.train.pack import Pack, packed
-from refinetool.train.sampler import Sampler
-from refinetool.train.schedule import learning_rate_at, seconds_left, share_done, side_at
-from refinetool.train.step import Trainee, build_optimizer, train_step
-from refinetool.train.store import load_store
-from refinetool.train.validation import VALIDATION_SEED, fixed_examples, sample_picture, validate
+from refinetool.train.embedded.curves import draw_curves
+from refinetool.train.embedded.schedule import learning_rate_at, seconds_left, share_done, side_at
+from refinetool.train.embedded.step import Trainee, build_optimizer, train_step
+from refinetool.train.embedded.validation import VALIDATION_SEED, fixed_examples, sample_picture, validate
 
 PACKED_FOLDER, CURVES_FILE = "packed", "curves.png"
 LOG_EVERY = 50

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from refinetool.train.pack import Pack, pictures_of
+from refinetool.train.data.pack import Pack, pictures_of
 
 
 @dataclass(frozen=True, slots=True)

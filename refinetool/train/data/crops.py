@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refinetool.train.draws import Draws
-from refinetool.train.store import PictureStore
+from refinetool.train.data.draws import Draws
+from refinetool.train.data.store import PictureStore
 
 IGNORE, PASTED = 255, 254
 """Ids of pixels that nothing is known about, and of an object pasted from another picture."""

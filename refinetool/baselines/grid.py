@@ -10,8 +10,8 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
-from refinetool.answers import Answer
 from refinetool.backends import Backend, Embedding
+from refinetool.candidates import Answer
 from refinetool.parts import Job
 from refinetool.records import FOREGROUND, BoolArray, FloatArray, Prompts, Size
 from refinetool.settings import GridSettings, RefineSettings

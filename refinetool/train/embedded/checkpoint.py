@@ -13,7 +13,7 @@ from refinetool.errors import DataError, StorageError
 from refinetool.formats.storage import new_file
 from refinetool.modules.embedded import EmbeddedModel
 from refinetool.settings import TrainSettings
-from refinetool.train.step import Trainee
+from refinetool.train.embedded.step import Trainee
 
 RUN_FILE, CHECKPOINT_FILE, METRICS_FILE, WEIGHTS_FILE = (
     "run.json",

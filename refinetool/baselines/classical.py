@@ -11,13 +11,13 @@ from typing import Literal, TypeAlias
 import cv2
 import numpy as np
 
-from refinetool.answers import Answer
 from refinetool.backends import Embedding, Prediction, Selection
+from refinetool.candidates import Answer
 from refinetool.masks import disc_radius, distance_inside
 from refinetool.parts import Job
+from refinetool.post.snap import guided_snap
 from refinetool.records import BoolArray, ImageArray, Prompts
 from refinetool.settings import ClassicalSettings
-from refinetool.snap import guided_snap
 
 Method: TypeAlias = Literal["grabcut", "guided", "smooth"]
 CLASSICAL: tuple[Method, ...] = ("grabcut", "guided", "smooth")

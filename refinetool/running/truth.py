@@ -3,8 +3,8 @@
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 
-from refinetool.errors import UsageError
-from refinetool.evaluate.pairing import matches
+from refinetool.errors import DataError, UsageError
+from refinetool.formats.joining import joined
 from refinetool.records import Region, Sample
 
 NO_TRUTH = "no-truth"
@@ -20,16 +20,19 @@ def with_truth(samples: Iterable[Sample], truths: Iterable[Sample]) -> Iterator[
         UsageError: class maps, whose parts have no ground truth of their own.
         DataError: an image occurs twice, or differs in size.
     """
-    for match in matches(samples, truths, None):
-        sample = match.prediction
+    for key, found in joined(samples, truths):
+        sample, truth = found.get(0), found.get(1)
         if sample is None:
             continue
-        if match.semantic:
+        if sample.layout == "semantic":
             raise UsageError(
-                f"Image {sample.key} is a class map. Its parts have no ground truth of their own to choose by; the "
-                "oracle needs objects."
+                f"Image {key} is a class map. Its parts have no ground truth of their own to choose by; the oracle "
+                "needs objects."
             )
-        known = {} if match.truth is None else {region.id: region.mask for region in match.truth.regions}
+        if truth is not None and truth.size != sample.size:
+            sizes = " and ".join(f"{width} x {height}" for height, width in (sample.size, truth.size))
+            raise DataError(f"Image {key}: the coarse masks and their ground truth are {sizes}; they have to be alike.")
+        known = {} if truth is None else {region.id: region.mask for region in truth.regions}
         regions = (_informed(region, replace(region, truth=known.get(region.id))) for region in sample.regions)
         yield replace(sample, regions=tuple(regions))
 

@@ -15,8 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refinetool.train.distance import signed_distance
-from refinetool.train.draws import Draws
+from refinetool.train.data.distance import signed_distance
+from refinetool.train.data.draws import Draws
 
 REACH = 28
 """Distances from the boundary are known this far, in pixels of the grid the masks lie on."""

@@ -18,13 +18,13 @@ import numpy as np
 
 from refinetool.backends.square import SquareBackend
 from refinetool.errors import DataError
-from refinetool.job_lines import JobLines, Kind, Place, holds_lines
-from refinetool.journal import digest_of
-from refinetool.ordered import map_ahead
 from refinetool.parts import Job
 from refinetool.prompts import expand_boxes
 from refinetool.records import ABSENT, FloatArray, Prompts, Sample
 from refinetool.refine import Prepared, Refiner
+from refinetool.running.ahead import map_ahead
+from refinetool.running.journal import digest_of
+from refinetool.running.lines import JobLines, Kind, Place, holds_lines
 from refinetool.settings import RefineSettings
 
 POINT, BOX, ALL = QUESTIONS = ("point", "box", "all")

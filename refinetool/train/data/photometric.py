@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from refinetool.train.crops import blurred
-from refinetool.train.draws import Draws
+from refinetool.train.data.crops import blurred
+from refinetool.train.data.draws import Draws
 
 NOISE_BANK = 1 << 20
 BLOCK = 8

@@ -5,8 +5,8 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 
 from refinetool.formats.storage import new_file
-from refinetool.journal import packed_candidates
 from refinetool.records import Outcome, Sample
+from refinetool.running.journal import packed_candidates
 
 SINGLE = 0
 """Which candidate is the single-mask output."""

@@ -17,8 +17,8 @@ from rich.markup import escape
 from rich.table import Table
 
 if TYPE_CHECKING:
-    from refinetool.runners import Progress, Summary
-    from refinetool.train.embedded import TrainProgress
+    from refinetool.running.run import Progress, Summary
+    from refinetool.train.embedded.run import TrainProgress
 
 LINE_EVERY_S = 10.0
 LINE_EVERY_SHARE = 0.1

@@ -12,8 +12,8 @@ from torch import Tensor
 from refinetool.backends.sam2 import BOX_CORNERS
 from refinetool.records import ABSENT, BACKGROUND, FOREGROUND
 from refinetool.settings import PromptSettings
-from refinetool.train.distance import first_deepest, squared_depth
-from refinetool.train.draws import Draws
+from refinetool.train.data.distance import first_deepest, squared_depth
+from refinetool.train.data.draws import Draws
 
 
 class MinedPrompts(NamedTuple):

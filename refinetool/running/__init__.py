@@ -1,0 +1,1 @@
+"""Many samples: on threads, with a journal, in order. Start with `run`."""

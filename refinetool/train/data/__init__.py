@@ -1,0 +1,1 @@
+"""Training examples: packed pictures, and the sampler that makes crops, coarse masks and prompts of them."""
