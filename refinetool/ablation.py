@@ -1,7 +1,7 @@
 """Ablations: the same masks refined in many ways and measured against ground truth, as SAMRefiner's tables have it.
 
 A table has rows, and a row is a name and the settings that make it. All rows of a table see the same images; where they
-only ask differently, an image is encoded once. What is measured is the model's own proposal: without guard, trust and
+only ask differently, an image is encoded once. What is measured is the model's own proposal: without guard and
 snapping unless the base settings have them, and an empty proposal counts as empty.
 """
 
@@ -23,7 +23,7 @@ from refinetool.evaluate.selection import TIE
 from refinetool.evaluate.shapes import Canvas, common
 from refinetool.formats import VOC_CLASS, open_dataset
 from refinetool.images import read_image
-from refinetool.records import REFINED, Annotation, ImageArray, Outcome, Prompts, Region, Rle, Sample
+from refinetool.records import Annotation, ImageArray, Outcome, Prompts, Region, Rle, Sample
 from refinetool.refine import Refiner
 from refinetool.running.truth import with_truth
 from refinetool.settings import METHODS, PromptSettings, RefineSettings
@@ -296,7 +296,7 @@ def score_rows(
         for refiner, total in zip(refiners, sums, strict=True):
             started = time.perf_counter()
             prepared = refiner.prepare_pixels(asked, image)
-            outcome = refiner.finish(prepared, refiner.segment([prepared])[0])
+            outcome = refiner.finish(prepared, refiner.segment(prepared.jobs))
             total.seconds += time.perf_counter() - started
             for region, annotation in zip(asked.regions, outcome.annotations, strict=True):
                 total.add(proposal_of(annotation), region, canvas)
@@ -334,7 +334,7 @@ def score_splits(
         tallies[0].add(Match(coarse.key, coarse, truth, None))
         for refiner, tally in zip(refiners, tallies[1:], strict=True):
             prepared = refiner.prepare_pixels(coarse, image)
-            outcome = refiner.finish(prepared, refiner.segment([prepared])[0])
+            outcome = refiner.finish(prepared, refiner.segment(prepared.jobs))
             tally.add(Match(coarse.key, with_masks(coarse, outcome), truth, None))
         once.forget()
         images += 1
@@ -354,7 +354,7 @@ def with_masks(sample: Sample, outcome: Outcome) -> Sample:
 
 def proposal_of(annotation: Annotation) -> Rle | None:
     """What was proposed for a region, None where that was empty."""
-    if annotation.status == REFINED:
+    if annotation.refined:
         return annotation.mask
     if annotation.candidates is not None:
         return annotation.candidates.masks[annotation.candidates.selected]
@@ -368,13 +368,16 @@ def is_top1(ious: Sequence[float], selected: int) -> bool | None:
 
 
 class EmbedOnce:
-    """A backend that encodes what it has just encoded no second time. For one image, asked about again and again."""
+    """A backend that remembers the embeddings of an image, for one that is asked about again and again."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
         self._seen: dict[tuple[int, ...], Embedding] = {}
-        self.name, self.view, self.selection = backend.name, backend.view, backend.selection
-        self.snap, self.trust, self.fingerprint = backend.snap, backend.trust, backend.fingerprint
+        self.name, self.defaults, self.fingerprint = backend.name, backend.defaults, backend.fingerprint
+
+    @property
+    def views_at_once(self) -> int:
+        return self._backend.views_at_once
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
         keys = [(*image.shape, hash(image.tobytes())) for image in images]

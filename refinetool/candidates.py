@@ -1,4 +1,7 @@
-"""Answers: asking a backend in batches, and taking one of its candidates for each part."""
+"""Candidates: asking a backend about the parts of a sample, and choosing one of its candidates for each.
+
+Axes: n parts of a view, K candidates, H W the pixels of the view, h w the model's mask grid over it.
+"""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,38 +9,66 @@ from typing import Literal, TypeAlias
 
 import numpy as np
 
+from refinetool import masks
 from refinetool.backends import Backend, Embedding, Prediction
-from refinetool.masks import iou
-from refinetool.parts import Job
-from refinetool.records import BoolArray, FloatArray, IntArray, Prompts
+from refinetool.records import BoolArray, Candidates, FloatArray, ImageArray, IntArray, Prompts, Size
+from refinetool.regions import Part
+from refinetool.views import View
 
-Selection: TypeAlias = Literal["single", "predicted", "coarse", "oracle"]
-"""Which candidate becomes the refined mask: see `backends.Selection`; `oracle` is the one most like the truth."""
+Selection: TypeAlias = Literal["auto", "single", "predicted", "coarse", "oracle"]
+"""Which candidate becomes the refined mask: the single-mask output, the one of the highest predicted IoU, the one most
+like the coarse mask, or the one most like the truth. `auto` is resolved before anybody is asked."""
 
 
-@dataclass(frozen=True, slots=True)
-class Offer:
+@dataclass(frozen=True, slots=True, eq=False)
+class Job:
+    """One view and the n parts that are refined in it.
+
+    pixels: uint8 (H, W, 3), what the view shows.
+    coarse: bool (n, H, W).
+    truth: bool (n, H, W), the ground truth of the parts, None where it is not known.
+    prompts: What the model is to be asked first.
+    seeds: One per part: what its random points are drawn from, besides the pass.
+    """
+
+    view: View
+    parts: tuple[Part, ...]
+    pixels: ImageArray
+    coarse: BoolArray
+    truth: BoolArray | None
+    prompts: Prompts
+    seeds: tuple[tuple[int, ...], ...]
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AllCandidates:
     """Every candidate of the n parts of a job: masks bool (n, K, H, W), scores (n, K), and which was taken, (n,)."""
 
     masks: BoolArray
     scores: FloatArray
     selected: IntArray
 
+    def of_row(self, row: int, view: View, size: Size) -> Candidates:
+        """The candidates of one part, in the frame of the image, whose size is (H, W)."""
+        whole = (view.paste_masks(mask, size=size) for mask in self.masks[row])
+        scores = tuple(float(score) for score in self.scores[row])
+        return Candidates(tuple(masks.encode(mask) for mask in whole), scores, int(self.selected[row]))
 
-@dataclass(frozen=True, slots=True)
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Answer:
     """What is proposed for the n parts of a job.
 
     masks: bool (n, H, W) in the view.
     predicted_iou: float32 (n,) in 0..1, or NaN where no model was asked.
     logits: float32 (n, h, w), for a further pass, or to judge the masks by; None unless they were asked for.
-    offer: all candidates; None unless they were asked for.
+    candidates: all of them; None unless they were asked for.
     """
 
     masks: BoolArray
     predicted_iou: FloatArray
     logits: FloatArray | None = None
-    offer: Offer | None = None
+    candidates: AllCandidates | None = None
 
 
 def ask(
@@ -47,73 +78,33 @@ def ask(
     jobs: Sequence[Job],
     *,
     selection: Selection,
-    prompt_batch: int,
     with_logits: bool,
-    with_offer: bool,
+    with_candidates: bool,
 ) -> list[Answer]:
-    """Answer the prompts of each job, at most `prompt_batch` parts in a decoder call, and select.
+    """Answer the prompts of each job, and choose.
 
     Args:
         embeddings, prompts: One per job, as the backend gave and as it takes them.
-        with_logits, with_offer: Whether answers hold what they otherwise leave out.
+        selection: Resolved: not `auto`.
+        with_logits, with_candidates: Whether answers hold what they otherwise leave out.
     """
-    pieces = [
-        (number, slice(start, start + prompt_batch))
-        for number, asked in enumerate(prompts)
-        for start in range(0, len(asked), prompt_batch)
-    ]
-    found: list[list[Answer]] = [[] for _ in prompts]
-    for group in packed(pieces, [len(prompts[number].labels[rows]) for number, rows in pieces], limit=prompt_batch):
-        predictions = backend.predict(
-            [embeddings[number] for number, _ in group], [prompts[number].take(rows) for number, rows in group]
+    answers = []
+    for job, prediction in zip(jobs, backend.predict(embeddings, prompts), strict=True):
+        chosen = choose(prediction, coarse=job.coarse, truth=job.truth, selection=selection)
+        # SAM's IoU head has no sigmoid and can leave 0..1.
+        scores = prediction.scores.clip(0, 1)
+        answers.append(
+            Answer(
+                prediction.masks(chosen),
+                scores[np.arange(len(chosen)), chosen],
+                prediction.logits(chosen) if with_logits else None,
+                AllCandidates(every_candidate(prediction), prediction.scores, chosen) if with_candidates else None,
+            )
         )
-        for (number, rows), prediction in zip(group, predictions, strict=True):
-            job = jobs[number]
-            truth = None if job.truth is None else job.truth[rows]
-            choice = select(prediction, coarse=job.coarse[rows], truth=truth, selection=selection)
-            # SAM's IoU head has no sigmoid and can leave 0..1.
-            scores = prediction.scores.clip(0, 1)
-            masks = prediction.masks(choice)
-            logits = prediction.logits(choice) if with_logits else None
-            offer = Offer(every_candidate(prediction), prediction.scores, choice) if with_offer else None
-            found[number].append(Answer(masks, scores[np.arange(len(choice)), choice], logits, offer))
-    return [joined(answers) for answers in found]
+    return answers
 
 
-def joined(answers: Sequence[Answer]) -> Answer:
-    """The answers for pieces of a job as one for all of it."""
-    if len(answers) == 1:
-        return answers[0]
-    logits = [answer.logits for answer in answers if answer.logits is not None]
-    offers = [answer.offer for answer in answers if answer.offer is not None]
-    return Answer(
-        np.concatenate([answer.masks for answer in answers]),
-        np.concatenate([answer.predicted_iou for answer in answers]),
-        np.concatenate(logits) if logits else None,
-        Offer(
-            np.concatenate([offer.masks for offer in offers]),
-            np.concatenate([offer.scores for offer in offers]),
-            np.concatenate([offer.selected for offer in offers]),
-        )
-        if offers
-        else None,
-    )
-
-
-def packed(pieces: Sequence[tuple[int, slice]], lengths: Sequence[int], *, limit: int) -> list[list[tuple[int, slice]]]:
-    """Group pieces, in order, so that the lengths in a group add up to no more than the limit."""
-    groups: list[list[tuple[int, slice]]] = []
-    room = 0
-    for piece, length in zip(pieces, lengths, strict=True):
-        if length > room:
-            groups.append([])
-            room = limit
-        groups[-1].append(piece)
-        room -= length
-    return groups
-
-
-def select(prediction: Prediction, *, coarse: BoolArray, truth: BoolArray | None, selection: Selection) -> IntArray:
+def choose(prediction: Prediction, *, coarse: BoolArray, truth: BoolArray | None, selection: Selection) -> IntArray:
     """Which of K candidates to take for each of N regions: (N,). Candidate 0 is the single-mask output.
 
     Args:
@@ -131,6 +122,8 @@ def select(prediction: Prediction, *, coarse: BoolArray, truth: BoolArray | None
         case "oracle":
             assert truth is not None, "regions without ground truth are kept back"
             criterion = agreement(every_candidate(prediction), truth)
+        case "auto":
+            raise AssertionError("unresolved settings")
     best: IntArray = 1 + criterion[:, 1:].argmax(axis=1)
     return best
 
@@ -143,5 +136,5 @@ def every_candidate(prediction: Prediction) -> BoolArray:
 
 def agreement(candidates: BoolArray, reference: BoolArray) -> FloatArray:
     """IoU of each candidate, bool (N, K, H, W), with its region's reference, bool (N, H, W): float32 (N, K)."""
-    ious = [[iou(candidate, mask) for candidate in row] for row, mask in zip(candidates, reference, strict=True)]
+    ious = [[masks.iou(candidate, mask) for candidate in row] for row, mask in zip(candidates, reference, strict=True)]
     return np.array(ious, dtype=np.float32).reshape(candidates.shape[:2])

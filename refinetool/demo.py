@@ -17,7 +17,8 @@ from refinetool.errors import StorageError, UsageError
 from refinetool.formats import open_dataset
 from refinetool.images import read_image
 from refinetool.records import BoolArray, Sample
-from refinetool.running.run import Progress, Summary, refine_dataset
+from refinetool.running.run import refine_dataset
+from refinetool.running.summary import Progress, Summary
 from refinetool.settings import RefineSettings
 
 ZOOM = 3.5

@@ -13,6 +13,11 @@ A message is one sentence or two: where (file, record), what was found, what was
 Anything else that reaches the user is a bug and keeps its traceback.
 """
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from refinetool.records import Reason
+
 
 class RefinetoolError(Exception):
     """Any expected problem; `str(error)` is the sentence to print."""
@@ -33,10 +38,10 @@ class DataError(RefinetoolError):
 class ImageError(DataError):
     """An image is missing, broken, too large, or its size contradicts the annotations."""
 
-    def __init__(self, message: str, reason: str) -> None:
+    def __init__(self, message: str, reason: "Reason") -> None:
         super().__init__(message)
         self.reason = reason
-        """Short name for statuses: the `image-unreadable` of `kept:image-unreadable`."""
+        """Why the masks of this image are kept."""
 
 
 class MaskError(DataError):
@@ -55,3 +60,12 @@ class Interrupted(RefinetoolError):  # noqa: N818 - a state, not a fault
     """The user stopped the run; finished work is in the journal."""
 
     exit_code = 130
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether memory ran out: Python's, NumPy's, a device's, or torch's on the CPU, which has no class of its own."""
+    return (
+        isinstance(error, MemoryError)
+        or any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__)
+        or "DefaultCPUAllocator" in str(error)
+    )

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from refinetool.errors import ImageError
-from refinetool.records import ImageArray, Size
+from refinetool.records import ImageArray, Reason, Size
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA")
 """Raster formats. Pillow's others are not for photographs, and some start external programs."""
@@ -50,7 +50,7 @@ def read_image(path: Path, *, size: Size, max_pixels: int) -> ImageArray:
         raise ImageError(
             f"{path}: the image claims {_shown(image.size)} pixels, more than the {max_pixels:,} that are read; "
             "shrink it, or raise the limit.",
-            reason="image-too-large",
+            reason=Reason.IMAGE_TOO_LARGE,
         )
     turn = _turn_to(image, path=path, size=size)
     try:
@@ -66,7 +66,7 @@ def _opened(path: Path) -> Image.Image:
         data = path.read_bytes()
     except FileNotFoundError as error:
         raise ImageError(
-            f"{path}: there is no such image; check the image folder and the file names.", reason="image-missing"
+            f"{path}: there is no such image; check the image folder and the file names.", reason=Reason.IMAGE_MISSING
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
@@ -96,7 +96,7 @@ def _turn_to(image: Image.Image, *, path: Path, size: Size) -> Image.Transpose |
     raise ImageError(
         f"{path}: the image measures {_shown(image.size)} pixels (width x height), its annotations say "
         f"{_shown((width, height))}; correct the record, or put the annotated image in its place.",
-        reason="size-mismatch",
+        reason=Reason.SIZE_MISMATCH,
     )
 
 
@@ -118,7 +118,7 @@ def _unreadable(path: Path, error: Exception) -> ImageError:
     detail = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
         detail = "it is no image of a known format"
-    return ImageError(f"{path}: the image can't be read ({detail}); replace the file.", reason="image-unreadable")
+    return ImageError(f"{path}: the image can't be read ({detail}); replace the file.", reason=Reason.IMAGE_UNREADABLE)
 
 
 def _shown(size: tuple[int, int]) -> str:

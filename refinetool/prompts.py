@@ -5,7 +5,7 @@ prompt that fades from the centre of the region. `excavate` makes what the mask 
 boxes where the features beside them resemble the region. Each step is a function of one mask, applied to N.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, TypeAlias
 
@@ -35,32 +35,35 @@ LONGEST_GRID_SIDE = 1024
 """Mask prompts of larger views are made on a coarser grid: no supported model reads them finer than 256."""
 
 
-def excavate(masks: BoolArray, *, settings: PromptSettings, rng: np.random.Generator) -> Prompts:
+def excavate(masks: BoolArray, *, settings: PromptSettings, seeds: Sequence[Sequence[int]]) -> Prompts:
     """Mine the prompts of N regions from their masks alone; boxes are still tight.
 
     Args:
         masks: bool (N, H, W) over the view, none of them empty.
-        rng: Drawn from for random points only, once per region and in order, so a batch equals singles.
+        seeds: One per region, at least 0, for random points only. A region's point depends on nothing else, so a batch
+            equals singles.
 
     Returns:
-        P = 2 points per region, the positive and the negative one, labelled absent (-1) where there is none or where
-        it is switched off. Masks lie on a grid whose longer side is at most 1024.
+        P = 0 to 2 points per region: the positive and the negative one, as far as they are switched on. A negative
+        point is labelled absent (-1) where the mask fills its box. Masks lie on a grid whose longer side is at most
+        1024.
     """
     depth = depth_measure(settings)
     find_negative = release_prompts.background_point if settings.release else background_point
-    points = np.zeros((len(masks), 2, 2), dtype=np.float32)
-    labels = np.full((len(masks), 2), ABSENT, dtype=np.int64)
+    count = settings.use_point + settings.use_negative
+    points = np.zeros((len(masks), count, 2), dtype=np.float32)
+    labels = np.full((len(masks), count), ABSENT, dtype=np.int64)
     boxes = np.zeros((len(masks), 4), dtype=np.float32)
     logits = np.zeros((len(masks), *prompt_grid(masks.shape[1:])), dtype=np.float32) if settings.use_mask else None
-    for n, mask in enumerate(masks):
+    for n, (mask, seed) in enumerate(zip(masks, seeds, strict=True)):
         box = tight_box(mask)
-        centre = _positive_point(mask, box, depth=depth, settings=settings, rng=rng)
+        centre = _positive_point(mask, box, depth=depth, settings=settings, seed=seed)
         if settings.use_point:
             points[n, 0], labels[n, 0] = centre, FOREGROUND
         if settings.use_negative:
             negative = find_negative(mask, box)
             if negative is not None:
-                points[n, 1], labels[n, 1] = negative, BACKGROUND
+                points[n, -1], labels[n, -1] = negative, BACKGROUND
         boxes[n] = _corners(box, settings=settings)
         if logits is not None:
             logits[n] = mask_prompt(mask, centre, settings=settings)
@@ -153,14 +156,12 @@ def box_centre(box: Box) -> Point:
     return (x0 + x1 - 1) // 2, (y0 + y1 - 1) // 2
 
 
-def _positive_point(
-    mask: BoolArray, box: Box, *, depth: Depth, settings: PromptSettings, rng: np.random.Generator
-) -> Point:
+def _positive_point(mask: BoolArray, box: Box, *, depth: Depth, settings: PromptSettings, seed: Sequence[int]) -> Point:
     match settings.point:
         case "distance":
             return _deepest(mask, box, depth=depth)
         case "random":
-            return random_point(mask, rng=rng)
+            return random_point(mask, rng=np.random.default_rng(seed))
         case "box-center":
             return box_centre(box)
 
@@ -205,8 +206,8 @@ def elastic_box(
     """Widen a box towards pixels that resemble the region (context-aware elastic box, SAMRefiner eq. 1 and 2).
 
     Beside each edge lies a strip as wide as a step and as long as the edge. The edge moves to the far side of its strip
-    if more than a share `threshold` of the strip's pixels is similar. All four edges are tested on the same box, then
-    moved together; strips are cut at the frame.
+    if more than a fraction `threshold` of the strip's pixels is similar. All four edges are tested on the same box,
+    then moved together; strips are cut at the frame.
 
     Args:
         box: The region's tight box in the view.

@@ -7,6 +7,7 @@ Frame: pixels of the original image (or of the view cut from it), x right, y dow
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from enum import StrEnum
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -32,6 +33,29 @@ Layout: TypeAlias = Literal["instances", "indexed", "semantic"]
 `semantic` ones share a map and are classes, so each is split into parts before it is refined."""
 
 
+class Reason(StrEnum):
+    """Why a region keeps its coarse mask: what stands behind the colon of the status `kept:<reason>`."""
+
+    CROWD = "crowd"
+    CROWDED_OUT = "crowded-out"
+    DRIFT = "drift"
+    DRY_RUN = "dry-run"
+    EMPTY = "empty"
+    EMPTY_RESULT = "empty-result"
+    IMAGE_MISSING = "image-missing"
+    IMAGE_TOO_LARGE = "image-too-large"
+    IMAGE_UNREADABLE = "image-unreadable"
+    LOW_SCORE = "low-score"
+    NO_GAIN = "no-gain"
+    NO_TRUTH = "no-truth"
+    OUT_OF_MEMORY = "out-of-memory"
+    SIZE_MISMATCH = "size-mismatch"
+    TOO_SMALL = "too-small"
+    UNCHANGED = "unchanged"
+    UNREADABLE = "unreadable"
+    UNREADABLE_MASK = "unreadable-mask"
+
+
 @dataclass(frozen=True, slots=True)
 class Rle:
     """A mask as COCO's compressed run lengths: column order, starting with background."""
@@ -45,7 +69,7 @@ class Region:
     """One coarse mask as it stands in the user's file.
 
     `mask` is None where the file holds none that can be decoded; `keep` then says why. A region with a `keep` reason
-    is not refined: it goes through untouched with the status `kept:<reason>`. `truth` is the ground truth, where it is
+    is not refined: it goes through untouched. `truth` is the ground truth, where it is
     known and somebody wants to choose by it. `score` and `area` (pixels, of the outline) are what the file states, None
     where it is silent: detections are ranked by the one, and true objects told small from large by the other.
     """
@@ -53,7 +77,7 @@ class Region:
     id: int
     category: int | None
     mask: Rle | None
-    keep: str | None = None
+    keep: Reason | None = None
     truth: Rle | None = None
     score: float | None = None
     area: float | None = None
@@ -125,7 +149,7 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """What a model offered for one region: K masks of the image's size with their predicted IoUs, and which was taken.
+    """The candidates of one region: K masks of the image's size with their predicted IoUs, and which was taken.
 
     Candidate 0 is the single-mask output; the others are the alternatives of the multimask output.
     """
@@ -135,33 +159,53 @@ class Candidates:
     selected: int
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Proposal:
+    """What is proposed in place of one coarse mask; post steps turn one proposal into the next.
+
+    image: uint8 (H, W, 3) RGB, what the view shows.
+    coarse: bool (H, W), not empty.
+    mask: bool (H, W).
+    logits: float32 (h, w) over the same area, above 0 where the model sees the object; None where no model was asked.
+    predicted_iou: the model's own estimate in 0..1; None where no model was asked.
+    coarse_iou: IoU of mask and coarse mask, None until it has been judged.
+    reason: why the coarse mask is to stay after all, None as long as nothing speaks against the proposal.
+    """
+
+    image: ImageArray
+    coarse: BoolArray
+    mask: BoolArray
+    logits: FloatArray | None
+    predicted_iou: float | None
+    coarse_iou: float | None = None
+    reason: Reason | None = None
+
+
 @dataclass(frozen=True, slots=True)
 class Annotation:
     """What became of one region: its mask, and how far to trust it.
 
-    mask: refined, or the coarse one where the status is `kept:<reason>`; None where the file held none.
+    mask: the refined one, or the coarse one where there is a reason to keep it; None where the file held none.
+    reason: why the coarse mask is kept, None where it was refined.
     predicted_iou: the model's own estimate in 0..1, None where the model was not asked.
     coarse_iou: IoU of the refined proposal with the coarse mask, None where there was no proposal.
-    candidates: what the model offered, None unless it was to be kept.
+    candidates: all that the model gave, None unless they were to be kept.
     """
 
     mask: Rle | None
-    status: str
+    reason: Reason | None
     predicted_iou: float | None = None
     coarse_iou: float | None = None
     candidates: Candidates | None = None
 
     @property
     def refined(self) -> bool:
-        return self.status == REFINED
+        return self.reason is None
 
-
-REFINED = "refined"
-
-
-def kept(reason: str) -> str:
-    """The status of a region that keeps its coarse mask."""
-    return f"kept:{reason}"
+    @property
+    def status(self) -> str:
+        """`refined` or `kept:<reason>`, as it stands in tables."""
+        return "refined" if self.reason is None else f"kept:{self.reason}"
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,46 +1,33 @@
 """START HERE. Refinement in one sentence:
 
-    read → split → view → embed → (excavate → segment → select) x passes → snap → trust → guard → merge → write
+    read → split → view → embed → (excavate → segment → select) x passes → post steps → merge → write
 
 A `Refiner` does all of it but reading and writing files, which belong to `formats`, for one image or, through
-`runners`, for many. Its three steps suit three kinds of threads: `prepare` reads and mines prompts ahead of the model,
+`running`, for many. Its three steps suit three kinds of threads: `prepare` reads and mines prompts ahead of the model,
 `segment` is the model, `finish` judges and encodes behind it. `Refiner.refine_image` is the three in a row.
 """
 
 import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 
 from refinetool import masks
-from refinetool.backends import Backend, Selection
+from refinetool.backends import Backend
 from refinetool.backends.models import load_backend
 from refinetool.baselines.classical import CLASSICAL, NoModel, answer_classically
 from refinetool.baselines.grid import answer_by_grid
-from refinetool.candidates import Answer, Offer, ask
+from refinetool.candidates import Answer, Job, ask
 from refinetool.errors import DataError, UsageError
 from refinetool.images import read_image
-from refinetool.outcomes import Verdict, outcome_of
-from refinetool.parts import Job, in_view, split_sample, truth_in_view
-from refinetool.post.guard import doubt
-from refinetool.post.snap import guided_snap, without_new_pieces
-from refinetool.post.trust import settled
+from refinetool.post import post_steps
+from refinetool.post.guard import drifted
 from refinetool.prompts import excavate, expand_boxes, tight_box
-from refinetool.records import (
-    REFINED,
-    BoolArray,
-    Candidates,
-    ImageArray,
-    Outcome,
-    Prompts,
-    Region,
-    Sample,
-    Size,
-    kept,
-)
-from refinetool.regions import Claim
+from refinetool.records import BoolArray, ImageArray, Outcome, Prompts, Proposal, Region, Sample, Size
+from refinetool.regions import Claim, Part, Verdict, outcome_of, split_sample
 from refinetool.settings import RefineSettings
 from refinetool.views import View, choose_views
 
@@ -52,10 +39,6 @@ class Prepared:
     sample: Sample
     jobs: tuple[Job, ...]
     trivial: tuple[Claim, ...]
-
-    def __len__(self) -> int:
-        """Views the model has to encode."""
-        return len(self.jobs)
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,10 +53,21 @@ class RefinedMask:
 
 @dataclass(frozen=True, slots=True)
 class Refiner:
-    """A model and how to use it. Holds no state between calls."""
+    """A model and how to use it. Holds no state between calls.
+
+    settings: `auto` and None become what suits the model when a refiner is made.
+    """
 
     backend: Backend
     settings: RefineSettings
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "settings", self.settings.resolved(self.backend.defaults))
+
+    @property
+    def jobs_at_once(self) -> int:
+        """How many views are best asked about together."""
+        return self.backend.views_at_once
 
     def prepare(self, sample: Sample) -> Prepared:
         """Read the image of a sample, split its regions, choose views and mine the first prompts.
@@ -92,44 +86,29 @@ class Refiner:
             [int(part.mask.sum()) for part in parts],
             size=sample.size,
             settings=self.settings.view,
-            backend_view=self.backend.view,
         )
-        rng = np.random.default_rng((self.settings.seed, zlib.crc32(sample.key.encode())))
-        jobs = []
-        for view, members in chosen:
-            shown = tuple(parts[member] for member in members)
-            coarse = np.stack([in_view(part, view) for part in shown])
-            truth = truth_in_view(shown, view, sample)
-            prompts = excavate(coarse, settings=self.settings.prompts, rng=rng)
-            jobs.append(Job(view, shown, view.crop_image(image), coarse, truth, prompts))
+        jobs = (self._job(view, [parts[member] for member in members], sample, image) for view, members in chosen)
         return Prepared(sample, tuple(jobs), tuple(trivial))
 
-    def segment(self, batch: Sequence[Prepared]) -> list[tuple[Answer, ...]]:
-        """Ask the model about several samples: per sample, one answer per job.
+    def _job(self, view: View, parts: Sequence[Part], sample: Sample, image: ImageArray) -> Job:
+        coarse = np.stack([in_view(part, view) for part in parts])
+        key = zlib.crc32(sample.key.encode())
+        seeds = tuple((self.settings.seed, key, part.region, part.number) for part in parts)
+        prompts = excavate(coarse, settings=self.settings.prompts, seeds=in_pass(0, seeds))
+        truth = truth_in_view(parts, view, sample)
+        return Job(view, tuple(parts), view.crop_image(image), coarse, truth, prompts, seeds)
 
-        Views of different samples never share a batch. What else is in a batch decides how its kernels round, and a
-        resumed run, whose batches would hold other samples, must give the bytes of an uninterrupted one.
-        """
-        size = self.settings.image_batch
-        return [
-            tuple(
-                answer
-                for start in range(0, len(prepared.jobs), size)
-                for answer in self._answer(prepared.jobs[start : start + size])
-            )
-            for prepared in batch
-        ]
-
-    def _answer(self, jobs: Sequence[Job]) -> list[Answer]:
+    def segment(self, jobs: Sequence[Job]) -> list[Answer]:
+        """Ask the model about views, of whatever samples; one answer per job, the same whatever else is asked."""
         match self.settings.method:
             case "prompts":
-                return self._answer_prompts(jobs)
+                return self._segment_prompts(jobs)
             case "grid-max-iou" | "grid-merge" as rule:
-                return answer_by_grid(self.backend, jobs, rule=rule, settings=self.settings)
+                return answer_by_grid(self.backend, jobs, rule=rule, settings=self.settings.grid)
             case "grabcut" | "guided" | "smooth" as method:
                 return answer_classically(jobs, method=method, settings=self.settings.classical)
 
-    def _answer_prompts(self, jobs: Sequence[Job]) -> list[Answer]:
+    def _segment_prompts(self, jobs: Sequence[Job]) -> list[Answer]:
         """SAMRefiner's way: (excavate → segment → select) x passes."""
         settings = self.settings
         embeddings = self.backend.embed([job.pixels for job in jobs])
@@ -137,11 +116,7 @@ class Refiner:
         answers: list[Answer] = []
         for number in range(settings.passes):
             if number > 0:
-                # A pass that lost a mask leaves nothing to mine from: it keeps the one before.
-                current = [
-                    np.where(answer.masks.any(axis=(1, 2), keepdims=True), answer.masks, before)
-                    for answer, before in zip(answers, current, strict=True)
-                ]
+                current = [not_lost(answer.masks, before) for answer, before in zip(answers, current, strict=True)]
             prompts = self._excavate(number, jobs, current, answers)
             if settings.prompts.box == "elastic":
                 prompts = [
@@ -154,10 +129,9 @@ class Refiner:
                 embeddings,
                 prompts,
                 jobs,
-                selection=self.backend.selection if settings.selection == "auto" else settings.selection,
-                prompt_batch=settings.prompt_batch,
+                selection=settings.selection,
                 with_logits=last or settings.cascade != "regen",
-                with_offer=settings.keep_candidates and last,
+                with_candidates=settings.keep_candidates and last,
             )
         return answers
 
@@ -169,45 +143,38 @@ class Refiner:
         if number == 0:
             prompts = [job.prompts for job in jobs]
             return [replace(asked, masks=None) for asked in prompts] if settings.cascade == "logits-a" else prompts
-        rng = np.random.default_rng((settings.seed, number))
-        prompts = [excavate(found, settings=settings.prompts, rng=rng) for found in current]
+        prompts = [
+            excavate(found, settings=settings.prompts, seeds=in_pass(number, job.seeds))
+            for job, found in zip(jobs, current, strict=True)
+        ]
         if settings.cascade == "regen":
             return prompts
         return [replace(asked, masks=answer.logits) for asked, answer in zip(prompts, answers, strict=True)]
 
-    def finish(self, prepared: Prepared, segmented: Sequence[Answer]) -> Outcome:
-        """Snap, settle and judge what the model proposed, and merge it where regions share a map."""
+    def finish(self, prepared: Prepared, answers: Sequence[Answer]) -> Outcome:
+        """Take what the model proposed through the post steps, and merge it where regions share a map.
+
+        Args:
+            answers: One per job of the sample.
+        """
         verdicts = [
             self._judge(job, row, answer, size=prepared.sample.size)
-            for job, answer in zip(prepared.jobs, segmented, strict=True)
+            for job, answer in zip(prepared.jobs, answers, strict=True)
             for row in range(len(job.parts))
         ]
-        return outcome_of(prepared.sample, verdicts, prepared.trivial)
+        return outcome_of(
+            prepared.sample, verdicts, prepared.trivial, drifted=partial(drifted, settings=self.settings.guard)
+        )
 
     def _judge(self, job: Job, row: int, answer: Answer, *, size: Size) -> Verdict:
-        part, proposal = job.parts[row], answer.masks[row]
         score = None if np.isnan(answer.predicted_iou[row]) else float(answer.predicted_iou[row])
         logits = None if answer.logits is None else answer.logits[row]
-        offered = None if answer.offer is None else candidates_of(answer.offer, row, job.view, size)
-        snap = self.settings.snap
-        if (self.backend.snap if snap.mode == "auto" else snap.mode) == "guided" and proposal.any():
-            proposal = guided_snap(job.pixels, proposal, radius_share=snap.radius, epsilon=snap.epsilon)
-        if self._trusts and logits is not None and proposal.any():
-            mixed = settled(job.pixels, job.coarse[row], proposal, logits, settings=self.settings.trust)
-            proposal = without_new_pieces(mixed, proposal)
-        guard = self.settings.guard
-        reason, overlap = doubt(job.coarse[row], proposal, predicted_iou=score, logits=logits, settings=guard)
-        if reason is not None:
-            return Verdict(Claim(part.region, part.box, part.mask, None), kept(reason), score, overlap, offered)
-        x0, y0, x1, y1 = tight_box(proposal)
-        left, top, _, _ = job.view.window
-        claim = Claim(part.region, (left + x0, top + y0, left + x1, top + y1), proposal[y0:y1, x0:x1].copy(), score)
-        return Verdict(claim, REFINED, score, overlap, offered)
-
-    @property
-    def _trusts(self) -> bool:
-        mode = self.settings.trust.mode
-        return (self.backend.trust if mode == "auto" else mode) == "outline"
+        proposal = Proposal(job.pixels, job.coarse[row], answer.masks[row], logits, score)
+        for step in post_steps(self.settings):
+            proposal = step(proposal)
+        candidates = None if answer.candidates is None else answer.candidates.of_row(row, job.view, size)
+        claim = claim_of(job.parts[row], proposal, job.view)
+        return Verdict(claim, proposal.reason, score, proposal.coarse_iou, candidates)
 
     def refine_image(self, image: ImageArray, coarse: BoolArray) -> list[RefinedMask]:
         """Refine N masks of one image that are at hand as arrays; they may overlap.
@@ -231,7 +198,7 @@ class Refiner:
         found = tuple(Region(n, None, masks.encode(mask)) for n, mask in enumerate(binary))
         sample = Sample("image", Path(), (height, width), found)
         prepared = self.prepare_pixels(sample, image)
-        outcome = self.finish(prepared, self.segment([prepared])[0])
+        outcome = self.finish(prepared, self.segment(prepared.jobs))
         return [
             RefinedMask(masks.decode(given.mask), given.status, given.predicted_iou, given.coarse_iou)
             for given in outcome.annotations
@@ -239,11 +206,41 @@ class Refiner:
         ]
 
 
-def candidates_of(offer: Offer, row: int, view: View, size: Size) -> Candidates:
-    """What was offered for one part of a view, in the frame of the image, whose size is (H, W)."""
-    whole = (view.paste_masks(mask, size=size) for mask in offer.masks[row])
-    scores = tuple(float(score) for score in offer.scores[row])
-    return Candidates(tuple(masks.encode(mask) for mask in whole), scores, int(offer.selected[row]))
+def in_view(part: Part, view: View) -> BoolArray:
+    """The mask of a part in the frame of a view that holds all of it, bool (H, W)."""
+    mask = np.zeros(view.size, dtype=np.bool_)
+    left, top, _, _ = view.window
+    x0, y0, x1, y1 = part.box
+    mask[y0 - top : y1 - top, x0 - left : x1 - left] = part.mask
+    return mask
+
+
+def truth_in_view(parts: Sequence[Part], view: View, sample: Sample) -> BoolArray | None:
+    """The ground truth of the regions of some parts, bool (n, H, W) in a view; None unless all of it is known."""
+    rles = [sample.regions[part.region].truth for part in parts]
+    known = [masks.decode(rle) for rle in rles if rle is not None]
+    return view.crop_masks(np.stack(known)) if len(known) == len(rles) else None
+
+
+def in_pass(number: int, seeds: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
+    """The seeds of a pass."""
+    return [(*seed, number) for seed in seeds]
+
+
+def not_lost(found: BoolArray, before: BoolArray) -> BoolArray:
+    """The masks of a pass, bool (n, H, W), with those before it where it found nothing to mine from."""
+    kept: BoolArray = np.where(found.any(axis=(1, 2), keepdims=True), found, before)
+    return kept
+
+
+def claim_of(part: Part, proposal: Proposal, view: View) -> Claim:
+    """What a part asks for in the image: the proposal, or its coarse mask where there is a reason to keep that."""
+    if proposal.reason is not None:
+        return Claim(part.region, part.box, part.mask, None)
+    x0, y0, x1, y1 = tight_box(proposal.mask)
+    left, top, _, _ = view.window
+    box = (left + x0, top + y0, left + x1, top + y1)
+    return Claim(part.region, box, proposal.mask[y0:y1, x0:x1].copy(), proposal.predicted_iou)
 
 
 def load_refiner(
@@ -269,25 +266,29 @@ def load_refiner(
     """
     if settings.method in CLASSICAL:
         return Refiner(NoModel(), settings)
-    backend = load_backend(model, checkpoint=checkpoint, device=device, precision=precision, iou_adapter=iou_adapter)
+    backend = load_backend(
+        model,
+        checkpoint=checkpoint,
+        device=device,
+        precision=precision,
+        iou_adapter=iou_adapter,
+        image_batch=settings.image_batch,
+        prompt_batch=settings.prompt_batch,
+    )
+    refiner = Refiner(backend, settings)
     if iou_adapter is not None:
-        refuse_idle_adapter(iou_adapter, settings=settings, usual=backend.selection)
-    return Refiner(backend, settings)
+        refuse_idle_adapter(iou_adapter, settings=refiner.settings)
+    return refiner
 
 
-def refuse_idle_adapter(adapter: Path, *, settings: RefineSettings, usual: Selection) -> None:
-    """Raise UsageError where an IoU adapter would not be asked.
-
-    Args:
-        usual: What the model is best taken from, which is what the selection `auto` means.
-    """
+def refuse_idle_adapter(adapter: Path, *, settings: RefineSettings) -> None:
+    """Raise UsageError where an IoU adapter would not be asked by resolved settings."""
     from refinetool.modules.iou_adapter import scores_masks
 
-    selection = usual if settings.selection == "auto" else settings.selection
-    if selection != "predicted":
+    if settings.selection != "predicted":
         raise UsageError(
             f"{adapter}: an IoU adapter corrects the predicted IoUs that candidates are chosen by, and --selection "
-            f"{selection} does not ask for them; add --selection predicted, or leave the adapter out"
+            f"{settings.selection} does not ask for them; add --selection predicted, or leave the adapter out"
         )
     if settings.prompts.use_mask and not scores_masks(adapter):
         raise UsageError(

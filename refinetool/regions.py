@@ -1,19 +1,35 @@
-"""Split-then-merge: class masks become parts that a segmenter can handle, and the answers one label map again.
+"""Regions of a sample, from the file to the parts that are refined, and back to one annotation per region.
 
 A class mask may hold many objects, far apart, which one set of prompts can't describe. `split` cuts it into connected
 components and joins those that lie close (SAMRefiner, Algorithm 1), on their boxes and areas alone. After refinement
-`merge` paints what was found into one map, in which no pixel has two owners.
+`merge` paints what was proposed into one map, in which no pixel has two owners, and `outcome_of` judges what is left of
+each region in it. Instances are their own parts and may overlap.
 """
 
-from collections.abc import Iterable
+import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
 
+from refinetool import masks
 from refinetool.masks import bounding_box, components
-from refinetool.records import BoolArray, Box, IntArray, Size
+from refinetool.prompts import tight_box
+from refinetool.records import (
+    Annotation,
+    BoolArray,
+    Box,
+    Candidates,
+    IntArray,
+    Outcome,
+    Reason,
+    Region,
+    Rle,
+    Sample,
+    Size,
+)
 from refinetool.settings import SplitSettings
 
 LabelMap: TypeAlias = NDArray[np.int32]
@@ -32,8 +48,23 @@ LOOK_AHEAD = 1024
 """How many components a growing one is compared with at a time. Speed only."""
 
 
-@dataclass(frozen=True, slots=True)
-class Parts:
+@dataclass(frozen=True, slots=True, eq=False)
+class Part:
+    """What is refined at a time: a region, or a part of a class mask.
+
+    region: Its number in the sample; number: that of the part in the region.
+    box: Half-open xyxy in the image.
+    mask: bool (y1 - y0, x1 - x0), the coarse mask within the box.
+    """
+
+    region: int
+    number: int
+    box: Box
+    mask: BoolArray
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ClassParts:
     """The G parts of a class mask: unions of its connected components, in row-major order of their first pixels.
 
     size: (H, W) of the class mask.
@@ -89,7 +120,27 @@ class Claim:
     predicted_iou: float | None
 
 
-def split(class_mask: BoolArray, *, settings: SplitSettings) -> Parts:
+def split_sample(sample: Sample, *, settings: SplitSettings) -> tuple[list[Part], list["Claim"]]:
+    """The parts of a sample that are to be refined, and the pieces of class masks that are too small for it."""
+    parts: list[Part] = []
+    trivial: list[Claim] = []
+    for number, region in enumerate(sample.regions):
+        if region.mask is None or region.keep is not None or masks.area(region.mask) == 0:
+            continue
+        mask = masks.decode(region.mask)
+        if sample.layout == "semantic":
+            pieces = split(mask, settings=settings)
+            parts += [Part(number, n, pieces.box(n), pieces.crop(n)) for n in range(len(pieces))]
+            rest = pieces.dropped()
+            if rest.any():
+                trivial.append(whole_claim(number, rest))
+        else:
+            claim = whole_claim(number, mask)
+            parts.append(Part(number, 0, claim.box, claim.mask))
+    return parts, trivial
+
+
+def split(class_mask: BoolArray, *, settings: SplitSettings) -> ClassParts:
     """Cut a class mask into parts that each make one region.
 
     Components (8 neighbours) of fewer than `min_area_px` pixels are dropped; the others are joined by `group`, or all
@@ -113,7 +164,7 @@ def split(class_mask: BoolArray, *, settings: SplitSettings) -> Parts:
     part_of = np.full(len(found) + 1, DROPPED, dtype=np.int64)
     part_of[large + 1] = part_of_large
     boxes, areas = _joined(boxes, areas, part_of_large)
-    return Parts((height, width), boxes, areas, _window=window, _components=found.labels, _part_of=part_of)
+    return ClassParts((height, width), boxes, areas, _window=window, _components=found.labels, _part_of=part_of)
 
 
 def merge(claims: Iterable[Claim], *, void: BoolArray | None, size: Size) -> LabelMap:
@@ -137,6 +188,132 @@ def merge(claims: Iterable[Claim], *, void: BoolArray | None, size: Size) -> Lab
     if void is not None:
         owners[void] = NOBODY
     return owners
+
+
+def whole_claim(owner: int, mask: BoolArray, *, predicted_iou: float | None = None) -> Claim:
+    """A mask of the image, bool (H, W) and not empty, as a claim cut to its box."""
+    x0, y0, x1, y1 = box = tight_box(mask)
+    return Claim(owner, box, mask[y0:y1, x0:x1].copy(), predicted_iou)
+
+
+# --- what became of each region
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Verdict:
+    """What became of one part.
+
+    claim: What it asks for in the image: the refined mask, or the coarse one where there is a reason to keep it.
+    predicted_iou: How sure the model is of its mask, also of one that was not taken; None where no model was asked.
+    coarse_iou: IoU of what was proposed with the coarse mask.
+    candidates: All that the model gave, None unless they are to be kept.
+    """
+
+    claim: Claim
+    reason: Reason | None
+    predicted_iou: float | None
+    coarse_iou: float | None
+    candidates: Candidates | None = None
+
+
+Drifted: TypeAlias = Callable[[BoolArray, BoolArray, float], bool]
+"""Whether a mask has too little to do with the coarse one: coarse mask, mask, and their IoU."""
+
+
+def outcome_of(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim], *, drifted: Drifted) -> Outcome:
+    """The outcome of a sample: one annotation per region, in its order.
+
+    Args:
+        verdicts: One per part that the model was asked about.
+        trivial: Pieces of class masks that were too small to be parts.
+        drifted: Asked of regions that others left little of.
+    """
+    if sample.layout == "instances":
+        return Outcome(sample.key, tuple(_alone(sample, verdicts)))
+    return Outcome(sample.key, tuple(_merged(sample, verdicts, trivial, drifted=drifted)))
+
+
+def _alone(sample: Sample, verdicts: Sequence[Verdict]) -> list[Annotation]:
+    """One annotation per region, where regions may overlap and none has more than one part."""
+    judged = {verdict.claim.owner: verdict for verdict in verdicts}
+    annotations = []
+    for number, region in enumerate(sample.regions):
+        verdict = judged.get(number)
+        if verdict is None:
+            annotations.append(_untouched(region))
+        else:
+            mask = _encode_claim(verdict.claim, sample.size) if verdict.reason is None else region.mask
+            annotations.append(_judged(verdict, mask))
+    return annotations
+
+
+def _merged(
+    sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim], *, drifted: Drifted
+) -> list[Annotation]:
+    """One annotation per region, where regions share a map: no pixel has two owners (`merge` has the rule).
+
+    A region counts as refined if any of its parts is; its predicted IoU is the mean of those parts, weighted by area.
+    A region of which no part is refined keeps its coarse mask to the pixel: nobody else can claim it. The same goes for
+    one that the merge leaves empty or drifted, because others took its pixels: the rest is then merged around it.
+    """
+    by_region = [[verdict for verdict in verdicts if verdict.claim.owner == n] for n in range(len(sample.regions))]
+    refined = {n for n, own in enumerate(by_region) if any(verdict.reason is None for verdict in own)}
+    coarse = {
+        n: masks.decode(region.mask)
+        for n, region in enumerate(sample.regions)
+        if region.mask is not None and masks.area(region.mask) > 0
+    }
+    void = None if sample.void is None else masks.decode(sample.void)
+    crowded_out: set[int] = set()
+    while True:
+        claims = [claim for claim in (*trivial, *(v.claim for v in verdicts)) if claim.owner in refined - crowded_out]
+        fixed = [whole_claim(n, mask, predicted_iou=math.inf) for n, mask in coarse.items()
+                 if n not in refined or n in crowded_out]  # fmt: skip
+        owners = merge([*claims, *fixed], void=void, size=sample.size)
+        overlaps = {n: masks.iou(owners == n, coarse[n]) for n in refined - crowded_out}
+        lost = {n for n, overlap in overlaps.items()
+                if not (owners == n).any() or drifted(coarse[n], owners == n, overlap)}  # fmt: skip
+        if not lost:
+            break
+        crowded_out |= lost
+
+    annotations = []
+    for n, (region, own) in enumerate(zip(sample.regions, by_region, strict=True)):
+        if n in overlaps:
+            accepted = [verdict for verdict in own if verdict.reason is None]
+            annotations.append(Annotation(masks.encode(owners == n), None, _mean_score(accepted), overlaps[n]))
+        elif n in crowded_out:
+            annotations.append(Annotation(region.mask, Reason.CROWDED_OUT, _mean_score(own)))
+        elif own:
+            largest = max(own, key=lambda verdict: int(verdict.claim.mask.sum()))
+            annotations.append(Annotation(region.mask, largest.reason, largest.predicted_iou, largest.coarse_iou))
+        else:
+            annotations.append(_untouched(region))
+    return annotations
+
+
+def _judged(verdict: Verdict, mask: Rle | None) -> Annotation:
+    """The annotation of a region that is one part."""
+    return Annotation(mask, verdict.reason, verdict.predicted_iou, verdict.coarse_iou, verdict.candidates)
+
+
+def _mean_score(verdicts: Sequence[Verdict]) -> float | None:
+    """The mean predicted IoU of some parts, weighted by area; None where no model was asked."""
+    scores = [verdict.predicted_iou for verdict in verdicts if verdict.predicted_iou is not None]
+    if len(scores) < len(verdicts):
+        return None
+    return float(np.average(scores, weights=[float(verdict.claim.mask.sum()) for verdict in verdicts]))
+
+
+def _untouched(region: Region) -> Annotation:
+    """The annotation of a region that the model was not asked about."""
+    reason = Reason.EMPTY if region.mask is None or masks.area(region.mask) == 0 else Reason.TOO_SMALL
+    return Annotation(region.mask, region.keep or reason)
+
+
+def _encode_claim(claim: Claim, size: Size) -> Rle:
+    """The run lengths of a claim in the frame of its image."""
+    return masks.encode(_pasted(claim.mask, claim.box, size=size))
 
 
 # --- Algorithm 1, on boxes and areas

@@ -26,6 +26,12 @@ GeneratorName: TypeAlias = Literal[
 ]
 BandName: TypeAlias = Literal["easy", "default", "hard", "extreme"]
 
+MAX_PIXELS = 178_956_970
+"""Pillow's bound: a quarter of a gibibyte in RGB, twice."""
+
+UNBOUNDED = -1e9
+"""A threshold that everything reaches; finite, so that JSON can hold it."""
+
 
 @dataclass(frozen=True, slots=True)
 class PromptSettings:
@@ -64,14 +70,15 @@ class PromptSettings:
 class ViewSettings:
     """What the model sees of the image for a region."""
 
-    mode: Literal["auto", "frame", "crop"] = "auto"
+    mode: Literal["auto", "frame", "crop", "mixed"] = "auto"
+    """The whole image, a crop around each region, or crops for small regions of large images only."""
     margin: float = 0.25
     """What a crop adds around the region's box, on each side, as a share of the box side."""
     min_side_px: int = 96
     max_aspect: float = 2.0
     """A crop's longer side is at most this many times the shorter one, where the image has room."""
     small_object: float = 0.001
-    """With `auto` and a frame model, regions under this share of the image's area get a crop ..."""
+    """Fraction of the image's area below which `mixed` crops a region ..."""
     large_image_px: int = 1500
     """... if the image's longer side is at least this."""
 
@@ -91,14 +98,14 @@ class SplitSettings:
 
 @dataclass(frozen=True, slots=True)
 class GuardSettings:
-    """When the coarse mask is kept. Defaults are measured on val lists; see docs/design/guard.md."""
+    """When the coarse mask is kept; see docs/design/guard.md. None stands for what suits the model."""
 
-    min_predicted_iou: float = 0.76
+    min_predicted_iou: float | None = None
     min_coarse_iou: float = 0.4
     max_area_ratio: float = 2.5
     """Refined area over coarse area, or its inverse, above which the refined mask is doubtful."""
-    min_expected_gain: float = 0.2
-    """Share of the coarse mask's error that the model's mask must remove, if its logits are taken at their word."""
+    min_expected_gain: float | None = None
+    """Fraction of the coarse mask's error that the model's mask must remove if its logits are taken at their word."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,18 +120,17 @@ class SnapSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class TrustSettings:
-    """Where the coarse mask decides because the model is unsure. Chosen on val lists; see docs/design/trust.md."""
+class ModelDefaults:
+    """What suits a model: what `auto` and None stand for in `RefineSettings`.
 
-    mode: Literal["auto", "none", "outline"] = "auto"
-    margin: float = 1.0
-    """Largest logit at which the model counts as unsure for an outline on edges; twice as much where it agrees, too."""
-    edges_from: float = 1.3
-    edges_to: float = 1.7
-    """Mean colour gradient on the coarse outline nearby over that beside it: from where to where the margin grows."""
-    agreement_from: float = 0.8
-    agreement_to: float = 0.95
-    """IoU of the model's mask with the coarse one: likewise."""
+    The thresholds of the guard are bounded only where they were measured; see docs/design/guard.md.
+    """
+
+    view: Literal["frame", "crop", "mixed"] = "mixed"
+    selection: Literal["single", "predicted", "coarse"] = "predicted"
+    snap: Literal["none", "guided"] = "none"
+    min_predicted_iou: float = UNBOUNDED
+    min_expected_gain: float = UNBOUNDED
 
 
 @dataclass(frozen=True, slots=True)
@@ -149,7 +155,7 @@ class ClassicalSettings:
     grabcut_rounds: int = 3
     guided_radius: float = 0.2
     guided_epsilon: float = 1e-4
-    """Of the colour guided filter, which is also what `snap` does to a model's mask, less far."""
+    """Of the colour guided filter; `snap` is the same filter with a smaller radius."""
     smooth_sigma: float = 0.06
     """Standard deviation of the Gaussian blur."""
 
@@ -171,24 +177,47 @@ class RefineSettings:
     include_crowd: bool = False
     seed: int = 0
     """For random points only; everything else is deterministic."""
-    prompt_batch: int = 32
-    """Regions per decoder call: bounds memory."""
-    image_batch: int = 8
-    """Views per encoder call."""
-    max_pixels: int = 178_956_970
-    """Images that claim more pixels are refused unread (Pillow's bound: a quarter of a gibibyte in RGB, twice)."""
+    prompt_batch: int | None = None
+    """Regions per decoder call; None for what suits the device, see `BATCHES`."""
+    image_batch: int | None = None
+    """Views per encoder call; likewise."""
+    max_pixels: int = MAX_PIXELS
+    """Images that claim more pixels are refused unread."""
     prompts: PromptSettings = field(default_factory=PromptSettings)
     view: ViewSettings = field(default_factory=ViewSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
-    trust: TrustSettings = field(default_factory=TrustSettings)
     grid: GridSettings = field(default_factory=GridSettings)
     classical: ClassicalSettings = field(default_factory=ClassicalSettings)
 
+    def resolved(self, defaults: ModelDefaults) -> "RefineSettings":
+        """The settings with what suits a model in place of `auto` and None. Resolving twice changes nothing."""
+        guard = self.guard
+        return replace(
+            self,
+            selection=defaults.selection if self.selection == "auto" else self.selection,
+            view=replace(self.view, mode=defaults.view if self.view.mode == "auto" else self.view.mode),
+            snap=replace(self.snap, mode=defaults.snap if self.snap.mode == "auto" else self.snap.mode),
+            guard=replace(
+                guard,
+                min_predicted_iou=_either(guard.min_predicted_iou, defaults.min_predicted_iou),
+                min_expected_gain=_either(guard.min_expected_gain, defaults.min_expected_gain),
+            ),
+        )
 
-NO_GUARD = GuardSettings(min_predicted_iou=-1e9, min_expected_gain=-1e9, min_coarse_iou=0.0, max_area_ratio=1e9)
-"""Thresholds that only an empty mask fails; finite, so that JSON can hold them."""
+
+def _either(chosen: float | None, default: float) -> float:
+    return default if chosen is None else chosen
+
+
+BATCHES = {"cpu": (1, 4), "cuda": (8, 32)}
+"""Views per encoder call and regions per decoder call by kind of device. On a CPU larger ones gain nothing."""
+
+NO_GUARD = GuardSettings(
+    min_predicted_iou=UNBOUNDED, min_expected_gain=UNBOUNDED, min_coarse_iou=0.0, max_area_ratio=-UNBOUNDED
+)
+"""Thresholds that only an empty mask fails."""
 
 RELEASE = RefineSettings(
     passes=5,
@@ -199,11 +228,10 @@ RELEASE = RefineSettings(
     view=ViewSettings(mode="frame"),
     guard=NO_GUARD,
     snap=SnapSettings(mode="none"),
-    trust=TrustSettings(mode="none"),
 )
 """What the authors' public release does by default, for comparison; its elastic box is switched off."""
 
-_PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"), trust=TrustSettings(mode="none"))
+_PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"))
 
 ABLATION = replace(_PLAIN, selection="predicted")
 """What the rows of an ablation begin with: the model's own masks, chosen by predicted IoU as in the paper."""
@@ -221,7 +249,7 @@ METHODS = {
     "guided": replace(_PLAIN, method="guided", view=ViewSettings(mode="crop")),
     "smooth": replace(_PLAIN, method="smooth", view=ViewSettings(mode="crop")),
 }
-"""What `refine --method` begins with: the tool's own way, and baselines, which have no guard, snapping or trust."""
+"""What `refine --method` begins with: the tool's own way, and baselines, which have neither guard nor snapping."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -301,7 +329,7 @@ class CorruptSettings:
     """Probability that a composition takes a second, and then a third step."""
     pictures: int = 12
     """Objects on the contact sheet."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images that claim more pixels are left alone."""
 
 
@@ -317,7 +345,7 @@ class PackSettings:
     """Objects with fewer pixels in the packed picture are left out."""
     validation_share: float = 0.1
     """Share of the pictures that measure instead of teaching, where the data have no split."""
-    max_pixels: int = 178_956_970
+    max_pixels: int = MAX_PIXELS
     """Images that claim more pixels are refused."""
 
 

@@ -7,7 +7,6 @@ the view's upper left corner; nothing is scaled here.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -62,30 +61,27 @@ def choose_views(
     *,
     size: Size,
     settings: ViewSettings,
-    backend_view: Literal["frame", "crop"],
 ) -> list[tuple[View, list[int]]]:
     """Decide what the model sees for each of N regions.
 
-    `frame` shows all regions in one view of the whole image, `crop` each region in one of its own. `auto` does what
-    suits the backend, except that small regions of large images are always cropped. Regions with the same window share
-    a view, so each view is embedded once.
+    `frame` shows all regions in one view of the whole image, `crop` each region in one of its own, and `mixed` crops
+    small regions of large images. Regions with the same window share a view, so each view is embedded once.
 
     Args:
         boxes: N tight boxes, half-open xyxy.
         areas: N areas in pixels.
         size: (H, W) of the image.
-        backend_view: What suits the backend.
+        settings: Resolved: the mode is not `auto`.
 
     Returns:
         Views with the indices of their regions, in the order of their first regions; each region is in exactly one.
     """
     height, width = size
-    mode = backend_view if settings.mode == "auto" else settings.mode
     large_image = max(size) >= settings.large_image_px
     regions_of: dict[Box, list[int]] = {}
     for n, (box, area) in enumerate(zip(boxes, areas, strict=True)):
         small = area < settings.small_object * height * width
-        crop = mode == "crop" or (settings.mode == "auto" and large_image and small)
+        crop = settings.mode == "crop" or (settings.mode == "mixed" and large_image and small)
         window = crop_around(box, size=size, settings=settings) if crop else (0, 0, width, height)
         regions_of.setdefault(window, []).append(n)
     return [(View(window), regions) for window, regions in regions_of.items()]

@@ -6,13 +6,10 @@ hold them, pass them on, mix those of two images; nothing is stored in the backe
 """
 
 from collections.abc import Sequence
-from typing import Literal, Protocol, TypeAlias
+from typing import Protocol
 
 from refinetool.records import BoolArray, FloatArray, ImageArray, IntArray, Prompts, Size
-
-Selection: TypeAlias = Literal["single", "predicted", "coarse"]
-"""Which candidate becomes the refined mask: the single-mask output, the one of the highest predicted IoU, or the one
-most like the coarse mask."""
+from refinetool.settings import ModelDefaults
 
 
 class Embedding(Protocol):
@@ -68,16 +65,14 @@ class Backend(Protocol):
     """A promptable segmentation model. A batch of N equals N batches of one."""
 
     name: str
-    view: Literal["frame", "crop"]
-    """What `--view auto` means for this model: the whole image, or a crop around each region."""
-    selection: Selection
-    """The candidate this model is best taken from."""
-    snap: Literal["none", "guided"]
-    """What `--snap auto` means for this model: whether its masks gain from the edge-aware filter."""
-    trust: Literal["none", "outline"]
-    """What `--trust auto` means for this model: whether its masks gain from trust in good coarse outlines."""
+    defaults: ModelDefaults
+    """What suits this model where the user chose nothing."""
     fingerprint: str
     """Hash of architecture and weights: goes into journals and outputs."""
+
+    @property
+    def views_at_once(self) -> int:
+        """How many views are best asked about together. More or fewer give the same answers."""
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
         """Encode views, each uint8 (H, W, 3) RGB of any size."""
@@ -86,4 +81,4 @@ class Backend(Protocol):
         """Answer the prompts of each embedding; N may differ between them and may be 0."""
 
 
-__all__ = ["Backend", "Embedding", "FloatArray", "Prediction", "Selection"]
+__all__ = ["Backend", "Embedding", "Prediction"]

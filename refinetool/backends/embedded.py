@@ -4,22 +4,33 @@ The detail head corrects the single-mask output only. The three alternatives of 
 answer ambiguous prompts, and the head was made for coarse masks.
 """
 
+from dataclasses import replace
+
+import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 
-from refinetool.backends.frames import Frame, rasterise
+from refinetool.backends.frames import rasterise
 from refinetool.backends.sam2 import IMAGE_MEAN, IMAGE_STD, Sam2Backend
-from refinetool.backends.square import SquareEmbedding, owners
-from refinetool.modules.embedded import encode
-from refinetool.records import Prompts
+from refinetool.backends.square import Question, SquareEmbedding
+from refinetool.modules.embedded import IMAGE_SIZE, build_embedded, encode
+from refinetool.records import ABSENT, Prompts
 
 DECODER_MAPS = 2
 """How many of the extras of an embedding are the decoder's; the rest are the detail head's."""
+POINTS = 2
+"""The model was trained with a positive and a negative point in every prompt, labelled absent where there is none."""
 
 
 class EmbeddedBackend(Sam2Backend):
     """`EmbeddedModel` as an image model. Its masks come on a grid of S/2."""
+
+    @staticmethod
+    def network(variant: str) -> nn.Module:
+        assert not variant, "there is one embedded model"
+        model: nn.Module = build_embedded(image_size=IMAGE_SIZE)
+        return model
 
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
@@ -30,27 +41,34 @@ class EmbeddedBackend(Sam2Backend):
     def _fine_maps(self, embedding: SquareEmbedding) -> tuple[Tensor, ...]:
         return embedding.extras[:DECODER_MAPS]
 
-    def _answer(self, embeddings: list[SquareEmbedding], prompts: list[Prompts]) -> tuple[Tensor, Tensor]:
-        rows = [len(asked) for asked in prompts]
-        decoded, scores = super()._answer(embeddings, prompts)
-        if not any(rows):
-            return decoded, scores
+    def _question(self, embedding: SquareEmbedding, prompts: Prompts) -> Question:
+        """The prompts of a view, and what the detail head sees of their masks: 1 inside, -1 outside, 0 without any."""
+        question = super()._question(embedding, _with_all_points(prompts))
         cells = 2 * self.mask_cells
-        coarse = torch.cat(
-            [self._sides(asked, e.frame, cells=cells) for e, asked in zip(embeddings, prompts, strict=True)]
-        )
-        owner = owners(rows, device=self.device)
+        if prompts.masks is None:
+            sides = torch.zeros((len(prompts), cells, cells), device=self.device)
+        else:
+            logits = rasterise(torch.tensor(prompts.masks).to(self.device), embedding.frame, cells=cells)
+            sides = (logits > 0).float() * 2 - 1
+        return replace(question, extras=(sides,))
+
+    def _decode(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
+        decoded, scores = super()._decode(embeddings, question)
+        decoded, scores = decoded.float(), scores.float()
+        (sides,) = question.extras
         own = (embedding.extras[DECODER_MAPS:] for embedding in embeddings)
-        seen = [torch.stack(level)[owner] for level in zip(*own, strict=True)]
+        seen = [torch.stack(level) for level in zip(*own, strict=True)]
         with self._autocast():
-            refined, score = self.model.detail(seen, coarse, decoded[:, 0])
-        logits = F.interpolate(decoded, (cells, cells), mode="bilinear", align_corners=False)
+            refined, score = self.model.detail(seen, sides, decoded[:, 0])
+        logits = F.interpolate(decoded, sides.shape[-2:], mode="bilinear", align_corners=False)
         logits[:, 0], scores[:, 0] = refined.float(), score.float()
         return logits, scores
 
-    def _sides(self, prompts: Prompts, frame: Frame, *, cells: int) -> Tensor:
-        """1 inside each prompted mask, -1 outside; 0 where there is none: float32 (N, cells, cells)."""
-        if prompts.masks is None:
-            return torch.zeros((len(prompts), cells, cells), device=self.device)
-        logits = rasterise(torch.tensor(prompts.masks).to(self.device), frame, cells=cells)
-        return (logits > 0).float() * 2 - 1
+
+def _with_all_points(prompts: Prompts) -> Prompts:
+    missing = max(POINTS - prompts.labels.shape[1], 0)
+    return replace(
+        prompts,
+        points=np.pad(prompts.points, ((0, 0), (0, missing), (0, 0))),
+        labels=np.pad(prompts.labels, ((0, 0), (0, missing)), constant_values=ABSENT),
+    )

@@ -5,15 +5,17 @@ torch and the segmentation packages are imported when a model is loaded, not wit
 
 import hashlib
 import pickle
+import pkgutil
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Literal, TypeGuard
+from typing import TYPE_CHECKING, TypeGuard
 
-from refinetool.backends import Selection, weights
+from refinetool.backends import weights
 from refinetool.backends.names import EMBEDDED, suggest
 from refinetool.errors import UsageError, WeightsError
+from refinetool.settings import BATCHES, ModelDefaults
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -27,62 +29,63 @@ RANDOM_PREFIX = "random:"
 class Model:
     """One model by name.
 
-    variant: What the package that builds it calls it.
-    view: What `--view auto` means for it.
-    selection: The candidate it is best taken from.
-    snap: What `--snap auto` means for it.
-    trust: What `--trust auto` means for it.
+    backend: The `SquareBackend` that builds and drives it, as `module:class`; imported when the model is loaded.
+    variant: What that backend calls it.
+    defaults: What suits it where the user chose nothing.
     """
 
     name: str
     about: str
-    family: Literal["embedded", "sam", "sam-hq", "sam2"]
+    backend: str
     variant: str
-    view: Literal["frame", "crop"]
-    selection: Selection
-    snap: Literal["none", "guided"]
-    trust: Literal["none", "outline"] = "none"
+    defaults: ModelDefaults = field(default_factory=ModelDefaults)
 
+
+SAM = "refinetool.backends.sam:SamBackend"
+HQ_SAM = "refinetool.backends.sam:HqSamBackend"
+SAM2 = "refinetool.backends.sam2:Sam2Backend"
 
 MODELS: dict[str, Model] = {
     model.name: model
     for model in (
-        Model(EMBEDDED, "small SAM2 that comes with refinetool", "embedded", "", "crop", "single", "guided", "outline"),
-        Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", "sam", "vit_b", "frame", "predicted", "none"),
-        Model("sam-vit-l", "SAM, ViT-L encoder, 312 M parameters", "sam", "vit_l", "frame", "predicted", "none"),
-        Model("sam-vit-h", "SAM, ViT-H encoder, 641 M parameters", "sam", "vit_h", "frame", "predicted", "none"),
-        Model("sam-hq-vit-b", "HQ-SAM, ViT-B encoder", "sam-hq", "vit_b", "frame", "predicted", "none"),
-        Model("sam-hq-vit-l", "HQ-SAM, ViT-L encoder", "sam-hq", "vit_l", "frame", "predicted", "none"),
-        Model("sam-hq-vit-h", "HQ-SAM, ViT-H encoder", "sam-hq", "vit_h", "frame", "predicted", "none"),
-        Model("sam-hq-vit-tiny", "Light HQ-SAM, TinyViT encoder", "sam-hq", "vit_tiny", "frame", "predicted", "none"),
         Model(
-            "sam2.1-hiera-t", "SAM 2.1, Hiera-T encoder", "sam2", "sam2.1/sam2.1_hiera_t", "frame", "predicted", "none"
+            EMBEDDED,
+            "small SAM2 that comes with refinetool",
+            "refinetool.backends.embedded:EmbeddedBackend",
+            "",
+            ModelDefaults(
+                view="crop", selection="single", snap="guided", min_predicted_iou=0.76, min_expected_gain=0.2
+            ),
         ),
-        Model(
-            "sam2.1-hiera-s", "SAM 2.1, Hiera-S encoder", "sam2", "sam2.1/sam2.1_hiera_s", "frame", "predicted", "none"
-        ),
-        Model(
-            "sam2.1-hiera-b+",
-            "SAM 2.1, Hiera-B+ encoder",
-            "sam2",
-            "sam2.1/sam2.1_hiera_b+",
-            "frame",
-            "predicted",
-            "none",
-        ),
-        Model(
-            "sam2.1-hiera-l", "SAM 2.1, Hiera-L encoder", "sam2", "sam2.1/sam2.1_hiera_l", "frame", "predicted", "none"
-        ),
-        Model("sam2-hiera-t", "SAM 2, Hiera-T encoder", "sam2", "sam2/sam2_hiera_t", "frame", "predicted", "none"),
-        Model("sam2-hiera-s", "SAM 2, Hiera-S encoder", "sam2", "sam2/sam2_hiera_s", "frame", "predicted", "none"),
-        Model("sam2-hiera-b+", "SAM 2, Hiera-B+ encoder", "sam2", "sam2/sam2_hiera_b+", "frame", "predicted", "none"),
-        Model("sam2-hiera-l", "SAM 2, Hiera-L encoder", "sam2", "sam2/sam2_hiera_l", "frame", "predicted", "none"),
+        Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", SAM, "vit_b"),
+        Model("sam-vit-l", "SAM, ViT-L encoder, 312 M parameters", SAM, "vit_l"),
+        Model("sam-vit-h", "SAM, ViT-H encoder, 641 M parameters", SAM, "vit_h"),
+        Model("sam-hq-vit-b", "HQ-SAM, ViT-B encoder", HQ_SAM, "vit_b"),
+        Model("sam-hq-vit-l", "HQ-SAM, ViT-L encoder", HQ_SAM, "vit_l"),
+        Model("sam-hq-vit-h", "HQ-SAM, ViT-H encoder", HQ_SAM, "vit_h"),
+        Model("sam-hq-vit-tiny", "Light HQ-SAM, TinyViT encoder", HQ_SAM, "vit_tiny"),
+        Model("sam2.1-hiera-t", "SAM 2.1, Hiera-T encoder", SAM2, "sam2.1/sam2.1_hiera_t"),
+        Model("sam2.1-hiera-s", "SAM 2.1, Hiera-S encoder", SAM2, "sam2.1/sam2.1_hiera_s"),
+        Model("sam2.1-hiera-b+", "SAM 2.1, Hiera-B+ encoder", SAM2, "sam2.1/sam2.1_hiera_b+"),
+        Model("sam2.1-hiera-l", "SAM 2.1, Hiera-L encoder", SAM2, "sam2.1/sam2.1_hiera_l"),
+        Model("sam2-hiera-t", "SAM 2, Hiera-T encoder", SAM2, "sam2/sam2_hiera_t"),
+        Model("sam2-hiera-s", "SAM 2, Hiera-S encoder", SAM2, "sam2/sam2_hiera_s"),
+        Model("sam2-hiera-b+", "SAM 2, Hiera-B+ encoder", SAM2, "sam2/sam2_hiera_b+"),
+        Model("sam2-hiera-l", "SAM 2, Hiera-L encoder", SAM2, "sam2/sam2_hiera_l"),
     )
 }
+"""Every model by name. A new one is a line here; one of a new kind is a file with a `SquareBackend`, too."""
 
 
 def load_backend(
-    name: str, *, checkpoint: str | None, device: str, precision: str, iou_adapter: Path | None = None
+    name: str,
+    *,
+    checkpoint: str | None,
+    device: str,
+    precision: str,
+    iou_adapter: Path | None = None,
+    image_batch: int | None = None,
+    prompt_batch: int | None = None,
 ) -> "SquareBackend":
     """Build a model by name and put weights into it.
 
@@ -94,6 +97,7 @@ def load_backend(
         precision: `fp32`, `bf16`, or `auto`: bf16 on GPUs that have it.
         iou_adapter: What `adapt-iou` wrote for this model and these weights, to predict IoUs with; it becomes part of
             the fingerprint.
+        image_batch, prompt_batch: Views per encoder call and regions per decoder call; None for what suits the device.
 
     Raises:
         UsageError: a name, device, precision or seed that does not exist.
@@ -103,7 +107,11 @@ def load_backend(
     model = find_model(name)
     place = pick_device(device)
     chosen_precision = pick_precision(precision, place)
-    network, digest = _random(model, checkpoint) if is_random(checkpoint) else _loaded(model, checkpoint)
+    backend_class: type[SquareBackend] = pkgutil.resolve_name(model.backend)
+    if is_random(checkpoint):
+        network, digest = _random(backend_class, model, checkpoint)
+    else:
+        network, digest = _loaded(backend_class, model, checkpoint)
     fingerprint = _hash(f"{model.name} {digest}")
     correction = None
     if iou_adapter is not None:
@@ -111,16 +119,16 @@ def load_backend(
 
         correction = read_adapter(Path(iou_adapter).expanduser(), model=model.name, fingerprint=fingerprint)
         fingerprint = _hash(f"{fingerprint} {correction.digest}")
-    backend = _adapter(model)(
+    views, prompts = BATCHES[place.partition(":")[0]]
+    backend = backend_class(
         network,
         name=model.name,
-        view=model.view,
-        selection=model.selection,
-        snap=model.snap,
-        trust=model.trust,
+        defaults=model.defaults,
         fingerprint=fingerprint,
         device=place,
         precision=chosen_precision,
+        image_batch=image_batch or views,
+        prompt_batch=prompt_batch or prompts,
     )
     if correction is not None:
         backend.adapt(correction)
@@ -177,7 +185,7 @@ def is_random(checkpoint: str | None) -> TypeGuard[str]:
     return checkpoint is not None and checkpoint.startswith(RANDOM_PREFIX)
 
 
-def _random(model: Model, checkpoint: str) -> "tuple[nn.Module, str]":
+def _random(backend: "type[SquareBackend]", model: Model, checkpoint: str) -> "tuple[nn.Module, str]":
     import torch
 
     seed = checkpoint.removeprefix(RANDOM_PREFIX)
@@ -185,14 +193,14 @@ def _random(model: Model, checkpoint: str) -> "tuple[nn.Module, str]":
         raise UsageError(f"{checkpoint!r} has no seed; write a whole number after random:, as in random:0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
-        network = _network(model)
+        network = backend.network(model.variant)
     return network, state_digest(network.state_dict())
 
 
-def _loaded(model: Model, checkpoint: str | None) -> "tuple[nn.Module, str]":
+def _loaded(backend: "type[SquareBackend]", model: Model, checkpoint: str | None) -> "tuple[nn.Module, str]":
     path, digest = _source(model, checkpoint)
     state = read_state(path)
-    network = _network(model)
+    network = backend.network(model.variant)
     problem = misfit(expected=network.state_dict(), found=state)
     if problem:
         raise WeightsError(f"{path} does not fit {model.name}: {problem}. Name the model the file was saved from")
@@ -275,48 +283,3 @@ def state_digest(state: "Mapping[str, Tensor]") -> str:
         digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
         digest.update(values.flatten().view(torch.uint8).numpy().data)
     return digest.hexdigest()
-
-
-# --- the packages
-
-
-def _network(model: Model) -> "nn.Module":
-    """The architecture from its official classes, with random weights from torch's global generator."""
-    match model.family:
-        case "embedded":
-            from refinetool.modules.embedded import IMAGE_SIZE, build_embedded
-
-            network: nn.Module = build_embedded(image_size=IMAGE_SIZE)
-            return network
-        case "sam":
-            from refinetool.backends.sam import build_sam
-
-            return build_sam(model.variant)
-        case "sam-hq":
-            from refinetool.backends.sam import build_hq_sam
-
-            return build_hq_sam(model.variant)
-        case "sam2":
-            from refinetool.backends.sam2 import build_sam2
-
-            return build_sam2(model.variant)
-
-
-def _adapter(model: Model) -> "type[SquareBackend]":
-    match model.family:
-        case "sam":
-            from refinetool.backends.sam import SamBackend
-
-            return SamBackend
-        case "sam-hq":
-            from refinetool.backends.sam import HqSamBackend
-
-            return HqSamBackend
-        case "embedded":
-            from refinetool.backends.embedded import EmbeddedBackend
-
-            return EmbeddedBackend
-        case "sam2":
-            from refinetool.backends.sam2 import Sam2Backend
-
-            return Sam2Backend

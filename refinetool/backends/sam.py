@@ -16,22 +16,8 @@ from PIL import Image
 from torch import Tensor, nn
 
 from refinetool.backends.frames import Frame, letterboxed
-from refinetool.backends.square import Question, SquareBackend, SquareEmbedding, owners
+from refinetool.backends.square import Question, SquareBackend, SquareEmbedding
 from refinetool.records import ImageArray, Size
-
-
-def build_sam(variant: str) -> nn.Module:
-    """SAM with random weights (torch's global generator): `vit_b`, `vit_l` or `vit_h`."""
-    from segment_anything import sam_model_registry
-
-    model: nn.Module = sam_model_registry[variant]()
-    return model
-
-
-def build_hq_sam(variant: str) -> nn.Module:
-    """HQ-SAM with random weights (torch's global generator): `vit_b`, `vit_l`, `vit_h` or `vit_tiny`."""
-    model: nn.Module = import_hq_sam().sam_model_registry[variant]()
-    return model
 
 
 def import_hq_sam() -> ModuleType:
@@ -45,7 +31,17 @@ def import_hq_sam() -> ModuleType:
 
 
 class SamBackend(SquareBackend):
-    """SAM behind the `Backend` protocol. Scores are as the model predicts them, not held within 0..1."""
+    """SAM behind the `Backend` protocol. Scores are as the model predicts them, not held within 0..1.
+
+    Variants are `vit_b`, `vit_l` and `vit_h`.
+    """
+
+    @staticmethod
+    def network(variant: str) -> nn.Module:
+        from segment_anything import sam_model_registry
+
+        model: nn.Module = sam_model_registry[variant]()
+        return model
 
     @property
     def candidates(self) -> int:
@@ -71,9 +67,7 @@ class SamBackend(SquareBackend):
     def _iou_head(self) -> Any:
         return self.model.mask_decoder.iou_prediction_head
 
-    def _decode_tokens(
-        self, embeddings: list[SquareEmbedding], rows: list[int], question: Question
-    ) -> tuple[Tensor, Tensor]:
+    def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
         sparse, dense = self._prompt(question)
         # The official decoder takes one image a call, and begins by adding the dense prompt to it. So let the images
         # ride on the dense prompts, one per row, and add them to an image of zeros.
@@ -84,7 +78,7 @@ class SamBackend(SquareBackend):
                 image_embeddings=torch.zeros_like(features[:1]),
                 image_pe=position,
                 sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=features[owners(rows, device=self.device)] + dense,
+                dense_prompt_embeddings=features + dense,
             )
         return logits, scores
 
@@ -95,7 +89,14 @@ class SamBackend(SquareBackend):
 
 
 class HqSamBackend(SamBackend):
-    """HQ-SAM behind the `Backend` protocol."""
+    """HQ-SAM behind the `Backend` protocol. Variants are `vit_b`, `vit_l`, `vit_h` and `vit_tiny`."""
+
+    mixes_images = False  # the decoder adds the fine map of one image to all rows
+
+    @staticmethod
+    def network(variant: str) -> nn.Module:
+        model: nn.Module = import_hq_sam().sam_model_registry[variant]()
+        return model
 
     @property
     def candidates(self) -> int:
@@ -108,34 +109,24 @@ class HqSamBackend(SamBackend):
         fine = decoder.embedding_encoder(features) + decoder.compress_vit_feat(early[0].permute(0, 3, 1, 2))
         return [(features[i], (fine[i],)) for i in range(len(features))]
 
-    def _decode(self, embeddings: list[SquareEmbedding], rows: list[int], question: Question) -> tuple[Tensor, Tensor]:
-        logits, scores = self._decode_tokens(embeddings, rows, question)
+    def _decode(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
+        logits, scores = super()._decode(embeddings, question)
         single = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         best = 1 + scores[:, 1:].argmax(dim=1)
         chosen = torch.stack((single, best), dim=1)
         each = torch.arange(len(logits), device=logits.device)[:, None]
         return logits[each, chosen], scores[each, chosen]
 
-    def _decode_tokens(
-        self, embeddings: list[SquareEmbedding], rows: list[int], question: Question
-    ) -> tuple[Tensor, Tensor]:
+    def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
         sparse, dense = self._prompt(question)
-        parts = [
-            self._decode_image(embedding, *prompt)
-            for embedding, *prompt in zip(embeddings, torch.split(sparse, rows), torch.split(dense, rows), strict=True)
-            if len(prompt[0])
-        ]
-        logits, scores = zip(*parts, strict=True)
-        return torch.cat(logits), torch.cat(scores)
-
-    def _decode_image(self, embedding: SquareEmbedding, sparse: Tensor, dense: Tensor) -> tuple[Tensor, Tensor]:
+        (fine,) = embeddings[0].extras
         position = self.model.prompt_encoder.get_dense_pe()
         with self._autocast():
             logits, scores = self.model.mask_decoder.predict_masks(
-                image_embeddings=embedding.features[None],
+                image_embeddings=embeddings[0].features[None],
                 image_pe=position,
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,
-                hq_features=embedding.extras[0][None],
+                hq_features=fine[None],
             )
         return logits[:, :-1].float() + logits[:, -1:].float(), scores

@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.backends.frames import Frame, squashed
-from refinetool.backends.square import Question, SquareBackend, SquareEmbedding, owners
+from refinetool.backends.square import Question, SquareBackend, SquareEmbedding
 from refinetool.records import ABSENT, ImageArray, Size
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -21,22 +21,22 @@ BOX_CORNERS = (2, 3)
 """Labels of the upper left and lower right corner of a box among SAM2's points."""
 
 
-def build_sam2(config: str) -> nn.Module:
-    """SAM2 with random weights (torch's global generator) from a packaged configuration: `sam2.1/sam2.1_hiera_t`.
-
-    The file is read here and not by `build_sam2` of the package, which needs Hydra's global state, and which by
-    default turns on a fallback that replaces the single-mask output.
-    """
-    from hydra.utils import instantiate
-    from omegaconf import OmegaConf
-
-    text = files("sam2").joinpath("configs", f"{config}.yaml").read_text()
-    model: nn.Module = instantiate(OmegaConf.create(text).model, _recursive_=True)
-    return model
-
-
 class Sam2Backend(SquareBackend):
-    """Any `SAM2Base` behind the `Backend` protocol, as an image model: its memory is not used."""
+    """Any `SAM2Base` behind the `Backend` protocol, as an image model: its memory is not used.
+
+    Variants are packaged configurations, such as `sam2.1/sam2.1_hiera_t`.
+    """
+
+    @staticmethod
+    def network(variant: str) -> nn.Module:
+        # Not by `build_sam2` of the package: that needs Hydra's global state, and by default turns on a fallback that
+        # replaces the single-mask output.
+        from hydra.utils import instantiate
+        from omegaconf import OmegaConf
+
+        text = files("sam2").joinpath("configs", f"{variant}.yaml").read_text()
+        model: nn.Module = instantiate(OmegaConf.create(text).model, _recursive_=True)
+        return model
 
     @property
     def candidates(self) -> int:
@@ -69,17 +69,14 @@ class Sam2Backend(SquareBackend):
         """The decoder's maps at S/4 and S/8, or none."""
         return embedding.extras
 
-    def _decode_tokens(
-        self, embeddings: list[SquareEmbedding], rows: list[int], question: Question
-    ) -> tuple[Tensor, Tensor]:
+    def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
         # Outside autocast: bf16 would blur coordinates.
         sparse, dense = self.model.sam_prompt_encoder(points=_tokens(question), boxes=None, masks=question.masks)
-        owner = owners(rows, device=self.device)
-        fine = [torch.stack(level)[owner] for level in zip(*map(self._fine_maps, embeddings), strict=True)]
+        fine = [torch.stack(level) for level in zip(*map(self._fine_maps, embeddings), strict=True)]
         position = self.model.sam_prompt_encoder.get_dense_pe()
         with self._autocast():
             logits, scores, _, _ = self.model.sam_mask_decoder.predict_masks(
-                image_embeddings=torch.stack([e.features for e in embeddings])[owner],
+                image_embeddings=torch.stack([embedding.features for embedding in embeddings]),
                 image_pe=position,
                 sparse_prompt_embeddings=sparse,
                 dense_prompt_embeddings=dense,

@@ -6,19 +6,24 @@ and how prompts are answered. N rows, K candidates, S the input side, m = S/4 th
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refinetool.backends import Embedding, Prediction, Selection
+from refinetool.backends import Embedding, Prediction
 from refinetool.backends.frames import Frame, in_view, pick_cells, rasterise, sample
+from refinetool.errors import is_out_of_memory
 from refinetool.modules.iou_adapter import IouAdapter, merged
 from refinetool.records import BoolArray, FloatArray, ImageArray, IntArray, Prompts, Size
+from refinetool.settings import ModelDefaults
+
+T = TypeVar("T")
+U = TypeVar("U")
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
@@ -149,67 +154,121 @@ class Question:
     points: (N, P, 2) in model pixels, labels int (N, P); None where no row may have any.
     boxes: (N, 4) xyxy in model pixels, or None.
     masks: (N, 1, m, m) logits, or None.
+    extras: what else a model wants to know of its prompts, (N, ...) each.
     """
 
     points: tuple[Tensor, Tensor] | None
     boxes: Tensor | None
     masks: Tensor | None
+    extras: tuple[Tensor, ...] = ()
+
+    def take(self, rows: Sequence[int]) -> "Question":
+        """Some of the rows."""
+        index = list(rows)
+        return Question(
+            None if self.points is None else (self.points[0][index], self.points[1][index]),
+            None if self.boxes is None else self.boxes[index],
+            None if self.masks is None else self.masks[index],
+            tuple(extra[index] for extra in self.extras),
+        )
 
 
 class SquareBackend(ABC):
-    """A promptable model that sees squares of a fixed side: the `Backend` protocol, apart from the model itself."""
+    """A promptable model that sees squares of a fixed side: the `Backend` protocol, apart from the model itself.
+
+    Encoder and decoder are called with batches of fixed sizes, so that the arithmetic of a view or a region does not
+    depend on what else is asked about: see `in_batches`.
+    """
+
+    mixes_images = True
+    """Whether a decoder call may hold rows of several images."""
 
     def __init__(
         self,
         model: nn.Module,
         *,
         name: str,
-        view: Literal["frame", "crop"],
-        selection: Selection,
-        snap: Literal["none", "guided"],
-        trust: Literal["none", "outline"],
+        defaults: ModelDefaults,
         fingerprint: str,
         device: str,
         precision: Precision,
+        image_batch: int,
+        prompt_batch: int,
     ) -> None:
         # eval() belongs after loading: TinyViT caches its attention biases in that very call.
         self.model: Any = model.to(device).eval()
         self.name = name
-        self.view: Literal["frame", "crop"] = view
-        self.selection: Selection = selection
-        self.snap: Literal["none", "guided"] = snap
-        self.trust: Literal["none", "outline"] = trust
+        self.defaults = defaults
         self.fingerprint = fingerprint
         self.device = torch.device(device)
         self.precision = precision
-        self._score_layers = (self.score_layer, self.score_layer)
+        self.image_batch, self.prompt_batch = image_batch, prompt_batch
+        self._adapted = False
+
+    @property
+    def views_at_once(self) -> int:
+        """So many that neither encoder nor decoder is called with a batch that is mostly filler."""
+        return max(self.image_batch, self.prompt_batch)
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
-        if not images:
-            return []
-        frames = [self._frame((image.shape[0], image.shape[1])) for image in images]
         with torch.no_grad():
-            pixels = torch.stack([self._pixels(image, frame) for image, frame in zip(images, frames, strict=True)])
-            with self._autocast():
-                encoded = self._encode(pixels)
+            return in_batches(images, size=self.image_batch, call=self._embed)
+
+    def _embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
+        frames = [self._frame((image.shape[0], image.shape[1])) for image in images]
+        pixels = torch.stack([self._pixels(image, frame) for image, frame in zip(images, frames, strict=True)])
+        with self._autocast():
+            encoded = self._encode(pixels)
         pairs = zip(frames, encoded, strict=True)
         return [SquareEmbedding(frame, features, extras) for frame, (features, extras) in pairs]
 
     def predict(self, embeddings: Sequence[Embedding], prompts: Sequence[Prompts]) -> list[Prediction]:
         answers: dict[int, Prediction] = {}
-        # A decoder call mixes images, but not layouts: padding the tokens of one row would change its answer.
-        for members in _alike(prompts).values():
+        for members in _alike(prompts, mixed=self.mixes_images):
             asked = [_own(embeddings[i]) for i in members]
-            rows = [len(prompts[i]) for i in members]
             with torch.no_grad():
-                logits, scores = self._answer(asked, [prompts[i] for i in members])
-            parts = zip(members, asked, torch.split(logits, rows), torch.split(scores, rows), strict=True)
-            answers.update((i, SquarePrediction(embedding.frame, part, score)) for i, embedding, part, score in parts)
+                rows = self._rows(asked, [prompts[i] for i in members], call=self._answer)
+            for i, embedding, own in zip(members, asked, rows, strict=True):
+                logits, scores = zip(*own, strict=True) if own else ((), ())
+                shape = (len(own), self.candidates, self.mask_cells, self.mask_cells)
+                answers[i] = SquarePrediction(
+                    embedding.frame,
+                    torch.stack(logits) if own else torch.zeros(shape, device=self.device),
+                    torch.stack(scores) if own else torch.zeros(shape[:2], device=self.device),
+                )
         return [answers[i] for i in range(len(prompts))]
+
+    def _rows(
+        self,
+        embeddings: list[SquareEmbedding],
+        prompts: list[Prompts],
+        *,
+        call: Callable[[list[SquareEmbedding], Question], Sequence[tuple[Tensor, ...]]],
+    ) -> list[list[tuple[Tensor, ...]]]:
+        """What a call gives for each row of the prompts, alike in layout, of each view."""
+        asked = [self._question(embedding, one) for embedding, one in zip(embeddings, prompts, strict=True) if len(one)]
+        if not asked:
+            return [[] for _ in prompts]
+        question = _joined(asked)
+        owner = [embedding for embedding, one in zip(embeddings, prompts, strict=True) for _ in range(len(one))]
+        found = iter(
+            in_batches(
+                range(len(owner)),
+                size=self.prompt_batch,
+                call=lambda rows: call([owner[row] for row in rows], question.take(rows)),
+            )
+        )
+        return [[next(found) for _ in range(len(one))] for one in prompts]
+
+    def _answer(self, embeddings: list[SquareEmbedding], question: Question) -> list[tuple[Tensor, ...]]:
+        logits, scores = self._decode(embeddings, question)
+        return list(zip(logits.float(), scores.float(), strict=True))
+
+    # --- predicted IoUs
 
     @property
     def score_layer(self) -> nn.Linear:
-        """The last layer of the IoU head: H features -> T scores, one per mask token."""
+        """The last layer of the IoU head, as it was loaded: H features -> T scores, one per mask token."""
         layer: nn.Linear = self._iou_head.layers[-1]
         return layer
 
@@ -221,7 +280,15 @@ class SquareBackend(ABC):
         """
         plain = self.score_layer
         corrected = merged(adapter, plain)
-        self._score_layers = (corrected, corrected if adapter.with_masks else plain)
+        self._iou_head.layers[-1] = _TwoLayers(corrected, corrected if adapter.with_masks else plain)
+        self._adapted = True
+
+    def _scored(self, scores: Tensor, question: Question) -> Tensor:
+        """The scores (N, T) that count, of those that the IoU head gives."""
+        if not self._adapted:
+            return scores
+        without_mask, with_mask = scores.chunk(2, dim=1)
+        return without_mask if question.masks is None else with_mask
 
     @property
     def scores_are_probabilities(self) -> bool:
@@ -234,60 +301,52 @@ class SquareBackend(ABC):
         The scores are `score_layer` of the features, through a sigmoid where `scores_are_probabilities`.
         """
         own = _own(embedding)
+        with torch.no_grad():
+            (rows,) = self._rows([own], [prompts], call=self._answer_tokens)
+        features, logits, scores = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return TokenAnswers(features, SquarePrediction(own.frame, logits, scores))
+
+    def _answer_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> list[tuple[Tensor, ...]]:
         seen: list[Tensor] = []
 
         def note(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen.append(inputs[0].float())
 
-        question = self._question([own], [prompts])
-        self._pick_score_layer(question)
         handle = self.score_layer.register_forward_pre_hook(note)
         try:
-            with torch.no_grad():
-                logits, scores = self._decode_tokens([own], [len(prompts)], question)
+            logits, scores = self._decode_tokens(embeddings, question)
         finally:
             handle.remove()
-        return TokenAnswers(torch.cat(seen), SquarePrediction(own.frame, logits.float(), scores.float()))
+        return list(zip(seen[0], logits.float(), scores.float(), strict=True))
 
-    def _answer(self, embeddings: list[SquareEmbedding], prompts: list[Prompts]) -> tuple[Tensor, Tensor]:
-        rows = [len(asked) for asked in prompts]
-        if not any(rows):
-            empty = torch.zeros((0, self.candidates, self.mask_cells, self.mask_cells), device=self.device)
-            return empty, empty[:, :, 0, 0]
-        question = self._question(embeddings, prompts)
-        self._pick_score_layer(question)
-        logits, scores = self._decode(embeddings, rows, question)
-        return logits.float(), scores.float()
+    # --- prompts
 
-    def _pick_score_layer(self, question: Question) -> None:
-        """Put the layer into the IoU head that is to score the answers to a question."""
-        without_mask, with_mask = self._score_layers
-        self._iou_head.layers[-1] = without_mask if question.masks is None else with_mask
-
-    def _question(self, embeddings: list[SquareEmbedding], prompts: list[Prompts]) -> Question:
-        frames = [embedding.frame for embedding in embeddings]
-        pairs = list(zip(frames, prompts, strict=True))
-        coordinates = np.concatenate([frame.place_points(asked.points, asked.labels) for frame, asked in pairs])
-        labels = np.concatenate([asked.labels for asked in prompts])
-        boxes = [frame.place_boxes(asked.boxes) for frame, asked in pairs if asked.boxes is not None]
-        masks = [
-            rasterise(torch.tensor(asked.masks).to(self.device), frame, cells=self.mask_cells)
-            for frame, asked in pairs
-            if asked.masks is not None
-        ]
-        has_points = labels.shape[1] > 0
-        if not (has_points or boxes or masks):
+    def _question(self, embedding: SquareEmbedding, prompts: Prompts) -> Question:
+        """The prompts of one view, at least one, as the model takes them."""
+        frame = embedding.frame
+        has_points = prompts.labels.shape[1] > 0
+        if not has_points and prompts.boxes is None and prompts.masks is None:
             raise ValueError("the prompts hold neither points nor boxes nor masks")
+        coordinates = torch.from_numpy(frame.place_points(prompts.points, prompts.labels)).to(self.device)
+        labels = torch.from_numpy(prompts.labels.copy()).to(self.device)
+        masks = None
+        if prompts.masks is not None:
+            masks = rasterise(torch.tensor(prompts.masks).to(self.device), frame, cells=self.mask_cells)[:, None]
         return Question(
-            points=(torch.from_numpy(coordinates).to(self.device), torch.from_numpy(labels).to(self.device))
-            if has_points
-            else None,
-            boxes=torch.from_numpy(np.concatenate(boxes)).to(self.device) if boxes else None,
-            masks=torch.cat(masks)[:, None] if masks else None,
+            points=(coordinates, labels) if has_points else None,
+            boxes=None if prompts.boxes is None else torch.from_numpy(frame.place_boxes(prompts.boxes)).to(self.device),
+            masks=masks,
         )
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")
+
+    # --- the model itself
+
+    @staticmethod
+    @abstractmethod
+    def network(variant: str) -> nn.Module:
+        """The architecture from its official classes, with random weights from torch's global generator."""
 
     @property
     @abstractmethod
@@ -317,19 +376,51 @@ class SquareBackend(ABC):
         """The `MLP` that predicts the IoU of each mask token."""
 
     @abstractmethod
-    def _decode_tokens(
-        self, embeddings: list[SquareEmbedding], rows: list[int], question: Question
-    ) -> tuple[Tensor, Tensor]:
-        """Logits (N, T, m, m) and scores (N, T) of all mask tokens; the first `rows[0]` rows are the first image's."""
+    def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
+        """Logits (N, T, m, m) and scores (N, T) of all mask tokens, for one embedding and one prompt per row."""
 
-    def _decode(self, embeddings: list[SquareEmbedding], rows: list[int], question: Question) -> tuple[Tensor, Tensor]:
+    def _decode(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
         """Logits (N, K, m, m) and predicted IoUs (N, K): the mask tokens are the candidates, unless there are fewer."""
-        return self._decode_tokens(embeddings, rows, question)
+        logits, scores = self._decode_tokens(embeddings, question)
+        return logits, self._scored(scores, question)
 
 
-def owners(rows: list[int], *, device: torch.device) -> Tensor:
-    """Which image each row belongs to: [2, 1] gives (0, 0, 1)."""
-    return torch.repeat_interleave(torch.tensor(rows)).to(device)
+class _TwoLayers(nn.Module):
+    """Two last layers of an IoU head side by side: scores (N, T) of the one, then of the other, as (N, 2 T)."""
+
+    def __init__(self, without_mask: nn.Linear, with_mask: nn.Linear) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList((without_mask, with_mask))
+
+    def forward(self, features: Tensor) -> Tensor:
+        return torch.cat([layer(features) for layer in self.layers], dim=-1)
+
+
+def in_batches(rows: Sequence[T], *, size: int, call: Callable[[Sequence[T]], Sequence[U]]) -> list[U]:
+    """Map rows in batches of a fixed size; the last one is filled with copies of its first row.
+
+    All calls then have the same shapes, and what a kernel makes of a row does not depend on how many others there are.
+    A batch that does not fit into memory is mapped in halves, whose results may differ in the last bits.
+
+    Raises:
+        Exception: Whatever a call raises; out of memory only where a single row does not fit.
+    """
+    found: list[U] = []
+    for start in range(0, len(rows), size):
+        batch = rows[start : start + size]
+        filler = [batch[0]] * (size - len(batch))
+        found += _halved_until_it_fits([*batch, *filler], call)[: len(batch)]
+    return found
+
+
+def _halved_until_it_fits(batch: Sequence[T], call: Callable[[Sequence[T]], Sequence[U]]) -> list[U]:
+    try:
+        return list(call(batch))
+    except Exception as error:
+        if len(batch) == 1 or not is_out_of_memory(error):
+            raise
+    half = len(batch) // 2  # out of the except block, so that the failed call's tensors are gone
+    return [row for part in (batch[:half], batch[half:]) for row in _halved_until_it_fits(part, call)]
 
 
 def _own(embedding: Embedding) -> SquareEmbedding:
@@ -337,13 +428,30 @@ def _own(embedding: Embedding) -> SquareEmbedding:
     return embedding
 
 
-def _alike(prompts: Sequence[Prompts]) -> dict[tuple[int, bool, bool], list[int]]:
-    """Indices of prompts with the same number of points and the same other parts."""
-    groups: dict[tuple[int, bool, bool], list[int]] = {}
+def _alike(prompts: Sequence[Prompts], *, mixed: bool) -> list[list[int]]:
+    """Indices of prompts with the same number of points and the same other parts; one by one unless `mixed`.
+
+    A decoder call mixes images, but not layouts: padding the tokens of one row would change its answer.
+    """
+    groups: dict[tuple[int, ...], list[int]] = {}
     for i, asked in enumerate(prompts):
-        layout = (asked.labels.shape[1], asked.boxes is None, asked.masks is None)
+        layout = (asked.labels.shape[1], asked.boxes is None, asked.masks is None, 0 if mixed else i)
         groups.setdefault(layout, []).append(i)
-    return groups
+    return list(groups.values())
+
+
+def _joined(questions: Sequence[Question]) -> Question:
+    """The rows of several questions of one layout."""
+    first = questions[0]
+    points = [one.points for one in questions if one.points is not None]
+    boxes = [one.boxes for one in questions if one.boxes is not None]
+    masks = [one.masks for one in questions if one.masks is not None]
+    return Question(
+        points=(torch.cat([xy for xy, _ in points]), torch.cat([labels for _, labels in points])) if points else None,
+        boxes=torch.cat(boxes) if boxes else None,
+        masks=torch.cat(masks) if masks else None,
+        extras=tuple(torch.cat([one.extras[n] for one in questions]) for n in range(len(first.extras))),
+    )
 
 
 def _chunks(count: int, size: Size) -> Iterator[slice]:

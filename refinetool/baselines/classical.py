@@ -5,19 +5,18 @@ Lengths are shares of r, the radius of a disc of the mask's area.
 
 import hashlib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Literal, TypeAlias
 
 import cv2
 import numpy as np
 
-from refinetool.backends import Embedding, Prediction, Selection
-from refinetool.candidates import Answer
+from refinetool.backends import Embedding, Prediction
+from refinetool.candidates import Answer, Job
 from refinetool.masks import disc_radius, distance_inside
-from refinetool.parts import Job
 from refinetool.post.snap import guided_snap
 from refinetool.records import BoolArray, ImageArray, Prompts
-from refinetool.settings import ClassicalSettings
+from refinetool.settings import ClassicalSettings, ModelDefaults
 
 Method: TypeAlias = Literal["grabcut", "guided", "smooth"]
 CLASSICAL: tuple[Method, ...] = ("grabcut", "guided", "smooth")
@@ -81,13 +80,11 @@ def smooth(mask: BoolArray, *, sigma_share: float) -> BoolArray:
 
 @dataclass(slots=True)
 class NoModel:
-    """Stands where methods without a model have none: it says how they like their views, and can't be asked."""
+    """The backend of methods that have no model: it answers nothing, and only says that crops suit them."""
 
     name: str = "none"
-    view: Literal["frame", "crop"] = "crop"
-    selection: Selection = "single"
-    snap: Literal["none", "guided"] = "none"
-    trust: Literal["none", "outline"] = "none"
+    defaults: ModelDefaults = field(default_factory=lambda: ModelDefaults(view="crop", selection="single"))
+    views_at_once: int = 1
     fingerprint: str = hashlib.sha256(f"opencv {cv2.__version__}".encode()).hexdigest()
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:

@@ -11,15 +11,17 @@ from typing import Literal, TypeAlias
 import numpy as np
 
 from refinetool.backends import Backend, Embedding
-from refinetool.candidates import Answer
-from refinetool.parts import Job
+from refinetool.candidates import Answer, Job
 from refinetool.records import FOREGROUND, BoolArray, FloatArray, Prompts, Size
-from refinetool.settings import GridSettings, RefineSettings
+from refinetool.settings import GridSettings
 
 Rule: TypeAlias = Literal["grid-max-iou", "grid-merge"]
 
+POINTS_AT_ONCE = 32
+"""Points whose masks are in memory at a time."""
 
-def answer_by_grid(backend: Backend, jobs: Sequence[Job], *, rule: Rule, settings: RefineSettings) -> list[Answer]:
+
+def answer_by_grid(backend: Backend, jobs: Sequence[Job], *, rule: Rule, settings: GridSettings) -> list[Answer]:
     """One answer per job. A part for which nothing is found gets an empty mask.
 
     Predicted IoUs are those of the masks taken, the mean over those that were united.
@@ -27,18 +29,18 @@ def answer_by_grid(backend: Backend, jobs: Sequence[Job], *, rule: Rule, setting
     choose = max_iou if rule == "grid-max-iou" else merged
     answers = []
     for job, embedding in zip(jobs, backend.embed([job.pixels for job in jobs]), strict=True):
-        found = automatic_masks(backend, embedding, settings=settings.grid, prompt_batch=settings.prompt_batch)
-        answers.append(choose(found, job.coarse, settings=settings.grid))
+        found = automatic_masks(backend, embedding, settings=settings)
+        answers.append(choose(found, job.coarse, settings=settings))
     return answers
 
 
 def automatic_masks(
-    backend: Backend, embedding: Embedding, *, settings: GridSettings, prompt_batch: int
+    backend: Backend, embedding: Embedding, *, settings: GridSettings
 ) -> Iterator[tuple[BoolArray, FloatArray]]:
     """Masks of the image, in portions: bool (m, H, W) and their predicted IoUs, float32 (m,), m of at least 1."""
     points = grid_points(embedding.size, per_side=settings.points_per_side)
-    for start in range(0, len(points), prompt_batch):
-        some = points[start : start + prompt_batch, None]
+    for start in range(0, len(points), POINTS_AT_ONCE):
+        some = points[start : start + POINTS_AT_ONCE, None]
         asked = Prompts(some, np.full(some.shape[:2], FOREGROUND, dtype=np.int64), boxes=None, masks=None)
         (prediction,) = backend.predict([embedding], [asked])
         sure = prediction.scores >= settings.min_predicted_iou

@@ -1,6 +1,7 @@
 """`refinetool adapt-iou`."""
 
 import dataclasses
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -27,6 +28,7 @@ FEW = 100
     "For prompts without a mask, and refine --selection predicted. Part of the images is held out and shows whether it "
     "helps; where it does not, nothing is written and the exit code is 1. refine --iou-adapter uses the file.",
 )
+@options.with_settings("max_pixels", "image_batch", "prompt_batch", "view.mode", "prompts.box")
 def adapt_iou(
     *,
     coarse: Annotated[Path, typer.Argument(metavar="COARSE", help="COCO JSON, COCO results, or a folder of PNGs.")],
@@ -39,14 +41,11 @@ def adapt_iou(
     ],
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
-    max_pixels: options.MaxPixels = None,
     overwrite: options.Overwrite = False,
     model: options.ModelName = JOB.model,
     checkpoint: options.Checkpoint = None,
     device: options.Device = JOB.device,
     precision: options.Precision = JOB.precision,
-    image_batch: options.ImageBatch = None,
-    prompt_batch: options.PromptBatch = None,
     recipe: Annotated[
         Literal["auto", "paper", "release", "single"],
         typer.Option(
@@ -97,13 +96,12 @@ def adapt_iou(
             "--keep-features", help="Leave what the model answered, for another recipe.", rich_help_panel=TRAINING
         ),
     ] = False,
-    view: options.View = None,
-    box: options.BoxKind = None,
     resume: options.Resume = False,
     fresh: options.Fresh = False,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
+    changes: Mapping[str, object],
 ) -> None:
     from refinetool.backends.models import find_model
     from refinetool.train.iou.adapt import adapt_iou as adapt
@@ -119,16 +117,7 @@ def adapt_iou(
         seed=seed,
         **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
     )
-    settings = options.changed(
-        REFINE,
-        {
-            "image_batch": image_batch,
-            "prompt_batch": prompt_batch,
-            "max_pixels": max_pixels,
-            "view.mode": view,
-            "prompts.box": box,
-        },
-    )
+    settings = options.changed(REFINE, changes)
     with console.counting("asking the model", unit="images", quiet=quiet) as listener:
         summary = adapt(
             coarse,

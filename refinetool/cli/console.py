@@ -16,8 +16,10 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from refinetool.records import Reason
+
 if TYPE_CHECKING:
-    from refinetool.running.run import Progress, Summary
+    from refinetool.running.summary import Progress, Summary
     from refinetool.train.embedded.run import TrainProgress
 
 LINE_EVERY_S = 10.0
@@ -25,25 +27,27 @@ LINE_EVERY_SHARE = 0.1
 LINE_NOT_BEFORE_S = 1.0
 """Without a terminal, a line of progress is due after this time or this share of the images, but not at once."""
 
-DRY_RUN = "dry-run"
-
-REASONS = {
-    "crowd": "crowds; --include-crowd refines them too",
-    "drift": "the refined mask drifted too far from it",
-    "empty": "empty masks",
-    "empty-result": "the model found nothing",
-    "image-missing": "the image is missing",
-    "image-too-large": "the image is too large; --max-pixels allows more",
-    "image-unreadable": "the image can't be read",
-    "low-score": "the model trusts the refined mask too little",
-    "no-gain": "the model hardly expects the refined mask to be better",
-    "no-truth": "no ground truth to choose by",
-    "out-of-memory": "the image needs more memory than there is",
-    "size-mismatch": "image and mask differ in size",
-    "too-small": "every piece of the class is too small to refine",
-    "unreadable-mask": "the mask can't be read",
+REASONS: Mapping[Reason, str] = {
+    Reason.CROWD: "crowds; --include-crowd refines them too",
+    Reason.CROWDED_OUT: "other refined masks took their pixels",
+    Reason.DRIFT: "the refined mask drifted too far from it",
+    Reason.DRY_RUN: "only looked at",
+    Reason.EMPTY: "empty masks",
+    Reason.EMPTY_RESULT: "the model found nothing",
+    Reason.IMAGE_MISSING: "the image is missing",
+    Reason.IMAGE_TOO_LARGE: "the image is too large; --max-pixels allows more",
+    Reason.IMAGE_UNREADABLE: "the image can't be read",
+    Reason.LOW_SCORE: "the model predicts too low an IoU for the refined mask",
+    Reason.NO_GAIN: "the model hardly expects the refined mask to be better",
+    Reason.NO_TRUTH: "no ground truth to choose by",
+    Reason.OUT_OF_MEMORY: "the image needs more memory than there is",
+    Reason.SIZE_MISMATCH: "image and mask differ in size",
+    Reason.TOO_SMALL: "every piece of the class is too small to refine",
+    Reason.UNCHANGED: "the new mask is the same",
+    Reason.UNREADABLE: "the file can't be read",
+    Reason.UNREADABLE_MASK: "the mask can't be read",
 }
-"""Words for the reasons behind `kept:<reason>`; others are shown as they are."""
+"""What a summary says of masks that are kept."""
 
 Listener: TypeAlias = "Callable[[Progress], None]"
 
@@ -272,7 +276,7 @@ def summarise(summary: "Summary") -> None:
 
 def foretell(summary: "Summary", *, model: str, output: Path) -> None:
     """What a run would do, in a few lines on stdout."""
-    asked = summary.kept.get(DRY_RUN, 0)
+    asked = summary.kept.get(Reason.DRY_RUN, 0)
     say(f"[bold]{asked} of {summary.masks} masks would be refined[/bold], in {summary.images} images")
     _say_kept(summary)
     say(f"with the model {model}", markup=False)
@@ -290,8 +294,8 @@ def complain_of_images(summary: "Summary") -> None:
 
 def _say_kept(summary: "Summary") -> None:
     for reason, count in sorted(summary.kept.items(), key=lambda item: (-item[1], item[0])):
-        if reason != DRY_RUN:
-            say(f"  {count} kept coarse: {REASONS.get(reason, reason)}", markup=False)
+        if reason != Reason.DRY_RUN:
+            say(f"  {count} kept coarse: {REASONS[reason]}", markup=False)
 
 
 def as_json(record: object) -> dict[str, object]:

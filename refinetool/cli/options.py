@@ -1,17 +1,21 @@
 """The options of the commands, by the panel of `--help` they stand in.
 
-An option of a setting is None unless it is given: the default stands in `settings`, is shown from there, and gives way
-to `--compat` where that asks for something else.
+Options that several commands have are types here. Options of refinement settings are rows of `SETTINGS`, stated once;
+`with_settings` gives a command those that it names. They are None unless they are given: the default stands in
+`settings`, is shown from there, and gives way to `--compat` where that asks for something else.
 """
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import inspect
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any, Literal, TypeAlias
+from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 
 import typer
 
-from refinetool.settings import JobSettings, RefineSettings
+from refinetool.settings import BATCHES, JobSettings, RefineSettings
 
 JOB, REFINE = JobSettings(), RefineSettings()
 
@@ -65,12 +69,6 @@ Sizes: TypeAlias = Annotated[
     Path | None,
     _given("--sizes", metavar="PATH", text="COCO JSON with the sizes of the images, for COCO results.", panel=FILES),
 ]
-MaxPixels: TypeAlias = Annotated[
-    int | None,
-    _given(
-        "--max-pixels", metavar="N", text="Larger images are left alone.", panel=FILES, default=REFINE.max_pixels, min=1
-    ),
-]
 Record: TypeAlias = Annotated[
     Path | None,
     _given("--record", metavar="PATH", text="CSV to write: what became of every mask, by id.", panel=FILES),
@@ -99,18 +97,6 @@ IouAdapter: TypeAlias = Annotated[
     Path | None,
     _given("--iou-adapter", metavar="PATH", text="What refinetool adapt-iou made for this model.", panel=MODEL),
 ]
-ImageBatch: TypeAlias = Annotated[
-    int | None,
-    _given(
-        "--image-batch", metavar="N", text="Views per encoder call.", panel=MODEL, default=REFINE.image_batch, min=1
-    ),
-]
-PromptBatch: TypeAlias = Annotated[
-    int | None,
-    _given(
-        "--prompt-batch", metavar="N", text="Regions per decoder call.", panel=MODEL, default=REFINE.prompt_batch, min=1
-    ),
-]
 
 # --- run
 
@@ -133,57 +119,12 @@ Threads: TypeAlias = Annotated[
 ]
 Quiet: TypeAlias = Annotated[bool, _flag("--quiet", "-q", text="No progress, no summary.", panel=RUN)]
 AsJson: TypeAlias = Annotated[bool, _flag("--json", text="Print the summary as JSON.", panel=RUN)]
-Seed: TypeAlias = Annotated[
-    int | None,
-    _given(
-        "--seed",
-        metavar="N",
-        text="Seed of what is random: points with --point random.",
-        panel=RUN,
-        default=REFINE.seed,
-        min=0,
-    ),
-]
 
 # --- refinement
 
-View: TypeAlias = Annotated[
-    Literal["auto", "frame", "crop"] | None,
-    _given("--view", text="What the model sees: the image, or a crop.", panel=METHOD, default=REFINE.view.mode),
-]
-ViewMargin: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--view-margin",
-        metavar="X",
-        text="Room around a crop's box, in sides.",
-        panel=METHOD,
-        default=REFINE.view.margin,
-        min=0,
-    ),
-]
-Passes: TypeAlias = Annotated[
-    int | None,
-    _given(
-        "--passes",
-        metavar="N",
-        text="Refine the refined mask again, N in all.",
-        panel=METHOD,
-        default=REFINE.passes,
-        min=1,
-    ),
-]
-Selection: TypeAlias = Annotated[
-    Literal["auto", "single", "predicted", "coarse", "oracle"] | None,
-    _given("--selection", text="Candidate to take; oracle needs --truth.", panel=METHOD, default=REFINE.selection),
-]
 Method: TypeAlias = Annotated[
     Literal["samrefiner", "tight-box", "grid-max-iou", "grid-merge", "grabcut", "guided", "smooth"],
     typer.Option("--method", help="The tool's own way, or a baseline to compare with.", rich_help_panel=METHOD),
-]
-Cascade: TypeAlias = Annotated[
-    Literal["regen", "logits-a", "logits-b"] | None,
-    _given("--cascade", text="What further passes are prompted with.", panel=METHOD, default=REFINE.cascade),
 ]
 Truth: TypeAlias = Annotated[
     Path | None,
@@ -193,55 +134,6 @@ Candidates: TypeAlias = Annotated[
     Path | None,
     _given("--candidates", metavar="PATH", text="JSON lines to write: all the model offered.", panel=FILES),
 ]
-Snap: TypeAlias = Annotated[
-    Literal["auto", "none", "guided"] | None,
-    _given("--snap", text="Edge-aware filter at full resolution.", panel=METHOD, default=REFINE.snap.mode),
-]
-Trust: TypeAlias = Annotated[
-    Literal["auto", "none", "outline"] | None,
-    _given(
-        "--trust",
-        text="Where the model is unsure, a coarse outline that lies on colour edges stays.",
-        panel=METHOD,
-        default=REFINE.trust.mode,
-    ),
-]
-SplitRule: TypeAlias = Annotated[
-    Literal["paper", "relaxed", "off"] | None,
-    _given("--split-rule", text="How parts of a class mask join.", panel=METHOD, default=REFINE.split.rule),
-]
-GridPoints: TypeAlias = Annotated[
-    int | None,
-    _given(
-        "--grid-points",
-        metavar="N",
-        text="Points per side of the grid methods.",
-        panel=METHOD,
-        default=REFINE.grid.points_per_side,
-        min=1,
-    ),
-]
-GridMinIou: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--grid-min-iou",
-        metavar="X",
-        text="Predicted IoU below which they drop a mask.",
-        panel=METHOD,
-        default=REFINE.grid.min_predicted_iou,
-    ),
-]
-GridMinStability: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--grid-min-stability",
-        metavar="X",
-        text="Stability below which they drop a mask.",
-        panel=METHOD,
-        default=REFINE.grid.min_stability,
-    ),
-]
-IncludeCrowd: TypeAlias = Annotated[bool, _flag("--include-crowd", text="Refine crowds too.", panel=METHOD)]
 Compat: TypeAlias = Annotated[
     Literal["release"] | None,
     _given("--compat", text="Do as SAMRefiner's authors' release, for comparison.", panel=METHOD),
@@ -249,172 +141,176 @@ Compat: TypeAlias = Annotated[
 
 # --- guard
 
-MinPredictedIou: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--min-predicted-iou",
-        metavar="X",
-        text="The model's own estimate, at least.",
-        panel=GUARD,
-        default=REFINE.guard.min_predicted_iou,
-        min=0,
-        max=1,
-    ),
-]
-MinExpectedGain: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--min-expected-gain",
-        metavar="X",
-        text="Share of the coarse mask's error that the model's logits promise to remove, at least.",
-        panel=GUARD,
-        default=REFINE.guard.min_expected_gain,
-        min=-1,
-        max=1,
-    ),
-]
-MinCoarseIou: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--min-coarse-iou",
-        metavar="X",
-        text="IoU with the coarse mask, at least.",
-        panel=GUARD,
-        default=REFINE.guard.min_coarse_iou,
-        min=0,
-        max=1,
-    ),
-]
-MaxAreaRatio: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--max-area-ratio",
-        metavar="X",
-        text="How many times larger or smaller, at most.",
-        panel=GUARD,
-        default=REFINE.guard.max_area_ratio,
-        min=1,
-    ),
-]
 NoGuard: TypeAlias = Annotated[bool, _flag("--no-guard", text="Take every refined mask that isn't empty.", panel=GUARD)]
 
 # --- prompts
 
-Point: TypeAlias = Annotated[
-    Literal["distance", "random", "box-center"] | None,
-    _given("--point", text="Where the positive point goes.", panel=PROMPTS, default=REFINE.prompts.point),
-]
-NoPoint: TypeAlias = Annotated[bool, _flag("--no-point", text="No positive point.", panel=PROMPTS)]
-NoNegative: TypeAlias = Annotated[bool, _flag("--no-negative", text="No negative point.", panel=PROMPTS)]
-NoBox: TypeAlias = Annotated[bool, _flag("--no-box", text="No box.", panel=PROMPTS)]
-NoMask: TypeAlias = Annotated[bool, _flag("--no-mask", text="No mask prompt.", panel=PROMPTS)]
-BorderIsBackground: TypeAlias = Annotated[
-    bool, _flag("--border-is-background", text="Points keep away from the image border too.", panel=PROMPTS)
-]
-BoxKind: TypeAlias = Annotated[
-    Literal["tight", "elastic"] | None,
-    _given("--box", text="Box around the mask, or stretched.", panel=PROMPTS, default=REFINE.prompts.box),
-]
-ElasticThreshold: TypeAlias = Annotated[
-    float | None,
-    _given(
+
+# --- settings of refinement
+
+
+@dataclass(frozen=True, slots=True)
+class Setting:
+    """An option that changes a setting. Type, choices and default are the setting's.
+
+    path: Its name in `RefineSettings`, with the group before a dot.
+    low, high: Bounds of its value.
+    value: What an option without a value sets it to.
+    default: What is shown instead of the default.
+    """
+
+    path: str
+    flag: str
+    panel: str
+    text: str
+    low: float | None = None
+    high: float | None = None
+    value: bool | None = None
+    default: str | None = None
+
+    @property
+    def variable(self) -> str:
+        return self.flag.removeprefix("--").replace("-", "_")
+
+    @property
+    def parameter(self) -> inspect.Parameter:
+        """The option as a parameter of a command."""
+        group, _, name = self.path.rpartition(".")
+        owner: Any = getattr(REFINE, group) if group else REFINE
+        if self.value is not None:
+            hint: Any = Annotated[bool, _flag(self.flag, text=self.text, panel=self.panel)]
+            return inspect.Parameter(self.variable, inspect.Parameter.KEYWORD_ONLY, default=False, annotation=hint)
+        kind = get_type_hints(type(owner))[name] | None
+        metavar = {int: "N", float: "X"}.get(next(iter(set(getattr(kind, "__args__", ())) & {int, float}), str))
+        option = _given(
+            self.flag,
+            text=self.text,
+            panel=self.panel,
+            default=self.default or getattr(owner, name),
+            metavar=metavar,
+            min=self.low,
+            max=self.high,
+        )
+        hint = Annotated[kind, option]
+        return inspect.Parameter(self.variable, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
+
+
+SUITS_MODEL = "what suits the model"
+VIEWS, REGIONS = (f"{cpu} on a CPU, {gpu} on a GPU" for cpu, gpu in zip(*BATCHES.values(), strict=True))
+
+SETTINGS = (
+    Setting("max_pixels", "--max-pixels", FILES, "Larger images are left alone.", low=1),
+    Setting("image_batch", "--image-batch", MODEL, "Views per encoder call.", low=1, default=VIEWS),
+    Setting("prompt_batch", "--prompt-batch", MODEL, "Regions per decoder call.", low=1, default=REGIONS),
+    Setting("seed", "--seed", RUN, "Seed of what is random: points with --point random.", low=0),
+    Setting("view.mode", "--view", METHOD, "What the model sees; mixed: crops for small objects in large images."),
+    Setting("view.margin", "--view-margin", METHOD, "Room around the box of a crop, in box sides.", low=0),
+    Setting("passes", "--passes", METHOD, "Refine the refined mask again, N passes in all.", low=1),
+    Setting("cascade", "--cascade", METHOD, "What further passes are prompted with."),
+    Setting("selection", "--selection", METHOD, "Which candidate to take; oracle needs --truth."),
+    Setting("snap.mode", "--snap", METHOD, "Edge-aware filter at full resolution."),
+    Setting("split.rule", "--split-rule", METHOD, "Which parts of a class mask are joined."),
+    Setting("grid.points_per_side", "--grid-points", METHOD, "Points per side of the grid methods.", low=1),
+    Setting("grid.min_predicted_iou", "--grid-min-iou", METHOD, "Predicted IoU below which they drop a mask."),
+    Setting("grid.min_stability", "--grid-min-stability", METHOD, "Stability below which they drop a mask."),
+    Setting("include_crowd", "--include-crowd", METHOD, "Refine crowds too.", value=True),
+    Setting(
+        "guard.min_predicted_iou",
+        "--min-predicted-iou",
+        GUARD,
+        "The IoU that the model predicts, at least.",
+        low=0,
+        high=1,
+        default=SUITS_MODEL,
+    ),
+    Setting(
+        "guard.min_expected_gain",
+        "--min-expected-gain",
+        GUARD,
+        "Fraction of the coarse mask's error that the model's logits promise to remove, at least.",
+        low=-1,
+        high=1,
+        default=SUITS_MODEL,
+    ),
+    Setting("guard.min_coarse_iou", "--min-coarse-iou", GUARD, "IoU with the coarse mask, at least.", low=0, high=1),
+    Setting("guard.max_area_ratio", "--max-area-ratio", GUARD, "How many times larger or smaller, at most.", low=1),
+    Setting("prompts.point", "--point", PROMPTS, "Where the positive point goes."),
+    Setting("prompts.use_point", "--no-point", PROMPTS, "No positive point.", value=False),
+    Setting("prompts.use_negative", "--no-negative", PROMPTS, "No negative point.", value=False),
+    Setting("prompts.use_box", "--no-box", PROMPTS, "No box.", value=False),
+    Setting("prompts.use_mask", "--no-mask", PROMPTS, "No mask prompt.", value=False),
+    Setting(
+        "prompts.border_is_background",
+        "--border-is-background",
+        PROMPTS,
+        "Points keep away from the image border too.",
+        value=True,
+    ),
+    Setting("prompts.box", "--box", PROMPTS, "Box around the mask, as it is or stretched towards similar pixels."),
+    Setting(
+        "prompts.elastic_threshold",
         "--elastic-threshold",
-        metavar="X",
-        text="Share of similar pixels that stretches an edge (lambda).",
-        panel=PROMPTS,
-        default=REFINE.prompts.elastic_threshold,
-        min=0,
-        max=1,
+        PROMPTS,
+        "Fraction of similar pixels that stretches an edge (lambda).",
+        low=0,
+        high=1,
     ),
-]
-ElasticSimilarity: TypeAlias = Annotated[
-    float | None,
-    _given(
+    Setting(
+        "prompts.elastic_similarity",
         "--elastic-similarity",
-        metavar="X",
-        text="Cosine above which a pixel is similar.",
-        panel=PROMPTS,
-        default=REFINE.prompts.elastic_similarity,
-        min=-1,
-        max=1,
+        PROMPTS,
+        "Cosine above which a pixel is similar.",
+        low=-1,
+        high=1,
     ),
-]
-ElasticStep: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--elastic-step",
-        metavar="X",
-        text="Stretch, as a share of the box side.",
-        panel=PROMPTS,
-        default=REFINE.prompts.elastic_step,
-        min=0,
-    ),
-]
-ElasticStepPx: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--elastic-step-px",
-        metavar="X",
-        text="Stretch in pixels, at most.",
-        panel=PROMPTS,
-        default=REFINE.prompts.elastic_step_px,
-        min=0,
-    ),
-]
-ElasticRounds: TypeAlias = Annotated[
-    int | None,
-    _given(
-        "--elastic-rounds",
-        metavar="N",
-        text="Stretches per pass.",
-        panel=PROMPTS,
-        default=REFINE.prompts.elastic_rounds,
-        min=0,
-    ),
-]
-GaussianShape: TypeAlias = Annotated[
-    Literal["radial", "distance"] | None,
-    _given(
+    Setting("prompts.elastic_step", "--elastic-step", PROMPTS, "Stretch, as a fraction of the box side.", low=0),
+    Setting("prompts.elastic_step_px", "--elastic-step-px", PROMPTS, "Stretch in pixels, at most.", low=0),
+    Setting("prompts.elastic_rounds", "--elastic-rounds", PROMPTS, "Stretches per pass.", low=0),
+    Setting(
+        "prompts.gaussian_shape",
         "--gaussian-shape",
-        text="The mask prompt fades with the distance to the point, or to the edge.",
-        panel=PROMPTS,
-        default=REFINE.prompts.gaussian_shape,
+        PROMPTS,
+        "The mask prompt fades with the distance to the point, or to the edge.",
     ),
-]
-GaussianAmplitude: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--gaussian-amplitude",
-        metavar="X",
-        text="Its peak logit (omega).",
-        panel=PROMPTS,
-        default=REFINE.prompts.gaussian_amplitude,
-        min=0,
+    Setting("prompts.gaussian_amplitude", "--gaussian-amplitude", PROMPTS, "Its peak logit (omega).", low=0),
+    Setting("prompts.gaussian_span", "--gaussian-span", PROMPTS, "How slowly it fades (gamma).", low=1e-6),
+    Setting("prompts.gaussian_background", "--gaussian-background", PROMPTS, "Its value outside the mask."),
+    Setting(
+        "prompts.weaken_expanded",
+        "--weaken-expanded",
+        PROMPTS,
+        "A weak mask prompt where the box was stretched.",
+        value=True,
     ),
-]
-GaussianSpan: TypeAlias = Annotated[
-    float | None,
-    _given(
-        "--gaussian-span",
-        metavar="X",
-        text="Its width (gamma).",
-        panel=PROMPTS,
-        default=REFINE.prompts.gaussian_span,
-        min=1e-6,
-    ),
-]
-GaussianBackground: TypeAlias = Annotated[
-    Literal["negative", "zero"] | None,
-    _given(
-        "--gaussian-background",
-        text="Its value outside the mask.",
-        panel=PROMPTS,
-        default=REFINE.prompts.gaussian_background,
-    ),
-]
-WeakenExpanded: TypeAlias = Annotated[
-    bool, _flag("--weaken-expanded", text="A weak mask prompt where the box was stretched.", panel=PROMPTS)
-]
+)
+"""Every setting of refinement that has an option."""
+
+
+def with_settings(*paths: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
+    """Give a command the options of some settings, or of all if none is named.
+
+    The command has a parameter `changes`, and gets there what was given, as `changed` takes it.
+    """
+    chosen = [setting for setting in SETTINGS if not paths or setting.path in paths]
+
+    def decorate(command: Callable[..., None]) -> Callable[..., None]:
+        @functools.wraps(command)
+        def run(**arguments: Any) -> None:
+            changes: dict[str, object] = {}
+            for setting in chosen:
+                given = arguments.pop(setting.variable)
+                if setting.value is not None:
+                    given = setting.value if given else None
+                changes[setting.path] = given
+            command(**arguments, changes=changes)
+
+        own = [p for p in inspect.signature(command).parameters.values() if p.name != "changes"]
+        parameters = [*own, *(setting.parameter for setting in chosen)]
+        run.__signature__ = inspect.Signature(parameters)  # type: ignore[attr-defined]
+        run.__annotations__ = {p.name: p.annotation for p in parameters} | {"return": None}
+        return run
+
+    return decorate
 
 
 def changed(settings: RefineSettings, changes: Mapping[str, Any]) -> RefineSettings:

@@ -2,6 +2,8 @@
 
 import shlex
 import sys
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
 
@@ -20,6 +22,7 @@ from refinetool.settings import METHODS, NO_GUARD, RELEASE
     "doubtful, stays coarse, and the summary says why; if images could not be read, the exit code is 1. What was "
     "interrupted continues with --resume."
 )
+@options.with_settings()
 def refine(
     *,
     coarse: Annotated[Path, typer.Argument(metavar="COARSE", help="COCO JSON, COCO results, or a folder of PNGs.")],
@@ -27,108 +30,31 @@ def refine(
     output: options.Output = None,
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
-    max_pixels: options.MaxPixels = None,
+    record: options.Record = None,
+    candidates: options.Candidates = None,
     overwrite: options.Overwrite = False,
     model: options.ModelName = JOB.model,
     checkpoint: options.Checkpoint = None,
     device: options.Device = JOB.device,
     precision: options.Precision = JOB.precision,
     iou_adapter: options.IouAdapter = None,
-    image_batch: options.ImageBatch = None,
-    prompt_batch: options.PromptBatch = None,
     limit: options.Limit = None,
     dry_run: options.DryRun = False,
-    record: options.Record = None,
-    candidates: options.Candidates = None,
     resume: options.Resume = False,
     fresh: options.Fresh = False,
     threads: options.Threads = None,
-    seed: options.Seed = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
     method: options.Method = "samrefiner",
-    view: options.View = None,
-    view_margin: options.ViewMargin = None,
-    passes: options.Passes = None,
-    cascade: options.Cascade = None,
-    selection: options.Selection = None,
-    truth: options.Truth = None,
-    snap: options.Snap = None,
-    trust: options.Trust = None,
-    split_rule: options.SplitRule = None,
-    grid_points: options.GridPoints = None,
-    grid_min_iou: options.GridMinIou = None,
-    grid_min_stability: options.GridMinStability = None,
-    include_crowd: options.IncludeCrowd = False,
     compat: options.Compat = None,
-    min_predicted_iou: options.MinPredictedIou = None,
-    min_expected_gain: options.MinExpectedGain = None,
-    min_coarse_iou: options.MinCoarseIou = None,
-    max_area_ratio: options.MaxAreaRatio = None,
+    truth: options.Truth = None,
     no_guard: options.NoGuard = False,
-    point: options.Point = None,
-    no_point: options.NoPoint = False,
-    no_negative: options.NoNegative = False,
-    no_box: options.NoBox = False,
-    no_mask: options.NoMask = False,
-    border_is_background: options.BorderIsBackground = False,
-    box: options.BoxKind = None,
-    elastic_threshold: options.ElasticThreshold = None,
-    elastic_similarity: options.ElasticSimilarity = None,
-    elastic_step: options.ElasticStep = None,
-    elastic_step_px: options.ElasticStepPx = None,
-    elastic_rounds: options.ElasticRounds = None,
-    gaussian_shape: options.GaussianShape = None,
-    gaussian_amplitude: options.GaussianAmplitude = None,
-    gaussian_span: options.GaussianSpan = None,
-    gaussian_background: options.GaussianBackground = None,
-    weaken_expanded: options.WeakenExpanded = False,
+    changes: Mapping[str, object],
 ) -> None:
     if compat == "release" and method != "samrefiner":
         raise UsageError(f"--compat release is about the method samrefiner; leave it or --method {method} out")
-    settings = options.changed(
-        RELEASE if compat == "release" else METHODS[method],
-        {
-            "guard": NO_GUARD if no_guard else None,
-            "passes": passes,
-            "cascade": cascade,
-            "selection": selection,
-            "include_crowd": include_crowd or None,
-            "seed": seed,
-            "image_batch": image_batch,
-            "prompt_batch": prompt_batch,
-            "max_pixels": max_pixels,
-            "view.mode": view,
-            "view.margin": view_margin,
-            "snap.mode": snap,
-            "trust.mode": trust,
-            "split.rule": split_rule,
-            "grid.points_per_side": grid_points,
-            "grid.min_predicted_iou": grid_min_iou,
-            "grid.min_stability": grid_min_stability,
-            "guard.min_predicted_iou": min_predicted_iou,
-            "guard.min_expected_gain": min_expected_gain,
-            "guard.min_coarse_iou": min_coarse_iou,
-            "guard.max_area_ratio": max_area_ratio,
-            "prompts.point": point,
-            "prompts.use_point": False if no_point else None,
-            "prompts.use_negative": False if no_negative else None,
-            "prompts.use_box": False if no_box else None,
-            "prompts.use_mask": False if no_mask else None,
-            "prompts.border_is_background": border_is_background or None,
-            "prompts.box": box,
-            "prompts.elastic_threshold": elastic_threshold,
-            "prompts.elastic_similarity": elastic_similarity,
-            "prompts.elastic_step": elastic_step,
-            "prompts.elastic_step_px": elastic_step_px,
-            "prompts.elastic_rounds": elastic_rounds,
-            "prompts.gaussian_shape": gaussian_shape,
-            "prompts.gaussian_amplitude": gaussian_amplitude,
-            "prompts.gaussian_span": gaussian_span,
-            "prompts.gaussian_background": gaussian_background,
-            "prompts.weaken_expanded": weaken_expanded or None,
-        },
-    )
+    base = RELEASE if compat == "release" else METHODS[method]
+    settings = options.changed(replace(base, guard=NO_GUARD) if no_guard else base, changes)
     asked = settings.prompts
     if not (asked.use_point or asked.use_negative or asked.use_box or asked.use_mask):
         raise UsageError("nothing is left to ask the model; leave one of the prompts on")

@@ -29,19 +29,19 @@ from refinetool.errors import ImageError, Interrupted
 from refinetool.formats import open_dataset
 from refinetool.images import read_image
 from refinetool.records import (
-    REFINED,
     Annotation,
     BoolArray,
     FloatArray,
     ImageArray,
     Outcome,
+    Reason,
     Region,
     Rle,
     Sample,
-    kept,
 )
 from refinetool.running.ahead import map_ahead
-from refinetool.running.run import ERRORS_TOLD, Progress, check_output, write
+from refinetool.running.run import check_output, write
+from refinetool.running.summary import ERRORS_TOLD, Progress
 from refinetool.running.threads import stay_coarse
 from refinetool.settings import CorruptSettings, EvaluateSettings
 
@@ -181,7 +181,7 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
     sample = replace(sample, regions=tuple(_too_small(region, settings.min_area_px) for region in sample.regions))
     todo = [n for n, region in enumerate(sample.regions) if region.keep is None]
     if not todo:
-        return CorruptedSample(sample, stay_coarse(sample, reason="empty", error=None), ())
+        return CorruptedSample(sample, stay_coarse(sample, reason=Reason.EMPTY, error=None), ())
     image = None
     if suite.needs_image:
         try:
@@ -203,7 +203,7 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
     if sample.layout != "instances":
         drawn = fit_together(objects, drawn, void=void, settings=settings)
 
-    annotations = [Annotation(region.mask, kept(region.keep or "")) for region in sample.regions]
+    annotations = [Annotation(region.mask, region.keep or Reason.UNCHANGED) for region in sample.regions]
     examples = []
     for n, each, (coarse, info) in zip(todo, objects, drawn, strict=True):
         region = sample.regions[n]
@@ -212,14 +212,14 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
         order = zlib.crc32(f"{settings.seed}/{sample.key}/{region.id}".encode())
         examples.append(Example(order, sample, _mask(region), rle, made))
         if sample.layout != "instances" or rle != region.mask:  # an annotation with the same mask keeps its text
-            annotations[n] = Annotation(rle, REFINED)
+            annotations[n] = Annotation(rle, None)
     return CorruptedSample(sample, Outcome(sample.key, tuple(annotations)), tuple(examples))
 
 
 def _too_small(region: Region, min_area_px: int) -> Region:
     """The region, to be kept where it has fewer pixels than a coarse mask may have."""
     if region.keep is None and masks.area(_mask(region)) < min_area_px:
-        return replace(region, keep="too-small")
+        return replace(region, keep=Reason.TOO_SMALL)
     return region
 
 
@@ -369,8 +369,8 @@ class _Book:
         self.made += [example.made for example in result.examples]
         corrupted = {example.made.id for example in result.examples}
         for region, annotation in zip(result.sample.regions, result.outcome.annotations, strict=True):
-            if region.id not in corrupted:
-                self.kept[annotation.status.removeprefix(kept(""))] += 1
+            if region.id not in corrupted and annotation.reason is not None:
+                self.kept[annotation.reason] += 1
         if result.outcome.error is not None:
             self.failed += 1
             self.errors.extend([result.outcome.error][: ERRORS_TOLD - len(self.errors)])

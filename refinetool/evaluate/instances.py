@@ -14,8 +14,7 @@ from refinetool.evaluate.gains import IOUS, NOTABLE_CHANGE, SIDES_PX, GainTally
 from refinetool.evaluate.pairing import Match
 from refinetool.evaluate.report import OBJECTS, Measure, Report, share
 from refinetool.evaluate.shapes import LOST, Canvas, Overlap, common
-from refinetool.formats.coco_masks import EMPTY
-from refinetool.records import Region, Rle, Sample
+from refinetool.records import Reason, Region, Rle, Sample
 
 CROWD = "crowd"
 """The reason for which formats keep a crowd as it is."""
@@ -247,7 +246,7 @@ def _by_id(sample: Sample | None, name: str) -> dict[int, Region]:
 
 
 def _unreadable(region: Region) -> bool:
-    return region.mask is None and region.keep not in (EMPTY, CROWD)
+    return region.mask is None and region.keep not in (Reason.EMPTY, CROWD)
 
 
 def _mask_of(region: Region | None) -> Rle | None:

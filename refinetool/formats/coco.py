@@ -20,7 +20,7 @@ from refinetool.formats.coco_masks import read_segmentation, refined_values
 from refinetool.formats.image_files import header_size
 from refinetool.formats.json_spans import Json, Span, member_spans
 from refinetool.formats.storage import new_file, refuse_overlap
-from refinetool.records import IntArray, Outcome, Region, Sample, Size
+from refinetool.records import IntArray, Outcome, Reason, Region, Sample, Size
 
 _COPY_BYTES = 1 << 20
 
@@ -109,7 +109,7 @@ class CocoDataset:
     def _region(self, number: int, record: Mapping[str, Json], size: Size) -> Region:
         mask, keep = read_segmentation(record.get("segmentation"), size)
         if record.get("iscrowd") and not self.include_crowd:
-            keep = "crowd"
+            keep = Reason.CROWD
         category = record.get("category_id")
         return Region(
             number,

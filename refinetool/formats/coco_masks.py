@@ -8,16 +8,13 @@ from pycocotools import mask as coco_mask
 from refinetool import masks
 from refinetool.errors import MaskError
 from refinetool.formats.json_spans import Json
-from refinetool.records import BoolArray, Point, Rle, Size
-
-EMPTY, UNREADABLE, WRONG_SIZE = "empty", "unreadable-mask", "size-mismatch"
-"""Why a region keeps what it has."""
+from refinetool.records import BoolArray, Point, Reason, Rle, Size
 
 _MIN_RING = 6
 """Numbers in a ring of three corners; shorter ones are points and lines, which cover nothing."""
 
 
-def read_segmentation(segmentation: Json, size: Size) -> tuple[Rle | None, str | None]:
+def read_segmentation(segmentation: Json, size: Size) -> tuple[Rle | None, Reason | None]:
     """The mask of a record, and the reason to leave the record alone, if there is one.
 
     Args:
@@ -25,19 +22,19 @@ def read_segmentation(segmentation: Json, size: Size) -> tuple[Rle | None, str |
         size: (H, W) of the record's image. Rings are rasterised at this size as pycocotools does it, holes filled.
     """
     if not segmentation:
-        return None, EMPTY
+        return None, Reason.EMPTY
     try:
         if isinstance(segmentation, list):
             rle = _from_rings(segmentation, size)
         elif isinstance(segmentation, dict):
             if segmentation.get("size") != list(size):
-                return None, WRONG_SIZE
+                return None, Reason.SIZE_MISMATCH
             rle = _from_counts(segmentation.get("counts"), size)
         else:
-            return None, UNREADABLE
+            return None, Reason.UNREADABLE_MASK
     except (MaskError, ValueError, TypeError, OverflowError):
-        return None, UNREADABLE
-    return rle, None if masks.area(rle) else EMPTY
+        return None, Reason.UNREADABLE_MASK
+    return rle, None if masks.area(rle) else Reason.EMPTY
 
 
 def _from_rings(segmentation: list[Json], size: Size) -> Rle:

@@ -14,11 +14,10 @@ import numpy as np
 from refinetool import masks
 from refinetool.errors import MaskError
 from refinetool.formats import DAVIS, MASKS, VOC_CLASS, VOC_OBJECT, Written
-from refinetool.formats.coco_masks import EMPTY, UNREADABLE, WRONG_SIZE
 from refinetool.formats.folders import MaskFolder, find_images
 from refinetool.formats.image_files import existing_folder, header_size
 from refinetool.formats.png import Values, mostly_black_and_white, read_header, read_values, with_values
-from refinetool.records import BoolArray, Outcome, Region, Rle, Sample
+from refinetool.records import BoolArray, Outcome, Reason, Region, Rle, Sample
 
 SOFT_THRESHOLD = 128
 """Grey values above it count as mask."""
@@ -120,7 +119,7 @@ def _read(file: Path) -> Rle | None:
 
 def _region(number: int, rle: Rle | None, size: tuple[int, int] | None) -> Region:
     if rle is None:
-        return Region(number, None, None, UNREADABLE)
+        return Region(number, None, None, Reason.UNREADABLE_MASK)
     if rle.size != size:
-        return Region(number, None, None, WRONG_SIZE)
-    return Region(number, None, rle, None if masks.area(rle) else EMPTY)
+        return Region(number, None, None, Reason.SIZE_MISMATCH)
+    return Region(number, None, rle, None if masks.area(rle) else Reason.EMPTY)

@@ -21,11 +21,10 @@ import numpy as np
 from refinetool import masks
 from refinetool.errors import DataError, MaskError
 from refinetool.formats import VOC_CLASS, VOC_OBJECT, Written
-from refinetool.formats.coco_masks import UNREADABLE
 from refinetool.formats.folders import MaskFolder, find_images
 from refinetool.formats.image_files import existing_folder, header_size
 from refinetool.formats.png import Values, read_values, with_values
-from refinetool.records import Layout, Outcome, Region, Sample
+from refinetool.records import Layout, Outcome, Reason, Region, Sample
 
 BACKGROUND, VOID = 0, 255
 
@@ -65,7 +64,7 @@ class IndexMaps:
         try:
             values = read_values(file)
         except MaskError:
-            unreadable = Region(BACKGROUND, None, None, UNREADABLE)
+            unreadable = Region(BACKGROUND, None, None, Reason.UNREADABLE_MASK)
             return Sample(key, image, header_size(image) or (0, 0), (unreadable,), self.layout)
         regions = (
             Region(value, value if self.layout == "semantic" else None, masks.encode(values == value))

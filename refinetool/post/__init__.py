@@ -1,1 +1,28 @@
-"""What follows the model: steps that change or judge a proposed mask before it is merged and written."""
+"""What follows the model: steps that change or judge a proposal before it is merged and written.
+
+A step is a function `step(proposal) -> proposal`. To add one, write it in a file of its own and name it in
+`post_steps`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import TypeAlias
+
+from refinetool.post.guard import guard
+from refinetool.post.snap import snap
+from refinetool.records import Proposal
+from refinetool.settings import RefineSettings
+
+Step: TypeAlias = Callable[[Proposal], Proposal]
+
+
+def post_steps(settings: RefineSettings) -> tuple[Step, ...]:
+    """The steps that resolved settings ask for, in order. The guard comes last: it judges what would be written."""
+    steps: list[Step] = []
+    if settings.snap.mode == "guided":
+        steps.append(partial(snap, settings=settings.snap))
+    steps.append(partial(guard, settings=settings.guard))
+    return tuple(steps)
+
+
+__all__ = ["Step", "post_steps"]

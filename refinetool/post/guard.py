@@ -1,61 +1,57 @@
 """The guard: keep the coarse mask where the refined one is doubtful, and say why."""
 
+from dataclasses import replace
+
 import numpy as np
 from scipy.special import expit
 
 from refinetool.masks import iou, spread
-from refinetool.records import BoolArray, FloatArray
+from refinetool.records import BoolArray, FloatArray, Proposal, Reason
 from refinetool.settings import GuardSettings
-
-EMPTY_RESULT = "empty-result"
-LOW_SCORE = "low-score"
-NO_GAIN = "no-gain"
-DRIFT = "drift"
 
 LEAST_ERROR = 1e-6
 """Expected errors are taken to be at least this, so that they can be divided by."""
 
 
-def doubt(
-    coarse: BoolArray,
-    refined: BoolArray,
-    *,
-    predicted_iou: float | None,
-    logits: FloatArray | None,
-    settings: GuardSettings,
-) -> tuple[str | None, float]:
-    """Judge one refined mask.
+def guard(proposal: Proposal, *, settings: GuardSettings) -> Proposal:
+    """Judge a proposal: note its IoU with the coarse mask, and the reason to keep that mask, if there is one.
+
+    The reasons, in order: `empty-result`; `low-score`, the model predicts too low an IoU for its mask; `no-gain`, by
+    its own logits the mask is hardly better than the coarse one; `drift`, too little overlap with the coarse mask or
+    too different an area.
 
     Args:
-        coarse, refined: bool (H, W), the same frame; the coarse one is not empty.
-        predicted_iou: The model's own estimate, 0..1; None where no model was asked.
-        logits: float32 (h, w), the model's on its own grid over that frame; None where no model was asked.
-
-    Returns:
-        The reason to keep the coarse mask, or None to take the refined one: `empty-result`; `low-score`, the model
-        trusts its mask too little; `no-gain`, by its own logits it is hardly better; `drift`, too little overlap
-        with the coarse mask or too different an area. And the IoU of the two masks.
+        settings: Resolved: no threshold is None.
     """
-    overlap = iou(coarse, refined)
-    if not refined.any():
-        return EMPTY_RESULT, overlap
-    if predicted_iou is not None and predicted_iou < settings.min_predicted_iou:
-        return LOW_SCORE, overlap
-    if logits is not None and expected_gain(coarse, logits) < settings.min_expected_gain:
-        return NO_GAIN, overlap
-    growth = np.count_nonzero(refined) / np.count_nonzero(coarse)
-    if overlap < settings.min_coarse_iou or max(growth, 1 / growth) > settings.max_area_ratio:
-        return DRIFT, overlap
-    return None, overlap
+    overlap = iou(proposal.coarse, proposal.mask)
+    return replace(proposal, coarse_iou=overlap, reason=_doubt(proposal, overlap, settings))
+
+
+def _doubt(proposal: Proposal, overlap: float, settings: GuardSettings) -> Reason | None:
+    assert settings.min_predicted_iou is not None and settings.min_expected_gain is not None, "unresolved settings"
+    score, logits = proposal.predicted_iou, proposal.logits
+    if not proposal.mask.any():
+        return Reason.EMPTY_RESULT
+    if score is not None and score < settings.min_predicted_iou:
+        return Reason.LOW_SCORE
+    if logits is not None and expected_gain(proposal.coarse, logits) < settings.min_expected_gain:
+        return Reason.NO_GAIN
+    return Reason.DRIFT if drifted(proposal.coarse, proposal.mask, overlap, settings=settings) else None
+
+
+def drifted(coarse: BoolArray, mask: BoolArray, overlap: float, *, settings: GuardSettings) -> bool:
+    """Whether a mask has too little to do with the coarse one, bool (H, W) each and neither empty, of that IoU."""
+    growth = float(np.count_nonzero(mask) / np.count_nonzero(coarse))
+    return overlap < settings.min_coarse_iou or max(growth, 1 / growth) > settings.max_area_ratio
 
 
 def expected_gain(coarse: BoolArray, logits: FloatArray) -> float:
-    """Which share of the coarse mask's error the model's mask removes, if its logits are those of probabilities.
+    """Which fraction of the coarse mask's error the model's mask removes, if its logits are those of probabilities.
 
     The expected IoU of a mask M with an object that covers each pixel with probability p is taken to be that of the
     expected areas: sum(p in M) / (area(M) + sum(p outside M)). With E for the model's mask and C for the coarse one,
-    the gain is (E - C) / (1 - C). It is asked of the model's mask as it is: what snap and trust make of it is finer
-    than the grid of the logits.
+    the gain is (E - C) / (1 - C). It is asked of the model's mask as it is: what snapping makes of it is
+    finer than the grid of the logits.
 
     Args:
         coarse: bool (H, W), not empty.

@@ -1,92 +1,56 @@
 """Many samples: hand them out, keep what is finished, say how far it is.
 
 `run` leaves out what the journal holds, books what comes back, and stops handing out when told to or when something
-breaks. What maps samples to results in between is `pipeline.in_process`; another runner is another such function.
+breaks. A `Runner` maps samples to results in between, and alone knows where the model is.
 """
 
-import logging
 import shutil
-import signal
 import threading
-import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, field, replace
-from importlib.metadata import version
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import closing
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from types import FrameType
+from typing import Protocol
 
-from refinetool.backends.models import pick_device, pick_precision
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.storage import refuse_overlap
-from refinetool.records import Outcome, Sample, kept
+from refinetool.records import Outcome, Reason, Sample
 from refinetool.refine import Refiner, load_refiner
-from refinetool.running.candidate_record import write_candidates
+from refinetool.running.identity import job_identity
+from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.running.journal import Journal, holds_work, journal_path
-from refinetool.running.mask_record import write_mask_record
-from refinetool.running.threads import Crashed, P, Result, S, Stages, in_process, stay_coarse
+from refinetool.running.records import write_candidates, write_mask_record
+from refinetool.running.summary import Progress, Summary, Tally
+from refinetool.running.threads import Crashed, Result, in_process, stay_coarse
 from refinetool.running.truth import with_truth
 from refinetool.settings import JobSettings, RefineSettings
 
 JOB, REFINE = JobSettings(), RefineSettings()
 
-_LOG = logging.getLogger(__name__)
 
-ERRORS_TOLD = 10
-"""How many sentences about failed images a summary holds."""
-PACKAGES = ("refinetool", "torch", "numpy", "scipy", "opencv-python-headless", "pillow")
-"""Whose version may decide a pixel."""
-MEMORY_BOUNDS = ("image_batch", "prompt_batch", "max_pixels")
-"""Settings that change a refined mask by rounding at most: a run that met their limits may be resumed with others."""
+class Runner(Protocol):
+    """Maps samples to results, in their order, wherever the model is."""
 
+    @property
+    def identity(self) -> Mapping[str, object]:
+        """All that decides a refined mask apart from masks and images, as JSON can hold it."""
 
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """How far a run is. Counts include images taken over from an earlier run, the rate does not."""
-
-    done: int
-    total: int
-    reused: int
-    masks: int
-    refined: int
-    kept: int
-    failed: int
-    """Images kept as they are because of an error."""
-    images_per_second: float
-    seconds_left: float | None
-    """None as long as there is no rate."""
+    def results(self, samples: Iterable[Sample], *, stopped: Callable[[], bool]) -> Generator[Result, None, None]:
+        """One result per sample; ends early once it is stopped."""
 
 
 @dataclass(frozen=True, slots=True)
-class Summary:
-    """What a run did. Counts cover the whole output, the time only this run."""
+class ThreadRunner:
+    """The model in this process, and threads around it."""
 
-    images: int
-    masks: int
-    refined: int
-    kept: Mapping[str, int]
-    """Masks that stay coarse, by reason."""
-    failed: int
-    """Images kept as they are because of an error."""
-    errors: tuple[str, ...]
-    """Sentences about the first of them."""
-    mean_change: float | None
-    """Mean of 1 - IoU(refined, coarse) over the refined masks, None without any."""
-    reused: int
-    """Images taken over from an earlier run."""
-    redone: int
-    """Images an earlier run had been through with other settings, another input, or an error."""
-    seconds: float
-    images_per_second: float
-    output: Path | None = None
-    """What was written, None where nothing was."""
-    journal: Path | None = None
-    """Left beside the output for the next run with `resume`: some images failed, or were not asked for."""
-    notes: tuple[str, ...] = ()
-    """What the user should know about the output."""
+    refiner: Refiner
+    threads: int
+    identity: Mapping[str, object]
+
+    def results(self, samples: Iterable[Sample], *, stopped: Callable[[], bool]) -> Generator[Result, None, None]:
+        return in_process(samples, self.refiner, threads=self.threads, stopped=stopped)
 
 
 def refine_dataset(
@@ -167,28 +131,20 @@ def refine_dataset(
     if dry_run:
         return look(samples, total=total, on_progress=on_progress)
     try:
-        refiner = load_refiner(
+        runner = local_runner(
             model,
             checkpoint=checkpoint,
             device=device,
             precision=precision,
             settings=settings,
             iou_adapter=_path(iou_adapter),
+            threads=threads,
+            format=dataset.format,
         )
-        job = describe(refiner, model=model, device=device, precision=precision, format=dataset.format)
-        with Journal(left, job=job, fresh=fresh) as journal:
-            with stop_on_interrupt() as stop:
-                summary = run(
-                    samples,
-                    refiner,
-                    journal=journal,
-                    threads=threads,
-                    batch=settings.image_batch,
-                    total=total,
-                    on_progress=on_progress,
-                    stop=stop,
-                )
-            written = write(dataset, journal.find, destination, job)
+        with Journal(left, job=runner.identity, fresh=fresh) as journal:
+            with stop_on_interrupt(after="the model has answered") as stop:
+                summary = run(samples, runner, journal=journal, total=total, on_progress=on_progress, stop=stop)
+            written = write(dataset, journal.find, destination, runner.identity)
             if record is not None:
                 write_mask_record(dataset.samples(), journal.find, Path(record))
             if candidates is not None:
@@ -201,25 +157,46 @@ def refine_dataset(
     return replace(summary, output=destination, journal=None if complete else left, notes=written.notes)
 
 
+def local_runner(
+    model: str,
+    *,
+    checkpoint: str | None,
+    device: str,
+    precision: str,
+    settings: RefineSettings,
+    iou_adapter: Path | None,
+    threads: int,
+    format: str,
+) -> Runner:
+    """Load the model into this process; arguments are those of `refine_dataset`."""
+    refiner = load_refiner(
+        model,
+        checkpoint=checkpoint,
+        device=device,
+        precision=precision,
+        settings=settings,
+        iou_adapter=iou_adapter,
+    )
+    identity = job_identity(
+        refiner.backend, refiner.settings, model=model, device=device, precision=precision, format=format
+    )
+    return ThreadRunner(refiner, threads, identity)
+
+
 def run(
     samples: Iterable[Sample],
-    refiner: Stages[P, S],
+    runner: Runner,
     *,
     journal: Journal,
-    threads: int,
-    batch: int,
     total: int,
     on_progress: Callable[[Progress], None],
     stop: threading.Event,
 ) -> Summary:
-    """Refine samples in this process and keep what is finished in the journal.
+    """Refine samples and keep what is finished in the journal.
 
     Args:
         samples: read as they are needed, each key once.
-        refiner: prepare, segment and finish.
         journal: samples it holds are not run again.
-        threads: how many prepare and finish beside the calling thread, which runs the model.
-        batch: views to gather, over images, before the model is asked.
         total: how many samples there are, for the progress.
         on_progress: called in this thread after each sample.
         stop: once set, the model is asked no more; what it has answered is finished and kept.
@@ -229,42 +206,20 @@ def run(
         StorageError: the journal can't be written.
         Exception: a bug, or an error in `samples`; raised after what the model has answered is in the journal.
     """
-    book = _Book(journal, _Tally(total), on_progress, stop)
-    mapped = in_process(book.hand_out(samples), refiner, threads=threads, batch=batch, stopped=book.stopped)
-    with closing(mapped) as results:
+    book = _Book(journal, Tally(total), on_progress, stop)
+    with closing(runner.results(book.hand_out(samples), stopped=book.stopped)) as results:
         for result in results:
             book.enter(result)
     return book.close()
 
 
-@contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising; a second one kills at once. Only in the main thread."""
-    stop = threading.Event()
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield stop
-        return
-
-    def first(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
-        _LOG.warning("stopping as soon as the model has answered; Ctrl-C again stops at once")
-        signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
 def look(samples: Iterable[Sample], *, total: int, on_progress: Callable[[Progress], None]) -> Summary:
     """What a run would have to do, without model, journal or output: `dry-run` is the reason to keep its masks."""
-    tally = _Tally(total)
+    tally = Tally(total)
     for sample in samples:
         missing = bool(sample.regions) and not sample.image.is_file()
         error = f"{sample.image}: there is no such image" if missing else None
-        tally.count(stay_coarse(sample, reason="image-missing" if missing else "dry-run", error=error))
+        tally.count(stay_coarse(sample, reason=Reason.IMAGE_MISSING if missing else Reason.DRY_RUN, error=error))
         on_progress(tally.progress())
     return tally.summary()
 
@@ -301,20 +256,6 @@ def check_output(source: Path, destination: Path, *, replaced: bool) -> None:
         raise UsageError(f"{destination}: holds {foreign[0]}, which is no output of {source}; name another output")
 
 
-def describe(refiner: Refiner, *, model: str, device: str, precision: str, format: str) -> dict[str, object]:
-    """All that decides a refined mask apart from masks and images, as JSON can hold it."""
-    place = pick_device(device)
-    return {
-        "versions": {package: version(package) for package in PACKAGES},
-        "model": model,
-        "fingerprint": refiner.backend.fingerprint,
-        "device": place.partition(":")[0],
-        "precision": pick_precision(precision, place),
-        "format": format,
-        "settings": {name: value for name, value in asdict(refiner.settings).items() if name not in MEMORY_BOUNDS},
-    }
-
-
 def write(
     dataset: Dataset, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]
 ) -> Written:
@@ -340,75 +281,11 @@ def _files(folder: Path) -> set[str]:
 
 
 @dataclass(slots=True)
-class _Tally:
-    """Counts outcomes."""
-
-    total: int
-    started: float = field(default_factory=time.perf_counter)
-    images: int = 0
-    masks: int = 0
-    refined: int = 0
-    kept: Counter[str] = field(default_factory=Counter)
-    failed: int = 0
-    errors: list[str] = field(default_factory=list)
-    change: float = 0.0
-    changed: int = 0
-    ran: int = 0
-    reused: int = 0
-    redone: int = 0
-
-    def count(self, outcome: Outcome) -> None:
-        self.images += 1
-        self.masks += len(outcome.annotations)
-        for annotation in outcome.annotations:
-            if not annotation.refined:
-                self.kept[annotation.status.removeprefix(kept(""))] += 1
-                continue
-            self.refined += 1
-            if annotation.coarse_iou is not None:
-                self.change += 1 - annotation.coarse_iou
-                self.changed += 1
-        if outcome.error is not None:
-            self.failed += 1
-            self.errors.extend([outcome.error][: ERRORS_TOLD - len(self.errors)])
-
-    def progress(self) -> Progress:
-        rate = self.ran / (time.perf_counter() - self.started)
-        return Progress(
-            done=self.images,
-            total=self.total,
-            reused=self.reused,
-            masks=self.masks,
-            refined=self.refined,
-            kept=self.masks - self.refined,
-            failed=self.failed,
-            images_per_second=rate,
-            seconds_left=(self.total - self.images) / rate if rate else None,
-        )
-
-    def summary(self) -> Summary:
-        seconds = time.perf_counter() - self.started
-        return Summary(
-            images=self.images,
-            masks=self.masks,
-            refined=self.refined,
-            kept=dict(sorted(self.kept.items())),
-            failed=self.failed,
-            errors=tuple(self.errors),
-            mean_change=self.change / self.changed if self.changed else None,
-            reused=self.reused,
-            redone=self.redone,
-            seconds=seconds,
-            images_per_second=self.ran / seconds,
-        )
-
-
-@dataclass(slots=True)
 class _Book:
     """Hands samples out and enters what comes back: into the journal, the counts and the progress."""
 
     journal: Journal
-    tally: _Tally
+    tally: Tally
     on_progress: Callable[[Progress], None]
     stop: threading.Event
     failure: Exception | None = None

@@ -1,22 +1,22 @@
-"""The stages of a run: threads prepare ahead of the model and finish behind it.
+"""A runner on threads of this process: they prepare ahead of the model and finish behind it.
 
     samples → prepare (threads) → segment (this thread) → finish (threads) → results
 
 Each arrow is a generator that pulls from the one before, so a sample is read when there is room for it and memory does
-not grow with the data set. Samples keep their order all the way, so which of them share a batch follows from the input
-and not from the timing of threads.
+not grow with the data set. Samples keep their order all the way. The model is asked about full batches of views, which
+may belong to several samples; which ones follows from the input and not from the timing of threads.
 """
 
 import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from itertools import takewhile
-from typing import Generic, Protocol, TypeAlias, TypeVar
+from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
-from refinetool.errors import DataError, ImageError
-from refinetool.records import Annotation, Outcome, Sample, kept
+from refinetool.errors import DataError, ImageError, is_out_of_memory
+from refinetool.records import Annotation, Outcome, Reason, Sample
 
 IN_FLIGHT_BYTES = 1 << 29
 """About how much the decoded pixels and masks in each of the three queues may weigh."""
@@ -25,26 +25,30 @@ IN_FLIGHT_BYTES = 1 << 29
 class Prepared(Protocol):
     """A sample that was read, as far as the runner cares."""
 
-    def __len__(self) -> int:
-        """Views the model has to encode; 0 where it need not be asked."""
+    @property
+    def jobs(self) -> Sequence[Any]:
+        """What the model is to be asked, view by view; nothing where it need not be asked."""
 
 
 P = TypeVar("P", bound=Prepared)
-S = TypeVar("S")
 T = TypeVar("T")
 
 
-class Stages(Protocol[P, S]):
+class Stages(Protocol[P]):
     """What the runner needs of a refiner. `refine.Refiner` is one."""
+
+    @property
+    def jobs_at_once(self) -> int:
+        """How many jobs are best asked about together."""
 
     def prepare(self, sample: Sample) -> P:
         """Read and mine. Called from several threads; raises DataError where the sample can't be read."""
 
-    def segment(self, batch: Sequence[P]) -> Sequence[S]:
-        """Ask the model. Called from one thread; one answer per prepared sample."""
+    def segment(self, jobs: Sequence[Any]) -> Sequence[Any]:
+        """Ask the model. Called from one thread; one answer per job, whichever samples they belong to."""
 
-    def finish(self, prepared: P, segmented: S) -> Outcome:
-        """Turn answers into annotations. Called from several threads."""
+    def finish(self, prepared: P, answers: Sequence[Any]) -> Outcome:
+        """Turn the answers to the jobs of a sample into annotations. Called from several threads."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,31 +72,30 @@ Result: TypeAlias = Finished | Crashed
 
 
 def in_process(
-    samples: Iterable[Sample], refiner: Stages[P, S], *, threads: int, batch: int, stopped: Callable[[], bool]
+    samples: Iterable[Sample], refiner: Stages[P], *, threads: int, stopped: Callable[[], bool]
 ) -> Generator[Result, None, None]:
     """Map samples to results, in order, on threads of this process.
 
     Args:
         threads: How many prepare and finish beside this one, which runs the model.
-        batch: Views to gather, over samples, before the model is asked.
-        stopped: Whether to end early. What the model has answered is then finished; what was only prepared is dropped,
-            since it costs less to prepare again than to wait for.
+        stopped: Whether to end early. Samples that the model has answered are then finished; what was only prepared is
+            dropped, since it costs less to prepare again than to wait for.
     """
-    share = _share(count=2 * batch + threads)
+    share = _share(count=2 * refiner.jobs_at_once + threads)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="refine")
     try:
         prepared = _ahead(pool, lambda sample: _prepare(refiner, sample), samples, share=share)
-        groups = _groups(takewhile(lambda _: not stopped(), prepared), batch=batch, share=share)
-        segmented = (work for group in groups for work in _segment(refiner, group))
-        yield from _behind(pool, lambda work: _finish(refiner, work), segmented, share=share)
+        running = takewhile(lambda _: not stopped(), prepared)
+        answered = _answer(refiner, running, share=share, stopped=stopped)
+        yield from _behind(pool, lambda work: _finish(refiner, work), answered, share=share)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
-def stay_coarse(sample: Sample, *, reason: str, error: str | None) -> Outcome:
+def stay_coarse(sample: Sample, *, reason: Reason, error: str | None) -> Outcome:
     """The outcome of a sample that is kept as it is; regions that have a reason of their own keep that."""
-    statuses = (kept(region.keep or reason) for region in sample.regions)
-    return Outcome(sample.key, tuple(map(Annotation, (region.mask for region in sample.regions), statuses)), error)
+    kept = (Annotation(region.mask, region.keep or reason) for region in sample.regions)
+    return Outcome(sample.key, tuple(kept), error)
 
 
 # --- stages --------------------------------------------------------------------------------------------------------
@@ -107,17 +110,28 @@ class _Ready(Generic[P]):
     seconds: float
 
 
-@dataclass(frozen=True, slots=True)
-class _Answered(Generic[P, S]):
-    """A sample that the model has answered."""
+@dataclass(slots=True)
+class _Answered(Generic[P]):
+    """A sample with the answers to the first of its jobs, in time to all of them, or the error that one of them met."""
 
     sample: Sample
     prepared: P
-    segmented: S
     seconds: float
+    answers: list[Any] = field(default_factory=list)
+    error: Exception | None = None
+
+    @property
+    def complete(self) -> bool:
+        return len(self.answers) == len(self.prepared.jobs)
+
+    def take(self, answer: Any) -> None:
+        """Enter the answer to the next job."""
+        self.answers.append(answer)
+        if isinstance(answer, Exception):
+            self.error = self.error or answer
 
 
-def _prepare(refiner: Stages[P, S], sample: Sample) -> _Ready[P] | Result:
+def _prepare(refiner: Stages[P], sample: Sample) -> _Ready[P] | Result:
     started = time.perf_counter()
     try:
         prepared = refiner.prepare(sample)
@@ -126,44 +140,64 @@ def _prepare(refiner: Stages[P, S], sample: Sample) -> _Ready[P] | Result:
     return _Ready(sample, prepared, time.perf_counter() - started)
 
 
-def _segment(refiner: Stages[P, S], group: Sequence[_Ready[P] | Result]) -> Iterator[_Answered[P, S] | Result]:
-    """Ask the model about a group; what needs no asking passes through, in its place."""
-    waiting = [work for work in group if isinstance(work, _Ready)]
-    started = time.perf_counter()
-    answers: list[S | Exception] = _ask(refiner, [work.prepared for work in waiting])
-    seconds = (time.perf_counter() - started) / max(len(waiting), 1)
-    following = iter(answers)
-    for work in group:
-        if not isinstance(work, _Ready):
-            yield work
-            continue
-        answer = next(following)
-        if isinstance(answer, Exception):
-            yield _failed(work.sample, answer, seconds=work.seconds + seconds)
+def _answer(
+    refiner: Stages[P], works: Iterable[_Ready[P] | Result], *, share: "Share", stopped: Callable[[], bool]
+) -> Iterator[_Answered[P] | Result]:
+    """Ask the model, in full batches as long as there are enough jobs and room for those that wait."""
+    waiting: deque[_Answered[P] | Result] = deque()
+    jobs: deque[tuple[_Answered[P], Any]] = deque()
+    for work in works:
+        if isinstance(work, _Ready):
+            asked = _Answered(work.sample, work.prepared, work.seconds)
+            jobs.extend((asked, job) for job in work.prepared.jobs)
+            waiting.append(asked)
         else:
-            yield _Answered(work.sample, work.prepared, answer, work.seconds + seconds)
+            waiting.append(work)
+        full = sum(share(one.sample) for one in waiting) >= 1
+        while len(jobs) >= refiner.jobs_at_once or (full and jobs):
+            _ask_next(refiner, jobs)
+        yield from _completed(waiting)
+    while jobs and not stopped():
+        _ask_next(refiner, jobs)
+    yield from _completed(waiting)
 
 
-def _ask(refiner: Stages[P, S], batch: Sequence[P]) -> list[S | Exception]:
-    """The model's answers; a batch that does not fit into memory is halved until it does or is a single sample."""
-    if not batch:
-        return []
+def _ask_next(refiner: Stages[P], jobs: "deque[tuple[_Answered[P], Any]]") -> None:
+    """Ask about the next jobs, and enter the answers where they belong."""
+    batch = [jobs.popleft() for _ in range(min(refiner.jobs_at_once, len(jobs)))]
+    started = time.perf_counter()
+    answers = _ask(refiner, [job for _, job in batch])
+    seconds = (time.perf_counter() - started) / len(batch)
+    for (asked, _), answer in zip(batch, answers, strict=True):
+        asked.take(answer)
+        asked.seconds += seconds
+
+
+def _completed(waiting: "deque[_Answered[P] | Result]") -> Iterator[_Answered[P] | Result]:
+    """Hand on from the front what waits for no answer any more."""
+    while waiting and not (isinstance(waiting[0], _Answered) and not waiting[0].complete):
+        yield waiting.popleft()
+
+
+def _ask(refiner: Stages[P], jobs: Sequence[Any]) -> list[Any]:
+    """The model's answers. Where some can't be had, jobs are asked about in halves until it is clear which."""
     try:
-        return list(refiner.segment(batch))
+        return list(refiner.segment(jobs))
     except Exception as error:
-        if len(batch) == 1 or not _out_of_memory(error):
-            return [error] * len(batch)
-    half = len(batch) // 2  # out of the except block, so that the failed attempt's tensors are gone
-    halves: list[list[S | Exception]] = [_ask(refiner, batch[:half]), _ask(refiner, batch[half:])]
-    return [answer for answers in halves for answer in answers]
+        if len(jobs) == 1:
+            return [error]
+    half = len(jobs) // 2  # out of the except block, so that the failed attempt's tensors are gone
+    return [answer for part in (jobs[:half], jobs[half:]) for answer in _ask(refiner, part)]
 
 
-def _finish(refiner: Stages[P, S], work: _Answered[P, S] | Result) -> Result:
+def _finish(refiner: Stages[P], work: _Answered[P] | Result) -> Result:
     if not isinstance(work, _Answered):
         return work
     started = time.perf_counter()
     try:
-        outcome = refiner.finish(work.prepared, work.segmented)
+        if work.error is not None:
+            raise work.error
+        outcome = refiner.finish(work.prepared, work.answers)
     except Exception as error:
         return _failed(work.sample, error, seconds=work.seconds + time.perf_counter() - started)
     return Finished(work.sample, outcome, work.seconds + time.perf_counter() - started)
@@ -172,31 +206,22 @@ def _finish(refiner: Stages[P, S], work: _Answered[P, S] | Result) -> Result:
 def _failed(sample: Sample, error: Exception, *, seconds: float) -> Result:
     """What becomes of a sample after an exception: kept as it is where the data or the memory are to blame."""
     if isinstance(error, DataError):
-        reason = error.reason if isinstance(error, ImageError) else "unreadable"
+        reason = error.reason if isinstance(error, ImageError) else Reason.UNREADABLE
         return Finished(sample, stay_coarse(sample, reason=reason, error=str(error)), seconds)
-    if _out_of_memory(error):
+    if is_out_of_memory(error):
         sentence = (
-            f"{sample.image}: out of memory with this image alone; lower the image batch or the prompt batch, "
-            f"then run again with --resume."
+            f"{sample.image}: out of memory with a single view and a single region of this image; run again with "
+            "--resume on a device with more memory, or with --device cpu."
         )
-        return Finished(sample, stay_coarse(sample, reason="out-of-memory", error=sentence), seconds)
+        return Finished(sample, stay_coarse(sample, reason=Reason.OUT_OF_MEMORY, error=sentence), seconds)
     return Crashed(sample, error)
-
-
-def _out_of_memory(error: Exception) -> bool:
-    """Python's, NumPy's, torch's on a device, or torch's on the CPU, which has no class of its own."""
-    return (
-        isinstance(error, MemoryError)
-        or any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__)
-        or "DefaultCPUAllocator" in str(error)
-    )
 
 
 # --- queues --------------------------------------------------------------------------------------------------------
 
 
 Share: TypeAlias = Callable[[Sample], float]
-"""Which part of a queue a sample fills."""
+"""The fraction of a queue that a sample fills."""
 
 
 def _share(*, count: int) -> Share:
@@ -255,8 +280,8 @@ def _ahead(
 
 def _behind(
     pool: ThreadPoolExecutor,
-    finish: Callable[[_Answered[P, S] | Result], Result],
-    works: Iterable[_Answered[P, S] | Result],
+    finish: Callable[[_Answered[P] | Result], Result],
+    works: Iterable[_Answered[P] | Result],
     *,
     share: Share,
 ) -> Iterator[Result]:
@@ -268,18 +293,3 @@ def _behind(
             yield queue.take()
     while queue:
         yield queue.take()
-
-
-def _groups(works: Iterable[_Ready[P] | Result], *, batch: int, share: Share) -> Iterator[list[_Ready[P] | Result]]:
-    """Neighbours, until they have `batch` views between them, are as many samples, or fill a queue."""
-    group: list[_Ready[P] | Result] = []
-    views, load = 0, 0.0
-    for work in works:
-        group.append(work)
-        views += len(work.prepared) if isinstance(work, _Ready) else 0
-        load += share(work.sample)
-        if views >= batch or len(group) >= batch or load >= 1:
-            yield group
-            group, views, load = [], 0, 0.0
-    if group:
-        yield group

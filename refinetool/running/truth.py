@@ -5,10 +5,7 @@ from dataclasses import replace
 
 from refinetool.errors import DataError, UsageError
 from refinetool.formats.joining import joined
-from refinetool.records import Region, Sample
-
-NO_TRUTH = "no-truth"
-"""Why a region is kept as it is that has no ground truth, where that is needed."""
+from refinetool.records import Reason, Region, Sample
 
 
 def with_truth(samples: Iterable[Sample], truths: Iterable[Sample]) -> Iterator[Sample]:
@@ -40,4 +37,4 @@ def with_truth(samples: Iterable[Sample], truths: Iterable[Sample]) -> Iterator[
 def _informed(region: Region, informed: Region) -> Region:
     if informed.truth is not None or region.keep is not None:
         return informed
-    return replace(region, keep=NO_TRUTH)
+    return replace(region, keep=Reason.NO_TRUTH)

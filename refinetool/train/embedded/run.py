@@ -5,16 +5,12 @@ with more steps before the fall begins. The moving average of the weights is wha
 """
 
 import copy
-import signal
-import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
-from types import FrameType
 
 import torch
 from PIL import Image
@@ -23,6 +19,7 @@ from refinetool.backends.models import misfit, read_state
 from refinetool.errors import DataError, Interrupted, UsageError, WeightsError
 from refinetool.formats.storage import new_file
 from refinetool.modules.embedded import DETAIL_PREFIX
+from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.settings import PackSettings, TrainSettings
 from refinetool.train.data.examples import Example
 from refinetool.train.data.pack import Pack, packed
@@ -169,7 +166,7 @@ class _Run:
         log = MetricsLog(self.output / METRICS_FILE, step=first.step)
         began, measuring = time.monotonic(), 0.0
         reports_every = 1 if self.device == "cpu" else GPU_REPORTS_EVERY
-        with stop_on_interrupt() as stop, drawing_thread(self.device) as thread:
+        with stop_on_interrupt(after="the step is taken") as stop, drawing_thread(self.device) as thread:
             coming = thread.submit(self._draw, first.step + 1)
             while not self.over:
                 step = self.position.step + 1
@@ -260,23 +257,3 @@ def drawing_thread(device: str) -> ThreadPoolExecutor:
     if device == "cpu":
         return ThreadPoolExecutor(1, "examples", initializer=torch.set_num_threads, initargs=(1,))
     return ThreadPoolExecutor(1, "examples")
-
-
-@contextmanager
-def stop_on_interrupt() -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising; a second one raises at once. Only in the main thread."""
-    stop = threading.Event()
-    ours = threading.current_thread() is threading.main_thread()
-    if not ours or signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
-        yield stop
-        return
-
-    def first(_signal: int, _frame: FrameType | None) -> None:
-        stop.set()
-        signal.signal(signal.SIGINT, before)
-
-    before = signal.signal(signal.SIGINT, first)
-    try:
-        yield stop
-    finally:
-        signal.signal(signal.SIGINT, before)

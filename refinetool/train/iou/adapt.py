@@ -9,7 +9,6 @@ import zlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from importlib.metadata import version
 from pathlib import Path
 from time import perf_counter
 from typing import TypeAlias
@@ -18,13 +17,15 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refinetool.backends.models import load_backend, pick_device, pick_precision
+from refinetool.backends.models import load_backend
+from refinetool.backends.names import EMBEDDED
 from refinetool.backends.square import SquareBackend
 from refinetool.errors import DataError, Interrupted, UsageError
 from refinetool.formats import open_dataset
 from refinetool.formats.storage import new_file, refuse_overlap
 from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, serialise
 from refinetool.records import FloatArray, IntArray, Sample
+from refinetool.running.identity import job_identity
 from refinetool.settings import ADAPT_RECIPES, AdaptSettings, JobSettings, RefineSettings
 from refinetool.train.iou.features import (
     ALL,
@@ -40,10 +41,6 @@ from refinetool.train.iou.features import (
 )
 
 JOB, REFINE = JobSettings(), RefineSettings()
-PACKAGES = ("refinetool", "torch", "numpy", "opencv-python-headless", "pillow")
-"""Whose version may decide a feature."""
-MEMORY_BOUNDS = ("image_batch", "prompt_batch", "max_pixels")
-
 SINGLE_NAME = "single"
 
 Read: TypeAlias = Callable[[str], Features]
@@ -133,7 +130,7 @@ def adapt_iou(
         overwrite: replace the output if it exists.
         keep: write the adapter even where it does not help.
         keep_features: leave the features in any case.
-        images, model, checkpoint, device, precision, format, sizes, threads: as for `runners.refine_dataset`.
+        images, model, checkpoint, device, precision, format, sizes, threads: as for `running.run.refine_dataset`.
         on_progress: called after each image, with how many are done and their total.
 
     Raises:
@@ -153,17 +150,16 @@ def adapt_iou(
         format=format,
         sizes=None if sizes is None else Path(sizes),
     )
-    backend = load_backend(model, checkpoint=checkpoint, device=device, precision=precision)
-    place = pick_device(device)
-    job = {
-        "versions": {package: version(package) for package in PACKAGES},
-        "model": model,
-        "fingerprint": backend.fingerprint,
-        "device": place.partition(":")[0],
-        "precision": pick_precision(precision, place),
-        "format": dataset.format,
-        "settings": {name: value for name, value in asdict(settings).items() if name not in MEMORY_BOUNDS},
-    }
+    backend = load_backend(
+        model,
+        checkpoint=checkpoint,
+        device=device,
+        precision=precision,
+        image_batch=settings.image_batch,
+        prompt_batch=settings.prompt_batch,
+    )
+    settings = settings.resolved(backend.defaults)
+    job = job_identity(backend, settings, model=model, device=device, precision=precision, format=dataset.format)
     started = perf_counter()
     with FeatureFile(kept_at, job=job, fresh=fresh) as cache:
         try:
@@ -215,7 +211,7 @@ def adapt_iou(
 
 def recipe_for(model: str) -> AdaptSettings:
     """The recipe that suits a model: the paper's, and for the embedded model, which that does not move, ours."""
-    return ADAPT_RECIPES["single" if model == JOB.model else "paper"]
+    return ADAPT_RECIPES["single" if model == EMBEDDED else "paper"]
 
 
 # --- training

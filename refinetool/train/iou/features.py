@@ -17,21 +17,21 @@ from typing import Any, Self
 import numpy as np
 
 from refinetool.backends.square import SquareBackend
+from refinetool.candidates import Job
 from refinetool.errors import DataError
-from refinetool.parts import Job
 from refinetool.prompts import expand_boxes
-from refinetool.records import ABSENT, FloatArray, Prompts, Sample
+from refinetool.records import FloatArray, Prompts, Sample
 from refinetool.refine import Prepared, Refiner
 from refinetool.running.ahead import map_ahead
 from refinetool.running.journal import digest_of
 from refinetool.running.lines import JobLines, Kind, Place, holds_lines
+from refinetool.running.summary import ERRORS_TOLD
 from refinetool.settings import RefineSettings
 
 POINT, BOX, ALL = QUESTIONS = ("point", "box", "all")
 SINGLE = (0, 1)
 """Rows of QUESTIONS that are single prompts."""
 FEATURES = Kind("refinetool_iou_features", "file of features")
-ERRORS_TOLD = 10
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -119,18 +119,14 @@ def answers(backend: SquareBackend, jobs: Sequence[Job], *, settings: RefineSett
     layer = backend.score_layer
     inputs = [np.zeros((0, len(QUESTIONS), layer.in_features), np.float32)]
     overlaps = [np.zeros((0, len(QUESTIONS), layer.out_features - 1), np.float32)]
-    for first in range(0, len(jobs), settings.image_batch):
-        group = jobs[first : first + settings.image_batch]
-        for job, embedding in zip(group, backend.embed([job.pixels for job in group]), strict=True):
-            for start in range(0, len(job.parts), settings.prompt_batch):
-                rows = slice(start, start + settings.prompt_batch)
-                coarse, prompts = job.coarse[rows], job.prompts.take(rows)
-                if settings.prompts.box == "elastic":
-                    similarity = embedding.similarity(coarse)
-                    prompts = expand_boxes(prompts, coarse, similarity, settings=settings.prompts)
-                asked = [backend.predict_tokens(embedding, question) for question in questions(prompts)]
-                inputs.append(np.stack([answer.features.cpu().numpy() for answer in asked], axis=1))
-                overlaps.append(np.stack([answer.tokens.overlap(coarse)[:, 1:] for answer in asked], axis=1))
+    for job, embedding in zip(jobs, backend.embed([job.pixels for job in jobs]), strict=True):
+        prompts = job.prompts
+        if settings.prompts.box == "elastic":
+            similarity = embedding.similarity(job.coarse)
+            prompts = expand_boxes(prompts, job.coarse, similarity, settings=settings.prompts)
+        asked = [backend.predict_tokens(embedding, question) for question in questions(prompts)]
+        inputs.append(np.stack([answer.features.cpu().numpy() for answer in asked], axis=1))
+        overlaps.append(np.stack([answer.tokens.overlap(job.coarse)[:, 1:] for answer in asked], axis=1))
     return Features(np.concatenate(inputs), np.concatenate(overlaps))
 
 
@@ -139,10 +135,9 @@ def questions(prompts: Prompts) -> tuple[Prompts, Prompts, Prompts]:
 
     They are what `refine` asks with all other prompts switched off; the layout of the tokens is then the same.
     """
-    absent = np.full_like(prompts.labels, ABSENT)
     return (
         Prompts(prompts.points, prompts.labels, None, None),
-        Prompts(prompts.points, absent, prompts.boxes, None),
+        Prompts(prompts.points[:, :0], prompts.labels[:, :0], prompts.boxes, None),
         prompts,
     )
 

@@ -1,0 +1,122 @@
+"""How far a run is and what it did, as counts of outcomes."""
+
+import time
+from collections import Counter
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from refinetool.records import Outcome, Reason
+
+ERRORS_TOLD = 10
+"""How many sentences about failed images a summary holds."""
+
+
+@dataclass(frozen=True, slots=True)
+class Progress:
+    """How far a run is. Counts include images taken over from an earlier run, the rate does not."""
+
+    done: int
+    total: int
+    reused: int
+    masks: int
+    refined: int
+    kept: int
+    failed: int
+    """Images kept as they are because of an error."""
+    images_per_second: float
+    seconds_left: float | None
+    """None as long as there is no rate."""
+
+
+@dataclass(frozen=True, slots=True)
+class Summary:
+    """What a run did. Counts cover the whole output, the time only this run."""
+
+    images: int
+    masks: int
+    refined: int
+    kept: Mapping[Reason, int]
+    """Masks that stay coarse, by reason."""
+    failed: int
+    """Images kept as they are because of an error."""
+    errors: tuple[str, ...]
+    """Sentences about the first of them."""
+    mean_change: float | None
+    """Mean of 1 - IoU(refined, coarse) over the refined masks, None without any."""
+    reused: int
+    """Images taken over from an earlier run."""
+    redone: int
+    """Images an earlier run had been through with other settings, another input, or an error."""
+    seconds: float
+    images_per_second: float
+    output: Path | None = None
+    """What was written, None where nothing was."""
+    journal: Path | None = None
+    """Left beside the output for the next run with `resume`: some images failed, or were not asked for."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the output."""
+
+
+@dataclass(slots=True)
+class Tally:
+    """Counts the outcomes of a run."""
+
+    total: int
+    started: float = field(default_factory=time.perf_counter)
+    images: int = 0
+    masks: int = 0
+    refined: int = 0
+    kept: Counter[Reason] = field(default_factory=Counter)
+    failed: int = 0
+    errors: list[str] = field(default_factory=list)
+    change: float = 0.0
+    changed: int = 0
+    ran: int = 0
+    reused: int = 0
+    redone: int = 0
+
+    def count(self, outcome: Outcome) -> None:
+        self.images += 1
+        self.masks += len(outcome.annotations)
+        for annotation in outcome.annotations:
+            if annotation.reason is not None:
+                self.kept[annotation.reason] += 1
+                continue
+            self.refined += 1
+            if annotation.coarse_iou is not None:
+                self.change += 1 - annotation.coarse_iou
+                self.changed += 1
+        if outcome.error is not None:
+            self.failed += 1
+            self.errors.extend([outcome.error][: ERRORS_TOLD - len(self.errors)])
+
+    def progress(self) -> Progress:
+        rate = self.ran / (time.perf_counter() - self.started)
+        return Progress(
+            done=self.images,
+            total=self.total,
+            reused=self.reused,
+            masks=self.masks,
+            refined=self.refined,
+            kept=self.masks - self.refined,
+            failed=self.failed,
+            images_per_second=rate,
+            seconds_left=(self.total - self.images) / rate if rate else None,
+        )
+
+    def summary(self) -> Summary:
+        seconds = time.perf_counter() - self.started
+        return Summary(
+            images=self.images,
+            masks=self.masks,
+            refined=self.refined,
+            kept=dict(sorted(self.kept.items())),
+            failed=self.failed,
+            errors=tuple(self.errors),
+            mean_change=self.change / self.changed if self.changed else None,
+            reused=self.reused,
+            redone=self.redone,
+            seconds=seconds,
+            images_per_second=self.ran / seconds,
+        )
