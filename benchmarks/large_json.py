@@ -23,7 +23,7 @@ from pycocotools.coco import COCO
 import refinetool.formats.coco  # noqa: F401 - so that no way has imports in its time
 from refinetool import masks
 from refinetool.formats import open_dataset
-from refinetool.records import REFINED, Annotation, Outcome
+from refinetool.records import Annotation, Outcome
 
 HEIGHT, WIDTH = 480, 640
 ANNOTATIONS_PER_IMAGE = 7.3
@@ -110,7 +110,7 @@ def write_some_changed(path: Path) -> None:
     """Every mask of every tenth image replaced by one of its own shape: outlines, areas, boxes."""
     dataset = open_dataset(path)
     refined = {
-        sample.key: Outcome(sample.key, tuple(Annotation(region.mask, REFINED) for region in sample.regions))
+        sample.key: Outcome(sample.key, tuple(Annotation(region.mask, None) for region in sample.regions))
         for sample in dataset.samples()
         if sample.key.endswith("0")
     }

@@ -70,13 +70,12 @@ def main() -> None:
             prompts,
             jobs,
             selection="single",
-            prompt_batch=settings.prompt_batch,
             with_logits=True,
-            with_offer=False,
+            with_candidates=False,
         )
         mark("decode")
         refiner.finish(prepared, answers)
-        mark("snap, trust, guard, run lengths")
+        mark("snap, guard, run lengths")
         for (_, start), (name, end) in pairwise(marks):
             spent[name].append(1000 * (end - start))
         spent["all"].append(1000 * (marks[-1][1] - marks[0][1]))

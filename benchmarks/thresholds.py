@@ -1,6 +1,6 @@
-"""What other thresholds of guard, trust and snap would have done: the tables of the design notes.
+"""What other thresholds of guard and snap would have done: the tables of the design notes.
 
-    python benchmarks/thresholds.py DATA --pictures 8 --guard 0.1 0.2 0.3 --margin 0 0.5 1 --radius 0 0.1
+    python benchmarks/thresholds.py DATA --pictures 8 --guard 0.1 0.2 0.3 --radius 0 0.1
 
 DATA is a folder of data folders with val lists, as for `methods.py`, which makes the same objects and coarse masks.
 Every mask is asked about once; then one setting after the other judges the same answers.
@@ -37,8 +37,6 @@ def variants(arguments: argparse.Namespace) -> dict[str, RefineSettings]:
         found[f"expected gain {gain:g}"] = replace(plain, guard=replace(plain.guard, min_expected_gain=gain))
     for score in arguments.score:
         found[f"predicted IoU {score:g}"] = replace(plain, guard=replace(plain.guard, min_predicted_iou=score))
-    for margin in arguments.margin:
-        found[f"margin {margin:g}"] = replace(plain, trust=replace(plain.trust, margin=margin))
     for radius in arguments.radius:
         snap = SnapSettings(mode="guided", radius=radius) if radius else SnapSettings(mode="none")
         found[f"snap radius {radius:g}"] = replace(plain, snap=snap)
@@ -95,7 +93,6 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8, help="per val list")
     parser.add_argument("--guard", nargs="*", type=float, default=[], help="least expected gains")
     parser.add_argument("--score", nargs="*", type=float, default=[], help="least predicted IoUs")
-    parser.add_argument("--margin", nargs="*", type=float, default=[], help="margins of trust, in logits")
     parser.add_argument("--radius", nargs="*", type=float, default=[], help="radii of the snapping filter; 0: none")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--checkpoint")
@@ -118,7 +115,7 @@ def main() -> None:
             )
             for sample in with_truth(coarse.samples(), truth.samples()):
                 prepared = model.prepare(sample)
-                (answers,) = model.segment([prepared])
+                answers = model.segment(prepared.jobs)
                 for name, one in settings.items():
                     outcome = Refiner(model.backend, one).finish(prepared, answers)
                     rows[name].setdefault(job.suite, []).extend(figures(sample, outcome))

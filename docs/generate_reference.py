@@ -20,6 +20,7 @@ from typer.models import ArgumentInfo, OptionInfo
 from refinetool import cli, settings
 from refinetool.backends.models import MODELS
 from refinetool.backends.weights import PUBLISHED
+from refinetool.cli.options import SETTINGS
 
 REFERENCE = Path(__file__).parent / "reference"
 NOTICE = "<!-- Written by docs/generate_reference.py: change the code that it reads, not this page. -->"
@@ -247,10 +248,9 @@ def setting_options() -> Mapping[tuple[str, str], Parameter]:
     defaults = settings.RefineSettings()
     classes = {"": "RefineSettings"} | {name: type(value).__name__ for name, value in _attributes(defaults)}
     found = {}
-    for path, variables in changes_of_refine():
-        group, _, name = path.rpartition(".")
-        taken = next(variable for variable in variables if variable in options["refine",])
-        found[classes[group], name] = options["refine",][taken]
+    for setting in SETTINGS:
+        group, _, name = setting.path.rpartition(".")
+        found[classes[group], name] = options["refine",][setting.variable]
     for owner, words in OPTIONS_OF.items():
         for field in fields(owner):
             if field.name in options[words]:
@@ -261,17 +261,6 @@ def setting_options() -> Mapping[tuple[str, str], Parameter]:
 def _attributes(record: settings.RefineSettings) -> Iterator[tuple[str, object]]:
     for field in fields(record):
         yield field.name, getattr(record, field.name)
-
-
-def changes_of_refine() -> Iterator[tuple[str, list[str]]]:
-    """What `cli.refine` gives to `options.changed`: settings (`view.mode`), and the names their values come from."""
-    for node in ast.walk(ast.parse(inspect.getsource(cli.refine))):
-        match node:
-            case ast.Call(func=ast.Attribute(attr="changed"), args=[_, ast.Dict(keys=keys, values=values)]):
-                for key, value in zip(keys, values, strict=True):
-                    assert key is not None
-                    names = [name.id for name in ast.walk(value) if isinstance(name, ast.Name)]
-                    yield ast.literal_eval(key), names
 
 
 def differences(one: Mapping[str, Any], other: Mapping[str, Any], group: str = "") -> Iterator[tuple[str, Any, Any]]:
@@ -289,8 +278,7 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], group: str = "
 def models_page() -> str:
     """The table of models, and the published files."""
     models = [
-        [code(model.name), model.about, model.view, model.selection, model.snap, model.trust, _size(model.name)]
-        for model in MODELS.values()
+        [code(model.name), model.about, *_defaults(model.defaults), _size(model.name)] for model in MODELS.values()
     ]
     files = [
         [code(weights.model), weights.url, f"{weights.size:,}", code(weights.sha256), weights.origin]
@@ -299,9 +287,14 @@ def models_page() -> str:
     return page(
         [
             "# Models",
-            "The names that `--model` takes. View, selection, snap and trust are what `auto` means for a model: "
-            "[tuning](../how-to/tuning.md). Which one to take: [choosing a model](../how-to/choosing-a-model.md).",
-            table(["name", "what", "view", "selection", "snap", "trust", "weights"], models),
+            "The names that `--model` takes. View, selection and snap are what `auto` means for a model, and the two "
+            "thresholds what the [guard](../design/guard.md) takes where none is given; a dash means that none was "
+            "measured, so that none holds. What to turn when: [tuning](../how-to/tuning.md). Which one to take: "
+            "[choosing a model](../how-to/choosing-a-model.md).",
+            table(
+                ["name", "what", "view", "selection", "snap", "predicted IoU", "expected gain", "weights"],
+                models,
+            ),
             "## Published files",
             "Sizes are in bytes. No publisher prints a SHA-256 beside the download. The sums marked `publisher` are "
             "recorded for the file by the publisher's own repository on the model hub; those marked `agreed` are "
@@ -310,6 +303,12 @@ def models_page() -> str:
             table(["name", "address", "size", "sha256", "who vouches for it"], files),
         ]
     )
+
+
+def _defaults(defaults: settings.ModelDefaults) -> list[str]:
+    thresholds = (defaults.min_predicted_iou, defaults.min_expected_gain)
+    bounds = ["-" if bound == settings.UNBOUNDED else f"{bound:g}" for bound in thresholds]
+    return [defaults.view, defaults.selection, defaults.snap, *bounds]
 
 
 def _size(model: str) -> str:

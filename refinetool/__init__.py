@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING
 from refinetool.settings import JobSettings, RefineSettings
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from refinetool.refine import Refiner
     from refinetool.running.run import refine_dataset
 
@@ -31,6 +33,7 @@ def load(
     device: str = _JOB.device,
     precision: str = _JOB.precision,
     settings: RefineSettings = _REFINE,
+    iou_adapter: "Path | str | None" = None,
 ) -> "Refiner":
     """A refiner for images in memory: see `Refiner.refine_image`.
 
@@ -40,14 +43,24 @@ def load(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
         settings: How to refine.
+        iou_adapter: What `refinetool adapt-iou` made for this model, or None.
 
     Raises:
         UsageError: There is no such model, device or precision.
-        WeightsError: The weights are missing, or not the published ones.
+        WeightsError: The weights are missing, or not the published ones; the adapter is for another model.
     """
+    from pathlib import Path
+
     from refinetool.refine import load_refiner
 
-    return load_refiner(model, checkpoint=checkpoint, device=device, precision=precision, settings=settings)
+    return load_refiner(
+        model,
+        checkpoint=checkpoint,
+        device=device,
+        precision=precision,
+        settings=settings,
+        iou_adapter=None if iou_adapter is None else Path(iou_adapter),
+    )
 
 
 def __getattr__(name: str) -> object:

@@ -16,7 +16,7 @@ Anything else that reaches the user is a bug and keeps its traceback.
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from refinetool.records import Reason
+    from refinetool.statuses import Reason
 
 
 class RefinetoolError(Exception):

@@ -12,7 +12,8 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from refinetool.errors import ImageError
-from refinetool.records import ImageArray, Reason, Size
+from refinetool.records import ImageArray, Size
+from refinetool.statuses import Reason
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA")
 """Raster formats. Pillow's others are not for photographs, and some start external programs."""

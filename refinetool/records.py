@@ -7,12 +7,13 @@ Frame: pixels of the original image (or of the view cut from it), x right, y dow
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from enum import StrEnum
 from pathlib import Path
 from typing import Literal, TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
+
+from refinetool.statuses import Reason
 
 BoolArray: TypeAlias = NDArray[np.bool_]
 FloatArray: TypeAlias = NDArray[np.float32]
@@ -31,29 +32,6 @@ FOREGROUND, BACKGROUND, ABSENT = 1, 0, -1
 Layout: TypeAlias = Literal["instances", "indexed", "semantic"]
 """How the regions of a sample relate: `instances` may overlap; `indexed` ones share one map, so they may not;
 `semantic` ones share a map and are classes, so each is split into parts before it is refined."""
-
-
-class Reason(StrEnum):
-    """Why a region keeps its coarse mask: what stands behind the colon of the status `kept:<reason>`."""
-
-    CROWD = "crowd"
-    CROWDED_OUT = "crowded-out"
-    DRIFT = "drift"
-    DRY_RUN = "dry-run"
-    EMPTY = "empty"
-    EMPTY_RESULT = "empty-result"
-    IMAGE_MISSING = "image-missing"
-    IMAGE_TOO_LARGE = "image-too-large"
-    IMAGE_UNREADABLE = "image-unreadable"
-    LOW_SCORE = "low-score"
-    NO_GAIN = "no-gain"
-    NO_TRUTH = "no-truth"
-    OUT_OF_MEMORY = "out-of-memory"
-    SIZE_MISMATCH = "size-mismatch"
-    TOO_SMALL = "too-small"
-    UNCHANGED = "unchanged"
-    UNREADABLE = "unreadable"
-    UNREADABLE_MASK = "unreadable-mask"
 
 
 @dataclass(frozen=True, slots=True)

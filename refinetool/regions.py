@@ -17,20 +17,9 @@ from numpy.typing import NDArray
 from refinetool import masks
 from refinetool.masks import bounding_box, components
 from refinetool.prompts import tight_box
-from refinetool.records import (
-    Annotation,
-    BoolArray,
-    Box,
-    Candidates,
-    IntArray,
-    Outcome,
-    Reason,
-    Region,
-    Rle,
-    Sample,
-    Size,
-)
+from refinetool.records import Annotation, BoolArray, Box, Candidates, IntArray, Outcome, Region, Rle, Sample, Size
 from refinetool.settings import SplitSettings
+from refinetool.statuses import Reason
 
 LabelMap: TypeAlias = NDArray[np.int32]
 """int32 (H, W): the index of the region that owns each pixel."""

@@ -5,7 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
-from refinetool.running.run import Summary
+from refinetool.running.summary import Summary
+from refinetool.statuses import Reason
 
 HEIGHT, WIDTH = 60, 80
 
@@ -27,7 +28,7 @@ def a_summary(**changes: Any) -> Summary:
         "images": 4,
         "masks": 10,
         "refined": 7,
-        "kept": {"drift": 2, "something-new": 1},
+        "kept": {Reason.DRIFT: 2, Reason.UNCHANGED: 1},
         "failed": 0,
         "errors": (),
         "mean_change": 0.123,

@@ -12,6 +12,7 @@ from PIL import Image
 
 from refinetool import cli
 from refinetool.refine import Refiner
+from refinetool.running import identity
 from refinetool.running import run as runners
 from refinetool.settings import RefineSettings
 
@@ -24,8 +25,8 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         return Refiner(BrightBackend(), settings)
 
     monkeypatch.setattr(runners, "load_refiner", load_refiner)
-    monkeypatch.setattr(runners, "pick_device", lambda _: "cpu")
-    monkeypatch.setattr(runners, "pick_precision", lambda *_: "fp32")
+    monkeypatch.setattr(identity, "pick_device", lambda _: "cpu")
+    monkeypatch.setattr(identity, "pick_precision", lambda *_: "fp32")
 
     def run(*arguments: object) -> Said:
         capsys.readouterr()

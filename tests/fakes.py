@@ -1,16 +1,17 @@
 """A segmentation model without a network: whatever is bright near the prompt's box is the object."""
 
 from collections.abc import Sequence
-from dataclasses import dataclass
-from typing import Literal
+from dataclasses import dataclass, field
 
 import numpy as np
 
-from refinetool.backends import Embedding, Prediction, Selection
+from refinetool.backends import Embedding, Prediction
 from refinetool.masks import iou
 from refinetool.records import BoolArray, FloatArray, ImageArray, IntArray, Prompts, Size
+from refinetool.settings import ModelDefaults
 
 BRIGHT = 128
+CAUTIOUS = ModelDefaults(min_predicted_iou=0.76, min_expected_gain=0.2)
 
 
 @dataclass(frozen=True)
@@ -64,10 +65,8 @@ class BrightBackend:
     """A backend whose answers are known: `score` is what it predicts as IoU."""
 
     name: str = "bright"
-    view: Literal["frame", "crop"] = "frame"
-    selection: Selection = "predicted"
-    snap: Literal["none", "guided"] = "none"
-    trust: Literal["none", "outline"] = "none"
+    defaults: ModelDefaults = field(default_factory=lambda: CAUTIOUS)
+    views_at_once: int = 8
     fingerprint: str = "0" * 64
     score: float = 0.9
 

@@ -67,7 +67,7 @@ def test_scores_equal_refining_row_by_row(sample: Sample) -> None:
     for row, score in zip(rows, scores, strict=True):
         refiner = Refiner(BrightBackend(), row.settings)
         prepared = refiner.prepare(sample)
-        outcome = refiner.finish(prepared, refiner.segment([prepared])[0])
+        outcome = refiner.finish(prepared, refiner.segment(prepared.jobs))
         found = [masks.decode(one.mask) for one in outcome.annotations if one.mask is not None]
         assert score.objects == 2
         assert score.iou == pytest.approx(np.mean([masks.iou(f, t) for f, t in zip(found, TRUTHS, strict=True)]))

@@ -90,22 +90,17 @@ def literals_of(hint: object) -> set[tuple[object, ...]]:
     return {choices for inner in get_args(hint) for choices in literals_of(inner)}
 
 
-@pytest.mark.parametrize(
-    ("option", "group", "setting"),
-    [
-        (options.View, "view", "mode"),
-        (options.Selection, None, "selection"),
-        (options.Snap, "snap", "mode"),
-        (options.SplitRule, "split", "rule"),
-        (options.Point, "prompts", "point"),
-        (options.BoxKind, "prompts", "box"),
-        (options.GaussianShape, "prompts", "gaussian_shape"),
-        (options.GaussianBackground, "prompts", "gaussian_background"),
-    ],
-)
-def test_choices_are_those_of_the_settings(option: object, group: str | None, setting: str) -> None:
-    owner: type = RefineSettings if group is None else type(getattr(RefineSettings(), group))
-    assert literals_of(option) == literals_of(get_type_hints(owner)[setting])
+def test_every_option_of_a_setting_is_tried_here() -> None:
+    assert {setting.flag for setting in options.SETTINGS} == {arguments.split()[0] for arguments, _, _ in SETTINGS}
+    assert len({setting.variable for setting in options.SETTINGS}) == len(options.SETTINGS)
+    assert {setting.path for setting in options.SETTINGS} <= flat(RefineSettings()).keys()
+
+
+def test_a_setting_that_takes_words_refuses_others(command: Command, passed_on: dict[str, Any]) -> None:
+    said = command("refine", "masks.json", "--view", "sideways")
+    assert said.code == 2
+    assert "crop" in said.err
+    assert passed_on == {}
 
 
 def test_other_choices_are_those_of_the_library() -> None:
@@ -182,13 +177,13 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--view crop", "view.mode", "crop"),
     ("--view-margin 0.1", "view.margin", 0.1),
     ("--snap guided", "snap.mode", "guided"),
-    ("--trust outline", "trust.mode", "outline"),
     ("--split-rule paper", "split.rule", "paper"),
     ("--split-rule off", "split.rule", "off"),
     ("--grid-points 8", "grid.points_per_side", 8),
     ("--grid-min-iou 0.5", "grid.min_predicted_iou", 0.5),
     ("--grid-min-stability 0.8", "grid.min_stability", 0.8),
     ("--min-predicted-iou 0.9", "guard.min_predicted_iou", 0.9),
+    ("--min-expected-gain 0.3", "guard.min_expected_gain", 0.3),
     ("--min-coarse-iou 0.8", "guard.min_coarse_iou", 0.8),
     ("--max-area-ratio 2", "guard.max_area_ratio", 2.0),
     ("--point box-center", "prompts.point", "box-center"),

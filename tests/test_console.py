@@ -12,7 +12,8 @@ from rich.console import Console
 
 from refinetool.cli import console
 from refinetool.running import run as runners
-from refinetool.running.run import Progress
+from refinetool.running.summary import Progress
+from refinetool.statuses import Reason
 
 
 def progress(done: int, **changes: Any) -> Progress:
@@ -73,7 +74,7 @@ def test_a_summary_in_words(command: Command, monkeypatch: pytest.MonkeyPatch) -
     assert lines == [
         "7 of 10 masks refined (70%), mean change 12.3 % (1 - IoU)",
         "  2 kept coarse: the refined mask drifted too far from it",
-        "  1 kept coarse: something-new",
+        "  1 kept coarse: the new mask is the same",
         "4 images, 1 of them taken over from an earlier run, 1:40 (0.03 images/s)",
         "2 polygons became RLE",
         "not all images are done: --resume goes on from out.json.journal.jsonl",
@@ -81,8 +82,12 @@ def test_a_summary_in_words(command: Command, monkeypatch: pytest.MonkeyPatch) -
     ]
 
 
+def test_every_reason_has_words() -> None:
+    assert set(console.REASONS) == set(Reason)
+
+
 def test_markup_in_names_is_not_obeyed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    summary = a_summary(kept={"[bold]odd[/bold]": 1}, output=Path("[red]x[/red].json"))
+    summary = a_summary(notes=("[bold]odd[/bold]",), output=Path("[red]x[/red].json"))
     monkeypatch.setattr(runners, "refine_dataset", lambda *_, **__: summary)
     said = command("refine", "x.json")
     assert "[bold]odd[/bold]" in said.out

@@ -18,14 +18,15 @@ import pytest
 import typer
 from commands import Command
 from fakes import BrightBackend
+from packaging.requirements import Requirement
 from PIL import Image
 
 from refinetool import cli, refine
 from refinetool.backends import models
-from refinetool.cli import console
 from refinetool.refine import Refiner, load_refiner
 from refinetool.running import run as runners
 from refinetool.settings import RefineSettings
+from refinetool.statuses import Reason
 
 ROOT = Path(__file__).parent.parent
 DOCS = ROOT / "docs"
@@ -189,40 +190,11 @@ def sources() -> list[ast.Module]:
     return [ast.parse(path.read_text()) for path in (ROOT / "refinetool").rglob("*.py")]
 
 
-def test_every_reason_in_the_code_is_documented() -> None:
+def test_every_reason_is_documented() -> None:
     documented = set(
         re.findall(r"^\| `kept:([a-z-]+)`", (DOCS / "reference" / "statuses.md").read_text(), re.MULTILINE)
     )
-    assert documented == set(reasons())
-    assert set(console.REASONS) <= documented
-
-
-def reasons() -> Iterator[str]:
-    """Words that stand for a reason in the code: given, assigned or compared under the names `reason` and `keep`, or
-    constants of the modules that make statuses."""
-    for tree in sources():
-        for node in ast.walk(tree):
-            match node:
-                case ast.keyword(arg="reason" | "keep", value=value):
-                    yield from strings(value)
-                case ast.Assign(targets=[ast.Name(id="reason" | "keep")], value=value):
-                    yield from strings(value)
-    for name in ("guard.py", "outcomes.py", "ground_truth.py", "formats/coco_masks.py"):
-        for statement in ast.parse((ROOT / "refinetool" / name).read_text()).body:
-            if isinstance(statement, ast.Assign):
-                yield from (word for word in strings(statement.value) if re.fullmatch(r"[a-z]+(-[a-z]+)*", word))
-
-
-def strings(node: ast.expr) -> list[str]:
-    """The alternatives of an expression that are written out; a test between them does not count."""
-    match node:
-        case ast.Constant(value=str(text)):
-            return [text]
-        case ast.IfExp(body=one, orelse=other):
-            return strings(one) + strings(other)
-        case ast.Tuple(elts=elements):
-            return [text for element in elements for text in strings(element)]
-    return []
+    assert documented == set(Reason)
 
 
 def test_the_messages_explained_are_those_of_the_code() -> None:
@@ -252,6 +224,16 @@ def test_every_dependency_has_its_reason() -> None:
     required = {re.split(r"[<>=~! ]", dependency)[0] for dependency in project["dependencies"]}
     table = re.findall(r"^\| (`.+?`) \| ", (DOCS / "design" / "dependencies.md").read_text(), re.MULTILINE)
     assert {name for cell in table for name in re.findall("`(.+?)`", cell)} == required
+
+
+def test_the_lock_holds_every_dependency_at_a_version_that_is_allowed() -> None:
+    """Not that it is the newest: what a registry offers changes from day to day."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    pinned = dict(re.findall(r"^([\w.-]+)==([^ ]+) ", (ROOT / "requirements.lock").read_text(), re.MULTILINE))
+    wanted = [Requirement(text) for text in (*project["project"]["dependencies"], *project["dependency-groups"]["dev"])]
+    assert len(pinned) > len(wanted)
+    for requirement in wanted:
+        assert requirement.specifier.contains(pinned[requirement.name]), requirement
 
 
 def test_the_layers_are_those_that_are_checked() -> None:

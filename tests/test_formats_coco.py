@@ -19,7 +19,8 @@ from pycocotools.coco import COCO
 from refinetool import masks
 from refinetool.errors import DataError, StorageError, UsageError
 from refinetool.formats import Dataset, coco_index, open_dataset
-from refinetool.records import REFINED, Annotation, BoolArray, Outcome, kept
+from refinetool.records import Annotation, BoolArray, Outcome
+from refinetool.statuses import Reason
 
 HEIGHT, WIDTH = 12, 16
 RING = [2, 2, 9, 2, 9, 8, 2, 8]
@@ -75,9 +76,9 @@ def outcomes(dataset: Dataset, refined: Mapping[int, BoolArray]) -> Callable[[st
     found = {}
     for sample in dataset.samples():
         annotations = tuple(
-            Annotation(masks.encode(refined[region.id]), REFINED)
+            Annotation(masks.encode(refined[region.id]), None)
             if region.id in refined
-            else Annotation(region.mask, kept("rejected"))
+            else Annotation(region.mask, Reason.DRIFT)
             for region in sample.regions
         )
         found[sample.key] = Outcome(sample.key, annotations)

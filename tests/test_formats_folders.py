@@ -12,7 +12,8 @@ from PIL import Image
 from refinetool import masks
 from refinetool.errors import DataError, StorageError, UsageError
 from refinetool.formats import Dataset, open_dataset
-from refinetool.records import REFINED, Annotation, BoolArray, Outcome, Sample, kept
+from refinetool.records import Annotation, BoolArray, Outcome, Sample
+from refinetool.statuses import Reason
 
 PALETTE = [0, 0, 0, 128, 0, 0, 0, 128, 0, 128, 128, 0] + [7] * 747 + [224, 224, 192]
 MAP = np.array(
@@ -54,7 +55,7 @@ def pixels(path: Path) -> np.ndarray:
 def outcome(sample: Sample, *new: BoolArray | None) -> Outcome:
     """New masks for the regions in order; None keeps what there is."""
     annotations = [
-        Annotation(region.mask, kept("rejected")) if mask is None else Annotation(masks.encode(mask), REFINED)
+        Annotation(region.mask, Reason.DRIFT) if mask is None else Annotation(masks.encode(mask), None)
         for region, mask in zip(sample.regions, new, strict=True)
     ]
     return Outcome(sample.key, tuple(annotations))

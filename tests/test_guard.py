@@ -8,9 +8,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from refinetool.post.guard import doubt, expected_gain
-from refinetool.records import BoolArray, FloatArray
+from refinetool.post.guard import expected_gain, judge
+from refinetool.records import BoolArray, FloatArray, Proposal
 from refinetool.settings import GuardSettings
+from refinetool.statuses import Reason
 
 SIZE = (6, 8)
 filled = arrays(np.bool_, SIZE).filter(lambda mask: bool(mask.any()))
@@ -49,15 +50,52 @@ def test_a_model_that_finds_nothing_gains_nothing() -> None:
     assert expected_gain(coarse, np.full(SIZE, -100.0, np.float32)) <= 0
 
 
+def proposal(coarse: BoolArray, mask: BoolArray, *, score: float | None, logits: FloatArray | None) -> Proposal:
+    return Proposal(np.zeros((*coarse.shape, 3), np.uint8), coarse, mask, logits, score)
+
+
 def test_a_mask_has_to_be_expected_to_be_better() -> None:
     coarse, refined = np.zeros((2, 20, 20), np.bool_)
     coarse[4:16, 4:16] = refined[4:16, 4:15] = True
     unsure = np.where(coarse, 3.0, -3.0).astype(np.float32)
     unsure[4:16, 15] = -0.1  # the column that was taken away might as well belong
     settings = GuardSettings(min_predicted_iou=0.5, min_expected_gain=0.01)
-    assert doubt(coarse, refined, predicted_iou=0.9, logits=unsure, settings=settings)[0] == "no-gain"
+
+    def reason(score: float | None, logits: FloatArray | None) -> Reason | None:
+        judged = judge(proposal(coarse, refined, score=score, logits=logits), settings=settings)
+        assert judged.coarse_iou == pytest.approx(11 / 12)
+        return judged.reason
+
     sure = unsure.copy()
     sure[4:16, 15] = -3.0
-    assert doubt(coarse, refined, predicted_iou=0.9, logits=sure, settings=settings)[0] is None
-    assert doubt(coarse, refined, predicted_iou=0.4, logits=sure, settings=settings)[0] == "low-score"
-    assert doubt(coarse, refined, predicted_iou=None, logits=None, settings=settings)[0] is None
+    assert reason(0.9, unsure) is Reason.NO_GAIN
+    assert reason(0.9, sure) is None
+    assert reason(0.4, sure) is Reason.LOW_SCORE
+    assert reason(None, None) is None
+
+
+@pytest.mark.parametrize(
+    ("box", "reason"),
+    [
+        ((0, 0, 0, 0), Reason.EMPTY_RESULT),
+        ((4, 4, 12, 12), None),  # the same
+        ((4, 4, 12, 8), None),  # half: IoU 0.5, area ratio 2
+        ((4, 4, 12, 7), Reason.DRIFT),  # IoU 0.375
+        ((8, 4, 16, 12), Reason.DRIFT),  # as large, elsewhere: IoU 1/3
+        ((0, 0, 13, 13), Reason.DRIFT),  # IoU 64 / 169
+    ],
+)
+def test_drift_is_too_little_overlap(box: tuple[int, int, int, int], reason: Reason | None) -> None:
+    coarse, mask = np.zeros((2, 20, 20), np.bool_)
+    coarse[4:12, 4:12] = True
+    mask[box[1] : box[3], box[0] : box[2]] = True
+    settings = GuardSettings(0.0, min_coarse_iou=0.4, max_area_ratio=9.0, min_expected_gain=0.0)
+    assert judge(proposal(coarse, mask, score=None, logits=None), settings=settings).reason is reason
+
+
+@pytest.mark.parametrize(("width", "reason"), [(8, None), (4, None), (3, Reason.DRIFT), (16, None), (17, Reason.DRIFT)])
+def test_drift_is_too_different_an_area(width: int, reason: Reason | None) -> None:
+    coarse, mask = np.zeros((2, 20, 20), np.bool_)
+    coarse[4:12, :8] = mask[4:12, :width] = True
+    settings = GuardSettings(0.0, min_coarse_iou=0.0, max_area_ratio=2.0, min_expected_gain=0.0)
+    assert judge(proposal(coarse, mask, score=None, logits=None), settings=settings).reason is reason

@@ -17,8 +17,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from refinetool.errors import StorageError, UsageError
-from refinetool.records import REFINED, Annotation, Outcome, Region, Rle, Sample, kept
+from refinetool.records import Annotation, Outcome, Region, Rle, Sample
 from refinetool.running.journal import Journal, digest_of, holds_work, journal_path
+from refinetool.statuses import Reason
 
 JOB = {"settings": {"passes": 1}, "model": "abc"}
 MASK = Rle((4, 5), b"5123`O\\")
@@ -32,7 +33,7 @@ def sample_of(folder: Path, key: str) -> Sample:
 
 
 def outcome_of(key: str, *, score: float = 0.75, error: str | None = None) -> Outcome:
-    return Outcome(key, (Annotation(MASK, REFINED, score, 0.5), Annotation(None, kept("empty"))), error)
+    return Outcome(key, (Annotation(MASK, None, score, 0.5), Annotation(None, Reason.EMPTY)), error)
 
 
 def finish(journal: Journal, sample: Sample, outcome: Outcome) -> None:
@@ -59,7 +60,7 @@ masks = st.none() | st.builds(
     st.tuples(st.integers(1, 9), st.integers(1, 9)),
     st.binary(max_size=9).map(lambda b: bytes(48 + c % 64 for c in b)),
 )
-annotations = st.builds(Annotation, masks, st.text(max_size=5).map(kept) | st.just(REFINED), finite, finite)
+annotations = st.builds(Annotation, masks, st.sampled_from(Reason) | st.none(), finite, finite)
 outcomes = st.builds(Outcome, st.text(), st.lists(annotations, max_size=3).map(tuple), st.none() | st.text())
 
 
@@ -80,8 +81,8 @@ def test_lines_are_plain_json_for_other_tools(tmp_path: Path) -> None:
     record = json.loads(line)
     assert (record["key"], record["seconds"], record["error"]) == ("a", 0.5, None)
     assert record["annotations"] == [
-        {"status": "refined", "predicted_iou": 0.75, "coarse_iou": 0.5, "size": [4, 5], "counts": "5123`O\\"},
-        {"status": "kept:empty", "predicted_iou": None, "coarse_iou": None, "size": None, "counts": None},
+        {"kept": None, "predicted_iou": 0.75, "coarse_iou": 0.5, "size": [4, 5], "counts": "5123`O\\"},
+        {"kept": "empty", "predicted_iou": None, "coarse_iou": None, "size": None, "counts": None},
     ]
 
 

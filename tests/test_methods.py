@@ -15,7 +15,7 @@ from refinetool.baselines.classical import grabcut, smooth
 from refinetool.baselines.grid import grid_points, max_iou, merged
 from refinetool.errors import DataError, UsageError
 from refinetool.masks import disc_radius
-from refinetool.records import REFINED, BoolArray, FloatArray, Outcome, Prompts, Region, Sample
+from refinetool.records import BoolArray, FloatArray, Outcome, Prompts, Region, Sample
 from refinetool.refine import Refiner, load_refiner
 from refinetool.running.journal import Journal
 from refinetool.running.truth import with_truth
@@ -51,7 +51,7 @@ def sample_of(path: Path, coarse: BoolArray, truth: BoolArray | None = None) -> 
 
 def refined(refiner: Refiner, sample: Sample) -> Outcome:
     prepared = refiner.prepare(sample)
-    return refiner.finish(prepared, refiner.segment([prepared])[0])
+    return refiner.finish(prepared, refiner.segment(prepared.jobs))
 
 
 def mask_of(outcome: Outcome) -> BoolArray:
@@ -68,7 +68,7 @@ def test_classical_methods_load_no_model_and_predict_no_iou(method: str, picture
     refiner = load_refiner("sam-vit-h", checkpoint=None, device="cpu", precision="fp32", settings=METHODS[method])
     outcome = refined(refiner, sample_of(picture, COARSE))
     (annotation,) = outcome.annotations
-    assert annotation.status == REFINED
+    assert annotation.refined
     assert annotation.predicted_iou is None
     assert annotation.coarse_iou == pytest.approx(masks.iou(mask_of(outcome), COARSE))
 
@@ -108,7 +108,7 @@ def test_a_class_map_refined_without_a_model_has_no_score(picture: Path) -> None
     sample = replace(sample_of(picture, COARSE), layout="semantic")
     refiner = load_refiner("embedded", checkpoint=None, device="cpu", precision="fp32", settings=METHODS["smooth"])
     (annotation,) = refined(refiner, sample).annotations
-    assert annotation.status == REFINED
+    assert annotation.refined
     assert annotation.predicted_iou is None
 
 
@@ -167,7 +167,7 @@ def test_grid_methods_choose_among_what_the_model_finds(method: str, prompt_batc
     settings = replace(METHODS[method], prompt_batch=prompt_batch, grid=replace(GridSettings(), points_per_side=6))
     outcome = refined(Refiner(GridBackend(), settings), sample_of(picture, COARSE))
     (annotation,) = outcome.annotations
-    assert annotation.status == REFINED
+    assert annotation.refined
     found = mask_of(outcome)
     assert not (found & ~TRUTH).any(), "the model only finds what is bright"
     if method == "grid-merge":

@@ -354,6 +354,11 @@ def test_thin_masks_survive_on_a_coarser_grid(box: Box) -> None:
 # --- all of it
 
 
+def seeds(masks: BoolArray, *, start: int = 0) -> list[tuple[int, int]]:
+    """A seed per mask."""
+    return [(7, start + n) for n in range(len(masks))]
+
+
 @pytest.fixture(scope="module")
 def shapes() -> BoolArray:
     """(6, 40, 60): a blob, a full mask, one pixel, a line, a rectangle, a mask cut by the frame."""
@@ -363,7 +368,7 @@ def shapes() -> BoolArray:
 
 
 def test_excavated_prompts_of_every_shape(shapes: BoolArray) -> None:
-    prompts = excavate(shapes, settings=PAPER, rng=np.random.default_rng(0))
+    prompts = excavate(shapes, settings=PAPER, seeds=seeds(shapes))
     assert prompts.labels.tolist() == [[1, 0], [1, -1], [1, -1], [1, -1], [1, -1], [1, -1]]
     assert prompts.boxes is not None
     assert prompts.masks is not None
@@ -382,11 +387,10 @@ def test_excavated_prompts_of_every_shape(shapes: BoolArray) -> None:
 def test_a_batch_equals_singles(shapes: BoolArray, point, release: bool) -> None:
     chosen = dataclasses.replace(RELEASE.prompts if release else PAPER, point=point, weaken_expanded=True)
     similarity = np.random.default_rng(1).uniform(0, 1, (len(shapes), 5, 7)).astype(np.float32)
-    rng_batch, rng_singles = np.random.default_rng(2), np.random.default_rng(2)
-    batch = excavate(shapes, settings=chosen, rng=rng_batch)
+    batch = excavate(shapes, settings=chosen, seeds=seeds(shapes))
     batch = expand_boxes(batch, shapes, similarity, settings=chosen)
     for n in range(len(shapes)):
-        single = excavate(shapes[n : n + 1], settings=chosen, rng=rng_singles)
+        single = excavate(shapes[n : n + 1], settings=chosen, seeds=seeds(shapes)[n : n + 1])
         single = expand_boxes(single, shapes[n : n + 1], similarity[n : n + 1], settings=chosen)
         for name in ("points", "labels", "boxes", "masks"):
             np.testing.assert_array_equal(getattr(batch.take([n]), name), getattr(single, name))
@@ -394,19 +398,41 @@ def test_a_batch_equals_singles(shapes: BoolArray, point, release: bool) -> None
 
 def test_what_is_switched_off_is_absent(shapes: BoolArray) -> None:
     nothing = PromptSettings(use_point=False, use_negative=False, use_box=False, use_mask=False)
-    prompts = excavate(shapes, settings=nothing, rng=np.random.default_rng(0))
-    assert (prompts.labels == -1).all()
+    prompts = excavate(shapes, settings=nothing, seeds=seeds(shapes))
+    assert prompts.points.shape == (6, 0, 2)
+    assert prompts.labels.shape == (6, 0)
     assert prompts.boxes is None
     assert prompts.masks is None
     similarity = np.ones((len(shapes), 4, 4), dtype=np.float32)
     assert expand_boxes(prompts, shapes, similarity, settings=nothing) is prompts
-    mask_only = excavate(shapes, settings=dataclasses.replace(nothing, use_mask=True), rng=np.random.default_rng(0))
-    everything = excavate(shapes, settings=PAPER, rng=np.random.default_rng(0))
+    mask_only = excavate(shapes, settings=dataclasses.replace(nothing, use_mask=True), seeds=seeds(shapes))
+    everything = excavate(shapes, settings=PAPER, seeds=seeds(shapes))
     np.testing.assert_array_equal(mask_only.masks, everything.masks)
 
 
+@pytest.mark.parametrize(("positive", "negative", "columns"), [(True, False, [1]), (False, True, [0])])
+def test_points_that_are_switched_off_take_no_column(
+    shapes: BoolArray, positive: bool, negative: bool, columns: list[int]
+) -> None:
+    chosen = dataclasses.replace(PAPER, use_point=positive, use_negative=negative)
+    prompts = excavate(shapes, settings=chosen, seeds=seeds(shapes))
+    both = excavate(shapes, settings=PAPER, seeds=seeds(shapes))
+    column = [0 if positive else 1]
+    assert prompts.labels[0].tolist() == columns
+    np.testing.assert_array_equal(prompts.labels, both.labels[:, column])
+    np.testing.assert_array_equal(prompts.points, both.points[:, column])
+
+
+def test_random_points_follow_their_own_seed(shapes: BoolArray) -> None:
+    chosen = dataclasses.replace(PAPER, point="random")
+    one, other = (excavate(shapes, settings=chosen, seeds=seeds(shapes, start=s)).points[:, 0] for s in (0, 100))
+    assert (one != other).any()
+    alone = excavate(shapes[3:4], settings=chosen, seeds=[(7, 3)])
+    np.testing.assert_array_equal(alone.points[0, 0], one[3])
+
+
 def test_no_regions_make_no_prompts() -> None:
-    prompts = excavate(np.zeros((0, 30, 20), dtype=np.bool_), settings=PAPER, rng=np.random.default_rng(0))
+    prompts = excavate(np.zeros((0, 30, 20), dtype=np.bool_), settings=PAPER, seeds=[])
     assert len(prompts) == 0
     assert prompts.points.shape == (0, 2, 2)
     assert prompts.masks is not None
@@ -415,7 +441,7 @@ def test_no_regions_make_no_prompts() -> None:
 
 def test_an_empty_mask_may_not_arrive() -> None:
     with pytest.raises(AssertionError, match="empty"):
-        excavate(np.zeros((1, 30, 20), dtype=np.bool_), settings=PAPER, rng=np.random.default_rng(0))
+        excavate(np.zeros((1, 30, 20), dtype=np.bool_), settings=PAPER, seeds=[(0,)])
 
 
 @pytest.mark.parametrize("weaken", [False, True])
@@ -423,7 +449,7 @@ def test_boxes_grow_and_only_their_masks_are_weakened(weaken: bool) -> None:
     masks = np.stack([rectangle((100, 100), (40, 40, 60, 60))] * 2)
     similarity = np.stack([np.zeros((5, 5)), np.ones((5, 5))]).astype(np.float32)
     chosen = PromptSettings(weaken_expanded=weaken)
-    tight = excavate(masks, settings=chosen, rng=np.random.default_rng(0))
+    tight = excavate(masks, settings=chosen, seeds=seeds(masks))
     wide = expand_boxes(tight, masks, similarity, settings=chosen)
     assert wide.boxes is not None
     assert wide.boxes.tolist() == [[40, 40, 60, 60], [38, 38, 62, 62]]
@@ -487,7 +513,7 @@ def test_release_cancels_steps_at_the_frame() -> None:
 
 
 def test_release_prompts_of_every_shape(shapes: BoolArray) -> None:
-    prompts = excavate(shapes, settings=RELEASE.prompts, rng=np.random.default_rng(0))
+    prompts = excavate(shapes, settings=RELEASE.prompts, seeds=seeds(shapes))
     assert (prompts.labels == [1, 0]).all()
     assert (prompts.points[1:, 1] == 0).all()  # none of these boxes has background to its name
     assert (prompts.points[1, 0] == 0).all()  # a full mask is equally deep everywhere
@@ -506,7 +532,7 @@ def test_release_weakens_each_mask_for_itself(order: list[int]) -> None:
     masks = np.stack([rectangle((80, 80), (30, 30, 50, 50))] * 3)
     similarity = np.stack([np.full((4, 4), value, dtype=np.float32) for value in (0.0, 1.0, 0.0)])[order]
     chosen = RELEASE.prompts
-    tight = excavate(masks, settings=chosen, rng=np.random.default_rng(0))
+    tight = excavate(masks, settings=chosen, seeds=seeds(masks))
     wide = expand_boxes(tight, masks, similarity, settings=chosen)
     assert wide.masks is not None
     assert [float(logits.max()) for logits in wide.masks] == [1.0 if n == 1 else 30.0 for n in order]

@@ -15,6 +15,7 @@ from pycocotools import mask as coco_masks
 import refinetool
 from refinetool.errors import Interrupted, StorageError, UsageError
 from refinetool.masks import decode
+from refinetool.running import identity
 from refinetool.running import run as runners
 from refinetool.running.journal import journal_path
 from refinetool.running.run import Progress, Summary, refine_dataset
@@ -51,8 +52,8 @@ def loaded(monkeypatch: pytest.MonkeyPatch) -> list[ShiftWithSettings]:
         return refiners[-1]
 
     monkeypatch.setattr(runners, "load_refiner", load_refiner)
-    monkeypatch.setattr(runners, "pick_device", lambda device: device)
-    monkeypatch.setattr(runners, "pick_precision", lambda precision, _: precision)
+    monkeypatch.setattr(identity, "pick_device", lambda device: device)
+    monkeypatch.setattr(identity, "pick_precision", lambda precision, _: precision)
     return refiners
 
 

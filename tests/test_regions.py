@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from refinetool.masks import bounding_box
 from refinetool.records import BoolArray, Box
-from refinetool.regions import NOBODY, Claim, Parts, merge, split
+from refinetool.regions import NOBODY, Claim, ClassParts, merge, split
 from refinetool.settings import SplitSettings
 
 EIGHT = np.ones((3, 3))
@@ -85,7 +85,7 @@ def slow_split(class_mask: BoolArray, settings: SplitSettings) -> list[BoolArray
         masks = parts
 
 
-def coarse_claims(owner: int, parts: Parts) -> list[Claim]:
+def coarse_claims(owner: int, parts: ClassParts) -> list[Claim]:
     claims = [Claim(owner, parts.box(n), parts.crop(n), None) for n in range(len(parts))]
     height, width = parts.size
     return [*claims, Claim(owner, (0, 0, width, height), parts.dropped(), None)]

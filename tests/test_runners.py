@@ -7,9 +7,10 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -17,9 +18,12 @@ from fake_refiner import Read, Shift, expected, sample_of, samples_of
 
 from refinetool.errors import DataError, Interrupted, StorageError
 from refinetool.records import Outcome, Region, Sample
+from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.running.journal import Journal
-from refinetool.running.run import Progress, Summary, run, stop_on_interrupt
-from refinetool.running.threads import IN_FLIGHT_BYTES
+from refinetool.running.run import run
+from refinetool.running.summary import Progress, Summary
+from refinetool.running.threads import IN_FLIGHT_BYTES, Result, in_process
+from refinetool.statuses import Reason
 
 
 @dataclass
@@ -34,15 +38,19 @@ class Job:
     reports: list[Progress] = field(default_factory=list)
     found: dict[str, Outcome | None] = field(default_factory=dict)
 
+    identity: dict[str, object] = field(default_factory=dict)
+
+    def results(self, samples: Iterable[Sample], *, stopped: Callable[[], bool]) -> Generator[Result, None, None]:
+        return in_process(samples, self.refiner, threads=self.threads, stopped=stopped)
+
     def run(self, samples: Sequence[Sample] | Iterator[Sample], total: int | None = None) -> Summary:
         with Journal(self.path, job={}, fresh=False) as journal:
             try:
+                self.refiner.jobs_at_once = self.batch
                 return run(
                     samples,
-                    self.refiner,
+                    self,
                     journal=journal,
-                    threads=self.threads,
-                    batch=self.batch,
                     total=len(samples) if total is None else total,  # type: ignore[arg-type]
                     on_progress=self.reports.append,
                     stop=self.stop,
@@ -86,25 +94,26 @@ def test_batches_follow_from_the_input_and_not_from_timing(tmp_path: Path) -> No
     for job in jobs:
         job.run(samples)
     assert jobs[0].refiner.batches == jobs[1].refiner.batches
-    # 1, 2, 3 regions in turn: two samples hold 3 views, three hold 6, and the fourth view closes a batch
+    # 1, 2, 3 regions in turn, and four jobs make a batch: samples are torn apart and put together again.
     assert jobs[0].refiner.batches[:3] == [
-        ("image 1", "image 2", "image 3"),
-        ("image 5", "image 6", "image 7"),
-        ("image 9", "image 10", "image 11"),
+        ("image 1", "image 2", "image 2", "image 3"),
+        ("image 3", "image 3", "image 5", "image 6"),
+        ("image 6", "image 7", "image 7", "image 7"),
     ]
+    assert {len(batch) for batch in jobs[0].refiner.batches[:-1]} == {4}, "all batches are full but the last"
 
 
-def test_samples_that_need_no_model_do_not_pile_up_in_a_batch(tmp_path: Path) -> None:
+def test_samples_that_need_no_model_wait_for_nothing(tmp_path: Path) -> None:
     samples = samples_of(40, tmp_path / "images")
-    crowds = [replace(s, regions=tuple(replace(r, keep="crowd") for r in s.regions)) for s in samples]
+    crowds = [replace(s, regions=tuple(replace(r, keep=Reason.CROWD) for r in s.regions)) for s in samples]
     job = Job(tmp_path / "j")
     assert job.run(crowds).kept == {"crowd": 60}
-    assert max(map(len, job.refiner.batches)) == 4
+    assert job.refiner.batches == []
 
 
 def test_the_summary_counts_what_happened(tmp_path: Path) -> None:
     samples = samples_of(12, tmp_path / "images")
-    samples[3] = replace(samples[3], regions=(*samples[3].regions, Region(99, None, None, keep="empty")))
+    samples[3] = replace(samples[3], regions=(*samples[3].regions, Region(99, None, None, keep=Reason.EMPTY)))
     samples[7].image.unlink()
     summary = Job(tmp_path / "j").run(samples)
     changes = [1 - a.coarse_iou for s in samples if s.image.exists() for a in expected(s).annotations if a.refined]
@@ -148,31 +157,42 @@ def test_few_samples_are_prepared_ahead(tmp_path: Path, threads: int, batch: int
             yield sample
 
     job.run(source(), total=300)
-    assert job.refiner.most_waiting <= 2 * batch + threads + batch
+    assert job.refiner.most_waiting <= 3 * (2 * batch + threads + batch), "jobs, at most three a sample"
     assert len(handed_out) == 300
 
 
 def test_large_samples_are_prepared_one_at_a_time(tmp_path: Path) -> None:
+    class Careless(Shift):
+        def prepare(self, sample: Sample) -> Read:
+            super().prepare(replace(sample, regions=()))
+            with self.lock:
+                self.waiting += 1
+                self.most_waiting = max(self.most_waiting, self.waiting)
+            return Read(sample, [np.ones((2, 2), np.bool_)])
+
+        def finish(self, read: Read, _: list[np.ndarray]) -> Outcome:
+            return Outcome(read.sample.key, ())
+
     huge = [
-        replace(s, size=(20_000, 20_000), regions=tuple(replace(r, mask=None, keep="crowd") for r in s.regions))
+        replace(s, size=(20_000, 20_000), regions=(Region(1, None, None, keep=Reason.CROWD),))
         for s in samples_of(40, tmp_path / "images")
     ]
     assert IN_FLIGHT_BYTES < 3 * 20_000**2
-    job = Job(tmp_path / "j", threads=4, batch=8)
+    job = Job(tmp_path / "j", refiner=Careless(), threads=4, batch=8)
     job.run(huge)
     assert job.refiner.most_waiting <= 2
-    assert {len(batch) for batch in job.refiner.batches} == {1}
+    assert [len(batch) for batch in job.refiner.batches] == [1] * 40, "they don't wait for a full batch"
 
 
 def test_the_next_batch_is_prepared_while_the_model_works(tmp_path: Path) -> None:
     class Patient(Shift):
-        def segment(self, batch: Sequence[Read]) -> list[list[np.ndarray]]:
+        def segment(self, jobs: Sequence[tuple[str, np.ndarray]]) -> list[np.ndarray]:
             if not self.batches:
                 deadline = time.monotonic() + 10
-                while self.waiting < len(batch) + 4 and time.monotonic() < deadline:
+                while self.waiting < len(jobs) + 4 and time.monotonic() < deadline:
                     time.sleep(0.001)
-                assert self.waiting >= len(batch) + 4
-            return super().segment(batch)
+                assert self.waiting >= len(jobs) + 4
+            return super().segment(jobs)
 
     Job(tmp_path / "j", refiner=Patient(), batch=4, threads=2).run(samples_of(40, tmp_path / "images"))
 
@@ -188,7 +208,7 @@ def test_an_unreadable_sample_keeps_its_masks_and_its_neighbours_go_on(tmp_path:
             return super().prepare(sample)
 
     samples = samples_of(12, tmp_path / "images")
-    samples[3] = replace(samples[3], regions=(*samples[3].regions, Region(99, None, None, keep="empty")))
+    samples[3] = replace(samples[3], regions=(*samples[3].regions, Region(99, None, None, keep=Reason.EMPTY)))
     samples[3].image.unlink()
     job = Job(tmp_path / "j", refiner=Picky())
     assert job.run(samples).failed == 2
@@ -206,10 +226,9 @@ def test_a_bug_is_raised_after_what_the_model_has_answered_is_kept(
 ) -> None:
     healthy = getattr(Shift, stage)
 
-    def broken(self: Shift, first: object, *rest: object) -> object:
-        first_sample = (first[0] if isinstance(first, list) else first) if stage != "prepare" else None
-        key = first.key if stage == "prepare" else first_sample.sample.key  # type: ignore[union-attr]
-        if key == "image 9":
+    def broken(self: Shift, first: Any, *rest: object) -> object:
+        keys = {"prepare": lambda: [first.key], "segment": lambda: [key for key, _ in first]}
+        if "image 9" in keys.get(stage, lambda: [first.sample.key])():
             raise ZeroDivisionError("a bug")
         return healthy(self, first, *rest)
 
@@ -251,9 +270,9 @@ def out_of_memory(name: str) -> Exception:
 @pytest.mark.parametrize("name", ["python", "numpy", "device", "cpu"])
 def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, name: str) -> None:
     class Small(Shift):
-        def segment(self, batch: Sequence[Read]) -> list[list[np.ndarray]]:
-            answers = super().segment(batch)
-            if len(batch) > 1 or batch[0].sample.key == "image 5":
+        def segment(self, jobs: Sequence[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+            answers = super().segment(jobs)
+            if len(jobs) > 1 or jobs[0][0] == "image 5":
                 raise out_of_memory(name)
             return answers
 
@@ -264,11 +283,12 @@ def test_a_batch_that_does_not_fit_is_halved(tmp_path: Path, name: str) -> None:
     assert "5.jpg: out of memory" in summary.errors[0]
     assert [key for key, outcome in job.found.items() if outcome and outcome.error] == ["image 5"]
     assert all(job.found[s.key] == expected(s) for s in samples if s.regions and s.key != "image 5")
-    assert job.refiner.batches[:4] == [
-        ("image 1", "image 2", "image 3"),
+    assert job.refiner.batches[:5] == [
+        ("image 1", "image 2", "image 2", "image 3"),
+        ("image 1", "image 2"),
         ("image 1",),
-        ("image 2", "image 3"),
         ("image 2",),
+        ("image 2", "image 3"),
     ]
 
 
@@ -325,7 +345,7 @@ def test_a_stop_keeps_what_the_model_has_answered_and_a_resume_does_the_rest(tmp
     with pytest.raises(Interrupted, match=r"stopped after \d+ of 100 images; they are kept in .*j$"):
         job.run(source(), total=100)
     assert [record["key"] for record in journalled(job.path)] == job.refiner.asked
-    assert len(job.refiner.asked) < len(job.refiner.prepared) == 30, "what is only prepared is not waited for"
+    assert len(job.refiner.asked) < len(job.refiner.prepared) <= 30, "what is only prepared is not waited for"
     again = Job(tmp_path / "j")
     summary = again.run(samples)
     assert (summary.reused, summary.redone) == (len(job.refiner.asked), 0)
@@ -336,10 +356,10 @@ def test_a_stop_keeps_what_the_model_has_answered_and_a_resume_does_the_rest(tmp
 
 def test_a_stop_after_the_last_batch_stops_nothing(tmp_path: Path) -> None:
     class Last(Shift):
-        def segment(self, batch: Sequence[Read]) -> list[list[np.ndarray]]:
-            if batch[-1].sample.key == "image 11":
+        def segment(self, jobs: Sequence[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+            if len(jobs) == 2:  # the last of 18 jobs, four at a time
                 job.stop.set()
-            return super().segment(batch)
+            return super().segment(jobs)
 
     job = Job(tmp_path / "j", refiner=Last())
     assert job.run(samples_of(12, tmp_path / "images")).images == 12
@@ -370,7 +390,7 @@ def interruptible() -> Iterator[None]:
 @pytest.mark.usefixtures("interruptible")
 def test_the_second_interrupt_would_kill_and_the_handler_is_put_back() -> None:
     before = signal.getsignal(signal.SIGINT)
-    with stop_on_interrupt() as stop:
+    with stop_on_interrupt(after="the model has answered") as stop:
         assert not stop.is_set()
         signal.raise_signal(signal.SIGINT)
         assert stop.is_set()
@@ -382,7 +402,7 @@ def test_signals_are_left_alone_in_other_threads_and_where_they_are_ignored() ->
     seen = []
 
     def elsewhere() -> None:
-        with stop_on_interrupt() as stop:
+        with stop_on_interrupt(after="the model has answered") as stop:
             seen.append((stop.is_set(), signal.getsignal(signal.SIGINT)))
 
     before = signal.getsignal(signal.SIGINT)
@@ -392,7 +412,7 @@ def test_signals_are_left_alone_in_other_threads_and_where_they_are_ignored() ->
     assert seen == [(False, before)]
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     try:
-        with stop_on_interrupt():
+        with stop_on_interrupt(after="the model has answered"):
             assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
     finally:
         signal.signal(signal.SIGINT, before)
@@ -408,18 +428,18 @@ class Slow(Shift):
         super().__init__()
         self.log, self.seconds = log, seconds
 
-    def segment(self, batch: Sequence[Read]) -> list[list[np.ndarray]]:
+    def segment(self, jobs: Sequence[tuple[str, np.ndarray]]) -> list[np.ndarray]:
         with self.log.open("a") as lines:
-            lines.writelines(f"{read.sample.key}\n" for read in batch)
+            lines.writelines(f"{key}\n" for key, _ in jobs)
         time.sleep(self.seconds)
-        return super().segment(batch)
+        return super().segment(jobs)
 
 
 def child(folder: str) -> None:
     """What the other process runs."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     root = Path(folder)
-    with stop_on_interrupt() as stop:
+    with stop_on_interrupt(after="the model has answered") as stop:
         job = Job(root / "j", refiner=Slow(root / "asked", 0.05), stop=stop)
         try:
             job.run(samples_of(400, root / "images"))
@@ -475,7 +495,8 @@ def test_an_interrupt_ends_a_run_in_good_order(tmp_path: Path) -> None:
     assert said.startswith("stopped after ")
     asked = (tmp_path / "asked").read_text().split("\n")[:-1]
     summary, before, rest = resumed(tmp_path)
-    assert before == set(asked), "all that the model was asked is in the journal"
+    assert before <= set(asked)
+    assert len(set(asked) - before) <= 1, "all but the sample in whose middle it stopped is in the journal"
     assert len(rest) == 300 - len(before)
     assert summary.images == 400
 

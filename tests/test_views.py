@@ -12,7 +12,7 @@ from refinetool.records import Box, Size
 from refinetool.settings import ViewSettings
 from refinetool.views import View, choose_views, crop_around
 
-DEFAULT = ViewSettings(margin=0.35, min_side_px=96)
+DEFAULT = ViewSettings(mode="mixed", margin=0.35, min_side_px=96)
 
 
 @st.composite
@@ -107,20 +107,18 @@ FRAME = View((0, 0, 2000, 1000))
 SMALL, MIDDLING = (500, 500, 540, 540), (100, 100, 500, 500)  # 1,600 and 160,000 of 2,000,000 pixels
 
 
-@pytest.mark.parametrize("mode", ["auto", "frame"])
+@pytest.mark.parametrize("mode", ["mixed", "frame"])
 def test_a_frame_holds_all_regions(mode) -> None:
     found = choose_views(
         [MIDDLING, (0, 0, 9, 900)],
         [160_000, 8_100],
         size=(1000, 2000),
         settings=ViewSettings(mode=mode, margin=0.35, min_side_px=96),
-        backend_view="frame",
     )
     assert found == [(FRAME, [0, 1])]
 
 
-@pytest.mark.parametrize("backend_view", ["frame", "crop"])
-def test_a_mode_that_is_set_beats_the_backend(backend_view) -> None:
+def test_frames_hold_everything_and_crops_one_region_each() -> None:
     boxes, areas = [SMALL, MIDDLING], [1_600, 160_000]
     frame, crop = (
         choose_views(
@@ -128,17 +126,11 @@ def test_a_mode_that_is_set_beats_the_backend(backend_view) -> None:
             areas,
             size=(1000, 2000),
             settings=ViewSettings(mode=mode, margin=0.35, min_side_px=96),
-            backend_view=backend_view,
         )
         for mode in ("frame", "crop")
     )
     assert frame == [(FRAME, [0, 1])]
     assert crop == [(View((472, 472, 568, 568)), [0]), (View((0, 0, 680, 680)), [1])]
-
-
-def test_a_backend_for_crops_gets_one_per_region() -> None:
-    found = choose_views([MIDDLING], [160_000], size=(1000, 2000), settings=DEFAULT, backend_view="crop")
-    assert found == [(View((0, 0, 680, 680)), [0])]
 
 
 @pytest.mark.parametrize(
@@ -150,8 +142,8 @@ def test_a_backend_for_crops_gets_one_per_region() -> None:
         (1_400, (1000, 1499), False),  # not a large image
     ],
 )
-def test_small_regions_of_large_images_are_cropped_for_any_backend(area: int, size: Size, cropped: bool) -> None:
-    found = choose_views([SMALL], [area], size=size, settings=DEFAULT, backend_view="frame")
+def test_mixed_views_crop_small_regions_of_large_images(area: int, size: Size, cropped: bool) -> None:
+    found = choose_views([SMALL], [area], size=size, settings=DEFAULT)
     assert (found[0][0].window == (472, 472, 568, 568)) == cropped
 
 
@@ -161,10 +153,9 @@ def test_small_and_large_regions_of_one_image_get_views_in_the_order_of_the_regi
         [160_000, 1_000, 160_000, 1_100],
         size=(1000, 2000),
         settings=DEFAULT,
-        backend_view="frame",
     )
     assert found == [(FRAME, [0, 2]), (View((472, 472, 568, 568)), [1, 3])]
 
 
 def test_no_regions_need_no_view() -> None:
-    assert choose_views([], [], size=(10, 10), settings=DEFAULT, backend_view="frame") == []
+    assert choose_views([], [], size=(10, 10), settings=DEFAULT) == []

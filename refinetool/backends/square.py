@@ -203,7 +203,6 @@ class SquareBackend(ABC):
         self.device = torch.device(device)
         self.precision = precision
         self.image_batch, self.prompt_batch = image_batch, prompt_batch
-        self._adapted = False
 
     @property
     def views_at_once(self) -> int:
@@ -246,6 +245,9 @@ class SquareBackend(ABC):
         call: Callable[[list[SquareEmbedding], Question], Sequence[tuple[Tensor, ...]]],
     ) -> list[list[tuple[Tensor, ...]]]:
         """What a call gives for each row of the prompts, alike in layout, of each view."""
+        for one in prompts:
+            if len(one) and not one.labels.shape[1] and one.boxes is None and one.masks is None:
+                raise ValueError("the prompts hold neither points nor boxes nor masks")
         asked = [self._question(embedding, one) for embedding, one in zip(embeddings, prompts, strict=True) if len(one)]
         if not asked:
             return [[] for _ in prompts]
@@ -268,9 +270,9 @@ class SquareBackend(ABC):
 
     @property
     def score_layer(self) -> nn.Linear:
-        """The last layer of the IoU head, as it was loaded: H features -> T scores, one per mask token."""
-        layer: nn.Linear = self._iou_head.layers[-1]
-        return layer
+        """The last layer of the IoU head, adapted if there is an adapter: H features -> T scores, one per token."""
+        layer: nn.Linear | _TwoLayers = self._iou_head.layers[-1]
+        return layer.without_mask if isinstance(layer, _TwoLayers) else layer
 
     def adapt(self, adapter: IouAdapter) -> None:
         """Predict IoUs with an adapter from now on: for all prompts, or only for those without a mask.
@@ -281,11 +283,10 @@ class SquareBackend(ABC):
         plain = self.score_layer
         corrected = merged(adapter, plain)
         self._iou_head.layers[-1] = _TwoLayers(corrected, corrected if adapter.with_masks else plain)
-        self._adapted = True
 
     def _scored(self, scores: Tensor, question: Question) -> Tensor:
         """The scores (N, T) that count, of those that the IoU head gives."""
-        if not self._adapted:
+        if not isinstance(self._iou_head.layers[-1], _TwoLayers):
             return scores
         without_mask, with_mask = scores.chunk(2, dim=1)
         return without_mask if question.masks is None else with_mask
@@ -312,12 +313,12 @@ class SquareBackend(ABC):
         def note(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
             seen.append(inputs[0].float())
 
-        handle = self.score_layer.register_forward_pre_hook(note)
+        handle = self._iou_head.layers[-1].register_forward_pre_hook(note)
         try:
             logits, scores = self._decode_tokens(embeddings, question)
         finally:
             handle.remove()
-        return list(zip(seen[0], logits.float(), scores.float(), strict=True))
+        return list(zip(seen[0], logits.float(), self._scored(scores, question).float(), strict=True))
 
     # --- prompts
 
@@ -325,8 +326,6 @@ class SquareBackend(ABC):
         """The prompts of one view, at least one, as the model takes them."""
         frame = embedding.frame
         has_points = prompts.labels.shape[1] > 0
-        if not has_points and prompts.boxes is None and prompts.masks is None:
-            raise ValueError("the prompts hold neither points nor boxes nor masks")
         coordinates = torch.from_numpy(frame.place_points(prompts.points, prompts.labels)).to(self.device)
         labels = torch.from_numpy(prompts.labels.copy()).to(self.device)
         masks = None
@@ -390,10 +389,10 @@ class _TwoLayers(nn.Module):
 
     def __init__(self, without_mask: nn.Linear, with_mask: nn.Linear) -> None:
         super().__init__()
-        self.layers = nn.ModuleList((without_mask, with_mask))
+        self.without_mask, self.with_mask = without_mask, with_mask
 
     def forward(self, features: Tensor) -> Tensor:
-        return torch.cat([layer(features) for layer in self.layers], dim=-1)
+        return torch.cat((self.without_mask(features), self.with_mask(features)), dim=-1)
 
 
 def in_batches(rows: Sequence[T], *, size: int, call: Callable[[Sequence[T]], Sequence[U]]) -> list[U]:

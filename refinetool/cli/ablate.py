@@ -51,7 +51,7 @@ def ablate(
     ] = None,
     limit: options.Limit = None,
     guarded: Annotated[
-        bool, typer.Option("--guarded", help="With guard, snapping and trust; else the model's own masks are measured.")
+        bool, typer.Option("--guarded", help="With guard and snapping; else the model's own masks are measured.")
     ] = False,
     boundary_ratio: Annotated[
         float, typer.Option("--boundary-ratio", min=0, max=1, help="Boundary band, as a share of the image diagonal.")

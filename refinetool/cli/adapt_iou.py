@@ -109,13 +109,13 @@ def adapt_iou(
 
     find_model(model)
     chosen = recipe_for(model) if recipe == "auto" else ADAPT_RECIPES[recipe]
-    changes = {"steps": steps, "learning_rate": learning_rate}
+    given = {"steps": steps, "learning_rate": learning_rate}
     chosen = dataclasses.replace(
         chosen,
         held_out=held_out,
         max_images=max_images,
         seed=seed,
-        **{name: value for name, value in changes.items() if value is not None},  # type: ignore[arg-type]
+        **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
     settings = options.changed(REFINE, changes)
     with console.counting("asking the model", unit="images", quiet=quiet) as listener:

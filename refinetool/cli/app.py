@@ -24,7 +24,7 @@ app = typer.Typer(
 def main() -> None:
     """Entry point of the `refinetool` command."""
     try:
-        app()
+        app(prog_name="refinetool")
     except RefinetoolError as error:
         console.complain(str(error))
         sys.exit(error.exit_code)

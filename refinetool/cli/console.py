@@ -16,7 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from refinetool.records import Reason
+from refinetool.statuses import Reason
 
 if TYPE_CHECKING:
     from refinetool.running.summary import Progress, Summary

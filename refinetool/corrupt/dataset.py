@@ -28,22 +28,13 @@ from refinetool.corrupt.suites import SUITES, Scene, Suite, draw, scene_of, sing
 from refinetool.errors import ImageError, Interrupted
 from refinetool.formats import open_dataset
 from refinetool.images import read_image
-from refinetool.records import (
-    Annotation,
-    BoolArray,
-    FloatArray,
-    ImageArray,
-    Outcome,
-    Reason,
-    Region,
-    Rle,
-    Sample,
-)
+from refinetool.records import Annotation, BoolArray, FloatArray, ImageArray, Outcome, Region, Rle, Sample
 from refinetool.running.ahead import map_ahead
 from refinetool.running.run import check_output, write
 from refinetool.running.summary import ERRORS_TOLD, Progress
 from refinetool.running.threads import stay_coarse
 from refinetool.settings import CorruptSettings, EvaluateSettings
+from refinetool.statuses import Reason
 
 CORRUPT = CorruptSettings()
 BOUNDARY_RATIO = EvaluateSettings().boundary_ratio

@@ -14,7 +14,8 @@ from refinetool.evaluate.gains import IOUS, NOTABLE_CHANGE, SIDES_PX, GainTally
 from refinetool.evaluate.pairing import Match
 from refinetool.evaluate.report import OBJECTS, Measure, Report, share
 from refinetool.evaluate.shapes import LOST, Canvas, Overlap, common
-from refinetool.records import Reason, Region, Rle, Sample
+from refinetool.records import Region, Rle, Sample
+from refinetool.statuses import Reason
 
 CROWD = "crowd"
 """The reason for which formats keep a crowd as it is."""

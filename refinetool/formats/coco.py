@@ -20,7 +20,8 @@ from refinetool.formats.coco_masks import read_segmentation, refined_values
 from refinetool.formats.image_files import header_size
 from refinetool.formats.json_spans import Json, Span, member_spans
 from refinetool.formats.storage import new_file, refuse_overlap
-from refinetool.records import IntArray, Outcome, Reason, Region, Sample, Size
+from refinetool.records import IntArray, Outcome, Region, Sample, Size
+from refinetool.statuses import Reason
 
 _COPY_BYTES = 1 << 20
 

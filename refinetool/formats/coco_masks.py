@@ -8,7 +8,8 @@ from pycocotools import mask as coco_mask
 from refinetool import masks
 from refinetool.errors import MaskError
 from refinetool.formats.json_spans import Json
-from refinetool.records import BoolArray, Point, Reason, Rle, Size
+from refinetool.records import BoolArray, Point, Rle, Size
+from refinetool.statuses import Reason
 
 _MIN_RING = 6
 """Numbers in a ring of three corners; shorter ones are points and lines, which cover nothing."""

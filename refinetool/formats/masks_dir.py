@@ -17,7 +17,8 @@ from refinetool.formats import DAVIS, MASKS, VOC_CLASS, VOC_OBJECT, Written
 from refinetool.formats.folders import MaskFolder, find_images
 from refinetool.formats.image_files import existing_folder, header_size
 from refinetool.formats.png import Values, mostly_black_and_white, read_header, read_values, with_values
-from refinetool.records import BoolArray, Outcome, Reason, Region, Rle, Sample
+from refinetool.records import BoolArray, Outcome, Region, Rle, Sample
+from refinetool.statuses import Reason
 
 SOFT_THRESHOLD = 128
 """Grey values above it count as mask."""

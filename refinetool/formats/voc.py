@@ -24,7 +24,8 @@ from refinetool.formats import VOC_CLASS, VOC_OBJECT, Written
 from refinetool.formats.folders import MaskFolder, find_images
 from refinetool.formats.image_files import existing_folder, header_size
 from refinetool.formats.png import Values, read_values, with_values
-from refinetool.records import Layout, Outcome, Reason, Region, Sample
+from refinetool.records import Layout, Outcome, Region, Sample
+from refinetool.statuses import Reason
 
 BACKGROUND, VOID = 0, 255
 

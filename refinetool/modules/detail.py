@@ -109,7 +109,10 @@ class DetailHead(nn.Module):
             wide = F.interpolate(narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
             x = decode(wide + levels.pop())
         refined = self.leave(torch.cat((x, given), 1))[:, 0]
-        return refined, self.iou(deepest.float().mean((2, 3)))[:, 0].sigmoid()
+        *hidden, last = self.iou
+        features = nn.Sequential(*hidden)(deepest.float().mean((2, 3)))
+        # Summed row by row: the matrix kernel for a single output rounds by the place of a row in its batch.
+        return refined, ((features * last.weight).sum(1) + last.bias).sigmoid()
 
     def _given(self, colours: Tensor, coarse: Tensor, logits: Tensor) -> Tensor:
         """The maps about the mask, (N, GIVEN, S/2, S/2)."""

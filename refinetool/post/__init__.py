@@ -8,8 +8,8 @@ from collections.abc import Callable
 from functools import partial
 from typing import TypeAlias
 
-from refinetool.post.guard import guard
-from refinetool.post.snap import snap
+from refinetool.post.guard import judge
+from refinetool.post.snap import snap_to_edges
 from refinetool.records import Proposal
 from refinetool.settings import RefineSettings
 
@@ -20,8 +20,8 @@ def post_steps(settings: RefineSettings) -> tuple[Step, ...]:
     """The steps that resolved settings ask for, in order. The guard comes last: it judges what would be written."""
     steps: list[Step] = []
     if settings.snap.mode == "guided":
-        steps.append(partial(snap, settings=settings.snap))
-    steps.append(partial(guard, settings=settings.guard))
+        steps.append(partial(snap_to_edges, settings=settings.snap))
+    steps.append(partial(judge, settings=settings.guard))
     return tuple(steps)
 
 

@@ -6,14 +6,15 @@ import numpy as np
 from scipy.special import expit
 
 from refinetool.masks import iou, spread
-from refinetool.records import BoolArray, FloatArray, Proposal, Reason
+from refinetool.records import BoolArray, FloatArray, Proposal
 from refinetool.settings import GuardSettings
+from refinetool.statuses import Reason
 
 LEAST_ERROR = 1e-6
 """Expected errors are taken to be at least this, so that they can be divided by."""
 
 
-def guard(proposal: Proposal, *, settings: GuardSettings) -> Proposal:
+def judge(proposal: Proposal, *, settings: GuardSettings) -> Proposal:
     """Judge a proposal: note its IoU with the coarse mask, and the reason to keep that mask, if there is one.
 
     The reasons, in order: `empty-result`; `low-score`, the model predicts too low an IoU for its mask; `no-gain`, by

@@ -12,6 +12,7 @@ from typing import Any, Self
 
 from refinetool.records import Annotation, Candidates, Outcome, Rle, Sample
 from refinetool.running.lines import JobLines, Kind, Place, holds_lines
+from refinetool.statuses import Reason
 
 JOURNAL = Kind("refinetool_journal", "journal")
 
@@ -153,7 +154,7 @@ def _record(outcome: Outcome, *, digest: str, seconds: float) -> dict[str, objec
 def _packed(annotation: Annotation) -> dict[str, object]:
     mask = annotation.mask
     record: dict[str, object] = {
-        "status": annotation.status,
+        "kept": annotation.reason,
         "predicted_iou": _number(annotation.predicted_iou),
         "coarse_iou": _number(annotation.coarse_iou),
         "size": None if mask is None else [int(side) for side in mask.size],
@@ -192,5 +193,6 @@ def _outcome(record: Mapping[str, Any]) -> Outcome:
 def _annotation(packed: Mapping[str, Any]) -> Annotation:
     size, counts = packed["size"], packed["counts"]
     mask = None if counts is None else Rle((size[0], size[1]), counts.encode("ascii"))
+    reason = None if packed["kept"] is None else Reason(packed["kept"])
     candidates = _candidates(packed["candidates"]) if "candidates" in packed else None
-    return Annotation(mask, packed["status"], packed["predicted_iou"], packed["coarse_iou"], candidates)
+    return Annotation(mask, reason, packed["predicted_iou"], packed["coarse_iou"], candidates)

@@ -16,7 +16,7 @@ from typing import Protocol
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.storage import refuse_overlap
-from refinetool.records import Outcome, Reason, Sample
+from refinetool.records import Outcome, Sample
 from refinetool.refine import Refiner, load_refiner
 from refinetool.running.identity import job_identity
 from refinetool.running.interrupts import stop_on_interrupt
@@ -26,6 +26,7 @@ from refinetool.running.summary import Progress, Summary, Tally
 from refinetool.running.threads import Crashed, Result, in_process, stay_coarse
 from refinetool.running.truth import with_truth
 from refinetool.settings import JobSettings, RefineSettings
+from refinetool.statuses import Reason
 
 JOB, REFINE = JobSettings(), RefineSettings()
 

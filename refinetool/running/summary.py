@@ -6,7 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from refinetool.records import Outcome, Reason
+from refinetool.records import Outcome
+from refinetool.statuses import Reason
 
 ERRORS_TOLD = 10
 """How many sentences about failed images a summary holds."""

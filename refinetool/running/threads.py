@@ -16,7 +16,8 @@ from itertools import takewhile
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
 from refinetool.errors import DataError, ImageError, is_out_of_memory
-from refinetool.records import Annotation, Outcome, Reason, Sample
+from refinetool.records import Annotation, Outcome, Sample
+from refinetool.statuses import Reason
 
 IN_FLIGHT_BYTES = 1 << 29
 """About how much the decoded pixels and masks in each of the three queues may weigh."""

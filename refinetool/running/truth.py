@@ -5,7 +5,8 @@ from dataclasses import replace
 
 from refinetool.errors import DataError, UsageError
 from refinetool.formats.joining import joined
-from refinetool.records import Reason, Region, Sample
+from refinetool.records import Region, Sample
+from refinetool.statuses import Reason
 
 
 def with_truth(samples: Iterable[Sample], truths: Iterable[Sample]) -> Iterator[Sample]:

@@ -1,0 +1,26 @@
+"""Statuses: why a region keeps its coarse mask. One vocabulary for journal, tables and summaries."""
+
+from enum import StrEnum
+
+
+class Reason(StrEnum):
+    """Why a region keeps its coarse mask: what stands behind the colon of the status `kept:<reason>`."""
+
+    CROWD = "crowd"
+    CROWDED_OUT = "crowded-out"
+    DRIFT = "drift"
+    DRY_RUN = "dry-run"
+    EMPTY = "empty"
+    EMPTY_RESULT = "empty-result"
+    IMAGE_MISSING = "image-missing"
+    IMAGE_TOO_LARGE = "image-too-large"
+    IMAGE_UNREADABLE = "image-unreadable"
+    LOW_SCORE = "low-score"
+    NO_GAIN = "no-gain"
+    NO_TRUTH = "no-truth"
+    OUT_OF_MEMORY = "out-of-memory"
+    SIZE_MISMATCH = "size-mismatch"
+    TOO_SMALL = "too-small"
+    UNCHANGED = "unchanged"
+    UNREADABLE = "unreadable"
+    UNREADABLE_MASK = "unreadable-mask"
