@@ -397,6 +397,10 @@ class TrainSettings:
     """Prompts whose coarse mask is nearly right (IoU above 0.9), so that good masks are left alone."""
     coarse_low: float = 0.5
     coarse_high: float = 0.97
+    blob_share: float = 0.25
+    """Prompts whose coarse mask is a blob of low resolution, like those of activation maps and mask heads."""
+    blob_low: float = 0.4
+    blob_high: float = 0.8
     corruption_tries: int = 4
     """Draws of a coarse mask before the one nearest to that range is taken."""
     edge_loss: float = 0.3

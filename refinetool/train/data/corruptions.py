@@ -54,11 +54,12 @@ class Scene:
 Defect = Callable[[Scene, Tensor, Draws], Tensor]
 
 
-def corrupt(scene: Scene, draws: Draws, *, low: Tensor, high: Tensor, tries: int) -> Tensor:
+def corrupt(scene: Scene, draws: Draws, *, blobs: Tensor, low: Tensor, high: Tensor, tries: int) -> Tensor:
     """Coarse masks by one or two defects each, their IoU with the good mask in [low, high] where possible.
 
     Args:
         draws: On the CPU, one row per mask.
+        blobs: bool (n,), on the CPU: masks that become blobs of low resolution instead of getting any of the defects.
         low, high: float32 (n,), on the CPU.
         tries: Draws before the closest attempt is taken.
 
@@ -67,6 +68,8 @@ def corrupt(scene: Scene, draws: Draws, *, low: Tensor, high: Tensor, tries: int
     """
     device = scene.masks.device
     best = scene.masks.clone()
+    any_defect, blob = (torch.tensor([entry[column] for entry in DEFECTS]) for column in (0, 1))
+    shares = torch.where(blobs[:, None], blob, any_defect)
     missed = torch.full((len(best),), math.inf)
     for attempt in range(tries):
         open_rows = (missed > 0).nonzero()[:, 0]
@@ -74,15 +77,17 @@ def corrupt(scene: Scene, draws: Draws, *, low: Tensor, high: Tensor, tries: int
             break
         rows = open_rows.to(device)
         part, drawn = scene.take(rows), draws.take(open_rows).fork(f"try {attempt}")
-        # Nearly right masks need small defects; after a miss, the other half of the range of severities is tried too.
-        mild = torch.where(low[open_rows] >= NEARLY_RIGHT, 0.35, 1.0)
+        # Nearly right masks need small defects; blobs need large ones, as grids of severity 1 keep most of the outline.
+        mild = torch.where(low[open_rows] >= NEARLY_RIGHT, 0.35, torch.where(blobs[open_rows], 1.5, 1.0))
         severity = drawn.between("severity", 0.4, 1.7) * mild
-        coarse = _one_defect(part, severity, drawn.fork("first"))
+        coarse = _one_defect(part, severity, drawn.fork("first"), shares=shares[open_rows])
         again = (drawn.uniform("again") < 0.3) & (coarse.flatten(1).sum(1) >= MIN_AREA_PX).cpu()
         if again.any():
             twice = again.nonzero()[:, 0]
             more = part.take(twice.to(device)).spoilt(coarse[twice.to(device)])
-            coarse[twice.to(device)] = _one_defect(more, 0.6 * severity[twice], drawn.take(twice).fork("second"))
+            coarse[twice.to(device)] = _one_defect(
+                more, 0.6 * severity[twice], drawn.take(twice).fork("second"), shares=shares[open_rows][twice]
+            )
         reached = overlap(coarse, part.masks).cpu()
         miss = torch.maximum(low[open_rows] - reached, reached - high[open_rows]).clamp(min=0)
         miss = torch.where((coarse.flatten(1).sum(1) < MIN_AREA_PX).cpu(), math.inf, miss)
@@ -103,12 +108,12 @@ def radius(masks: Tensor) -> Tensor:
     return (masks.flatten(1).sum(1) / math.pi).sqrt() + 1
 
 
-def _one_defect(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Draw a kind of defect for every row and apply it, kind by kind."""
+def _one_defect(scene: Scene, severity: Tensor, draws: Draws, *, shares: Tensor) -> Tensor:
+    """Draw a kind of defect for every row, by its shares (n, kinds), and apply it, kind by kind."""
     device = scene.masks.device
     coarse = scene.masks.clone()
-    kinds = draws.choice("kind", torch.tensor([share for share, _ in DEFECTS]))
-    for kind, (_, defect) in enumerate(DEFECTS):
+    kinds = draws.choice("kind", shares)
+    for kind, (_, _, defect) in enumerate(DEFECTS):
         on_host = (kinds == kind).nonzero()[:, 0]
         if len(on_host):
             rows = on_host.to(device)
@@ -164,21 +169,47 @@ def _between_cells(cells: Tensor, *, side: int, grid: int) -> Tensor:
 
 def low_resolution(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
     """Shrink to a grid of a few cells per object, add noise, enlarge: what heat maps and mask heads give."""
+    small, enlarge = _shrunk(scene, draws.between("cells", 3, 12) / severity, draws)
+    small = small + 0.06 * _wide(severity) * draws.normal("noise", CELLS, CELLS)
+    return enlarge @ small @ enlarge.transpose(1, 2) > _wide(draws.between("level", 0.3, 0.6))
+
+
+def biased_activation(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Threshold an activation on a grid of a few cells that is stronger in one part of the object and leaks noise."""
+    side = scene.masks.shape[1]
+    small, enlarge = _shrunk(scene, draws.between("cells", 2.5, 9) / severity, draws)
+    centre = draws.choice("centre", scene.masks.flatten(1))
+    pixel = torch.arange(side, device=centre.device)
+    squared = ((pixel - (centre // side)[:, None]) ** 2)[:, :, None] + ((pixel - (centre % side)[:, None]) ** 2)[
+        :, None
+    ]
+    reach = 0.35 * math.sqrt(math.pi) * radius(scene.masks)
+    heat = enlarge @ small @ enlarge.transpose(1, 2)
+    heat = heat * (1 + _wide(draws.between("bias", 0, 1.5)) * torch.exp(-squared / (2 * _wide(reach) ** 2)))
+    noise = smooth_noise(draws, side, low=4, high=NOISE_CELLS)
+    heat = heat + _wide(draws.between("leak", 0, 0.06)) * noise * heat.flatten(1).amax(1)[:, None, None]
+    return heat > _wide(draws.between("level", 0.15, 0.6)) * heat.flatten(1).amax(1)[:, None, None]
+
+
+def _shrunk(scene: Scene, cells: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Shrink the masks to grids of about so many cells along the object.
+
+    Returns:
+        float32 (n, CELLS, CELLS), the masks on the grids, and float32 (n, h, CELLS), the matrices that enlarge them.
+    """
     side = scene.masks.shape[1]
     extent = torch.maximum(scene.masks.any(1).sum(1), scene.masks.any(2).sum(1)).clamp(min=1)
-    cells = (side * draws.between("cells", 3, 12) / severity / extent).clamp(2, CELLS).round()
+    cells = (side * cells / extent).clamp(2, CELLS).round()
     width = (side / cells)[:, None, None]
     pixel = torch.arange(side, device=cells.device) + 0.5
     cell = (torch.arange(CELLS, device=cells.device)[:, None] + 0.5) * width
     shrink = (1 - (pixel - cell).abs() / width).clamp(min=0)  # a tent: averages and blurs at once
     shrink = shrink / shrink.sum(2, keepdim=True).clamp(min=1e-6)
-    small = shrink @ scene.masks.float() @ shrink.transpose(1, 2)
-    small = small + 0.06 * _wide(severity) * draws.normal("noise", CELLS, CELLS)
     at = (pixel / width[:, 0] - 0.5).clamp(min=0)
     at = torch.minimum(at, cells[:, None] - 1)
     at = torch.where(draws.uniform("blocks")[:, None] < 0.3, at.round(), at)
     enlarge = (1 - (at[:, :, None] - torch.arange(CELLS, device=cells.device)).abs()).clamp(min=0)
-    return enlarge @ small @ enlarge.transpose(1, 2) > _wide(draws.between("level", 0.3, 0.6))
+    return shrink @ scene.masks.float() @ shrink.transpose(1, 2), enlarge
 
 
 def coarse_polygon(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
@@ -408,15 +439,16 @@ def _wide(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-DEFECTS: tuple[tuple[float, Defect], ...] = (
-    (0.16, boundary_noise),
-    (0.08, grow_or_shrink),
-    (0.16, low_resolution),
-    (0.09, coarse_polygon),
-    (0.06, shift_and_scale),
-    (0.05, holes_and_islands),
-    (0.05, leak),
-    (0.28, superpixel_defects),
-    (0.07, superpixel_vote),
+DEFECTS: tuple[tuple[float, float, Defect], ...] = (
+    (0.16, 0.0, boundary_noise),
+    (0.08, 0.0, grow_or_shrink),
+    (0.16, 0.45, low_resolution),
+    (0.00, 0.55, biased_activation),
+    (0.09, 0.0, coarse_polygon),
+    (0.06, 0.0, shift_and_scale),
+    (0.05, 0.0, holes_and_islands),
+    (0.05, 0.0, leak),
+    (0.28, 0.0, superpixel_defects),
+    (0.07, 0.0, superpixel_vote),
 )
-"""Shares of the defects."""
+"""Shares of the defects: among all masks, and among those that become blobs."""

@@ -96,12 +96,14 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
         neighbours=good[crop, 1 - which] & ~good[crop, which],
         superpixels=labels[crop],
     )
-    nearly = rows.uniform("nearly right") < settings.good_share
+    kind = rows.uniform("nearly right")
+    nearly, blobs = kind < settings.good_share, kind >= 1 - settings.blob_share
     coarse = corrupt(
         scene,
         rows.fork("corrupt"),
-        low=torch.where(nearly, NEARLY_RIGHT, settings.coarse_low),
-        high=torch.where(nearly, 1.0, settings.coarse_high),
+        blobs=blobs,
+        low=torch.where(nearly, NEARLY_RIGHT, torch.where(blobs, settings.blob_low, settings.coarse_low)),
+        high=torch.where(nearly, 1.0, torch.where(blobs, settings.blob_high, settings.coarse_high)),
         tries=settings.corruption_tries,
     )
     prompts = mine(coarse, rows.fork("prompts").to(device))
