@@ -21,7 +21,9 @@ GeneratorName: TypeAlias = Literal[
     "grow-shrink",
     "heat-map",
     "holes-islands",
+    "biased-activation",
     "mix",
+    "blobs",
     "compose",
 ]
 BandName: TypeAlias = Literal["easy", "default", "hard", "extreme"]

@@ -368,7 +368,7 @@ def test_a_mask_that_sharing_took_out_of_its_band_is_drawn_again() -> None:
 def test_suites_and_bands_are_those_of_the_table() -> None:
     assert BANDS["default"] == (0.75, 0.85)
     for suite in SUITES.values():
-        assert sum(part.share for part in suite.parts) == pytest.approx(1)
+        assert sum(part.fraction for part in suite.parts) == pytest.approx(1)
         assert all(0 <= part.low < part.high <= 1 for part in suite.parts)
         assert all(part.generator in KINDS for part in suite.parts)
     assert not SUITES["weak"].needs_image

@@ -18,7 +18,7 @@ from refinetool.backends.sam2 import BOX_CORNERS
 from refinetool.masks import bounding_box, distance_inside, iou
 from refinetool.prompts import background_point, foreground_point, mask_prompt
 from refinetool.settings import PromptSettings
-from refinetool.train.data import corruptions as device_corrupt
+from refinetool.train.data import corruptions
 from refinetool.train.data.corruptions import DEFECTS, REACH, Scene, corrupt, superpixels
 from refinetool.train.data.crops import WHOLE, nearest, resampling
 from refinetool.train.data.distance import signed_distance, squared_depth
@@ -212,7 +212,7 @@ def scene_of(masks: Tensor) -> Scene:
     return Scene(masks, signed_distance(masks, reach=REACH), neighbours & ~masks, labels)
 
 
-@pytest.mark.parametrize("defect", [defect for _, _, defect in DEFECTS], ids=lambda defect: defect.__name__)
+@pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
 def test_a_defect_changes_masks_and_is_the_same_alone(defect: Callable[[Scene, Tensor, Draws], Tensor]) -> None:
     masks = torch.stack([blob(64, radius=radius) for radius in (8, 12, 16, 20)] * 6)
     scene, draws = scene_of(masks), draws_for(5, torch.arange(len(masks)))
@@ -229,11 +229,11 @@ def test_a_defect_changes_masks_and_is_the_same_alone(defect: Callable[[Scene, T
 def test_more_severe_defects_are_worse() -> None:
     masks = blob(48, radius=13).expand(30, -1, -1)
     scene, draws = scene_of(masks), draws_for(5, torch.arange(30))
-    for _, _, defect in DEFECTS:
+    for name, defect in DEFECTS.items():
         mild, bad = (
-            float(device_corrupt.overlap(defect(scene, torch.full((30,), s), draws), masks).mean()) for s in (0.4, 1.6)
+            float(corruptions.overlap(defect(scene, torch.full((30,), s), draws), masks).mean()) for s in (0.4, 1.6)
         )
-        assert bad < mild, defect.__name__
+        assert bad < mild, name
 
 
 @pytest.mark.parametrize(
@@ -278,12 +278,11 @@ def test_blobs_come_from_grids_of_a_few_cells_only(monkeypatch: pytest.MonkeyPat
         return corrupt(scene_of(masks), draws_for(2, torch.arange(30)), blobs=every, low=low, high=high, tries=3)
 
     before = [drawn(blobs=blobs) for blobs in (True, False)]
-    cellwise = (device_corrupt.low_resolution, device_corrupt.biased_activation)
+    kept = ("low-resolution", "biased-activation")
     emptied = [
-        entry if entry[2] in cellwise else (*entry[:2], lambda scene, *_: torch.zeros_like(scene.masks))
-        for entry in DEFECTS
+        defect if name in kept else lambda scene, *_: torch.zeros_like(scene.masks) for name, defect in DEFECTS.items()
     ]
-    monkeypatch.setattr(device_corrupt, "DEFECTS", emptied)
+    monkeypatch.setattr(corruptions, "IN_ORDER", emptied)
     assert torch.equal(drawn(blobs=True), before[0])
     assert not torch.equal(drawn(blobs=False), before[1])
 

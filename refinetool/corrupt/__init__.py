@@ -14,11 +14,12 @@ pieces), because symmetric noise could be undone by smoothing alone and would te
 `suites` names generators and mixes of them; `dataset.corrupt_dataset` is the command.
 """
 
-from refinetool.corrupt.activations import activation_map, low_resolution, mask_head
+from refinetool.corrupt.activations import activation_map, biased_activation, low_resolution, mask_head
+from refinetool.corrupt.defects import MIN_AREA_PX
 from refinetool.corrupt.edges import boundary, boundary_noise, grow_or_shrink, local_morphology, noise_band, simplified
 from refinetool.corrupt.geometry import aimed, radius, signed_depth, smooth_noise
 from refinetool.corrupt.goals import Attempt, Corrupted, CorruptionInfo, Goal, reach
-from refinetool.corrupt.mixtures import MIN_AREA_PX, compose, corrupt, training_mix
+from refinetool.corrupt.mixtures import compose, training_mix
 from refinetool.corrupt.shapes import (
     coarse_polygon,
     holes_and_islands,
@@ -43,11 +44,11 @@ __all__ = [
     "Goal",
     "activation_map",
     "aimed",
+    "biased_activation",
     "boundary",
     "boundary_noise",
     "coarse_polygon",
     "compose",
-    "corrupt",
     "grow_or_shrink",
     "holes_and_islands",
     "label_maps",

@@ -6,7 +6,8 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refinetool.corrupt.geometry import radius, signed_depth, smooth_noise, zoom_on
+from refinetool.corrupt import defects
+from refinetool.corrupt.geometry import radius, reach_px, signed_depth, smooth_noise, zoom_on
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.records import BoolArray, FloatArray, ImageArray
 
@@ -199,19 +200,22 @@ def _resized(values: FloatArray, size: tuple[int, int], how: int) -> FloatArray:
 
 
 def boundary_noise(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
-    """Move the boundary in and out by smooth noise of up to about r / 4, with a bias to one side."""
-    r = radius(mask)
-    noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(4, 20)))
-    return _shifted_boundary(mask, 0.20 * r * severity * noise + np.float32(0.08 * r * severity * rng.normal()))
+    """Move the boundary in and out by smooth noise, with a bias to one side."""
+    size = radius(mask) * severity
+    noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(*defects.BOUNDARY_BUMPS)))
+    bias = np.float32(defects.BOUNDARY_BIAS * size * rng.normal())
+    return _shifted_boundary(mask, defects.BOUNDARY_NOISE * size * noise + bias)
 
 
 def grow_or_shrink(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
-    """Move the whole boundary out or in by 8 to 25 % of r."""
-    offset = rng.choice((-1, 1)) * rng.uniform(0.08, 0.25) * radius(mask) * severity
-    noise = 0.04 * radius(mask) * smooth_noise(mask.shape, rng, cells=6)
+    """Move the whole boundary out or in, by about the same everywhere."""
+    size = radius(mask)
+    offset = rng.choice((-1, 1)) * rng.uniform(*defects.GROWTH) * size * severity
+    noise = defects.GROWTH_NOISE * size * smooth_noise(mask.shape, rng, cells=int(rng.integers(*defects.GROWTH_BUMPS)))
     return _shifted_boundary(mask, np.float32(offset) + noise)
 
 
-def _shifted_boundary(mask: BoolArray, offset: FloatArray | float) -> BoolArray:
-    shifted: BoolArray = signed_depth(mask) + offset > 0
+def _shifted_boundary(mask: BoolArray, offset: FloatArray) -> BoolArray:
+    farthest = max(reach_px(mask) - 1, 0)
+    shifted: BoolArray = signed_depth(mask) + offset.clip(-farthest, farthest) > 0
     return shifted

@@ -9,7 +9,8 @@ from typing import TypeAlias
 import cv2
 import numpy as np
 
-from refinetool.corrupt.geometry import radius, signed_depth, zoom_on
+from refinetool.corrupt import defects
+from refinetool.corrupt.geometry import radius, reach_px, signed_depth, zoom_on
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.records import BoolArray, ImageArray, IntArray
 
@@ -22,7 +23,7 @@ false positive."""
 
 TOO_FEW_PX = 5
 """A band with fewer pixels gives way to the object itself."""
-BAND_WIDTH = 0.10
+IOU_BAND_WIDTH = 0.10
 """Width of the IoU band of the original set."""
 
 
@@ -75,7 +76,7 @@ def superpixel(
             many erosions take away.
         margin, min_side_px: Of the window, see `geometry.zoom_on`.
     """
-    part = goal.narrowed(rng, BAND_WIDTH)
+    part = goal.narrowed(rng, IOU_BAND_WIDTH)
 
     def toggles(mask: BoolArray, maps: LabelMaps, ignore: BoolArray | None) -> Iterator[Attempt]:
         inside = replace(part, ignore=ignore)
@@ -117,14 +118,14 @@ def _toggle_until(
     most: int,
 ) -> Attempt:
     """One attempt: toggle until the IoU is in the band or below it, or `most` superpixels are toggled."""
-    coarse, defects = mask.copy(), []
+    coarse, toggled = mask.copy(), []
     for _ in range(most):
         band = rng.choice(len(places), p=shares)
         _toggle(coarse, maps(int(rng.choice(counts))), places[band], rng)
-        defects.append(BANDS[band])
+        toggled.append(BANDS[band])
         if goal.overlap(coarse, mask) <= goal.high:
             break
-    return Attempt(coarse, tuple(defects))
+    return Attempt(coarse, tuple(toggled))
 
 
 def _toggle(coarse: BoolArray, labels: IntArray, places: IntArray, rng: Rng) -> None:
@@ -134,25 +135,28 @@ def _toggle(coarse: BoolArray, labels: IntArray, places: IntArray, rng: Rng) -> 
 
 
 def superpixel_defects(mask: BoolArray, rng: Rng, severity: float, *, labels: IntArray) -> BoolArray:
-    """Toggle superpixels of one map, at the boundary (65 %), inside (25 %) and outside (10 %).
+    """Toggle whole superpixels at the boundary, inside and outside, as the DAVIS-585 set was made.
 
-    The number of toggled superpixels grows with severity; the band is 6 % of r wide on each side of the boundary, r
-    being the radius of a disc of the mask's area. Where `superpixel` aims at an IoU, this only draws.
+    The number of toggled superpixels grows with severity. A superpixel becomes what the pixel that it was chosen by is
+    not in the good mask, so that none is toggled back. Where `superpixel` aims at an IoU, this only draws.
     """
-    depth = signed_depth(mask)
-    width = max(1.5, 0.06 * radius(mask))
-    bands = (np.abs(depth) <= width, depth > width, (depth < -width) & (depth > -4 * radius(mask)))
+    size, depth = radius(mask), signed_depth(mask)
+    width = max(defects.LEAST_BAND_PX, defects.BAND_WIDTH * size)
+    boundary, inside = np.abs(depth) <= width, depth > width
+    outside = (depth < -width) & (depth > -min(defects.OUTSIDE_REACH * size, reach_px(mask)))
+    fallback = inside if inside.any() else boundary & mask
     coarse = mask.copy()
-    for _ in range(1 + rng.poisson(2.5 * severity)):
-        band = bands[rng.choice(3, p=(0.65, 0.25, 0.10))]
-        _toggle(coarse, labels, np.flatnonzero(band) if band.any() else np.flatnonzero(mask), rng)
+    for _ in range(min(1 + rng.poisson(defects.TOGGLES * severity), defects.MOST_TOGGLES)):
+        band = (boundary, inside, outside)[rng.choice(3, p=defects.BAND_FRACTIONS)]
+        pixel = rng.choice(np.flatnonzero(band if band.any() else fallback))
+        coarse[labels == labels.flat[pixel]] = not mask.flat[pixel]
     return coarse
 
 
 def superpixel_vote(mask: BoolArray, rng: Rng, severity: float, *, labels: IntArray) -> BoolArray:
-    """Snap the mask to superpixels: one is foreground if enough of it is, the share being drawn around one half."""
+    """Snap the mask to superpixels: each is all mask if about half of it or more is, how much being drawn."""
     total = np.bincount(labels.ravel())
     inside = np.bincount(labels.ravel(), weights=mask.ravel(), minlength=len(total))
-    share = inside / np.maximum(total, 1) + 0.15 * severity * rng.standard_normal(len(total)) * (inside > 0)
-    voted: BoolArray = (share > 0.5)[labels]
+    noise = defects.VOTE_NOISE * severity * rng.standard_normal(len(total)) * (inside > 0)
+    voted: BoolArray = (inside / np.maximum(total, 1) + noise > 0.5)[labels]
     return voted

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refinetool.corrupt.defects import WINDOW_MARGIN
 from refinetool.train.data.draws import Draws
 from refinetool.train.data.store import PictureStore
 
@@ -84,7 +85,7 @@ def object_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
         sizes: float64 (B, 2), (W, H) of the pictures.
     """
     extent = boxes[:, 2:] - boxes[:, :2]
-    margins = draws.between("margins", 0.15, 0.6, 2, 2).sum(1)
+    margins = draws.between("margins", *WINDOW_MARGIN, 2, 2).sum(1)
     sides = extent * (1 + margins)
     sides = torch.maximum(sides, draws.between("least", 48, 128)[:, None])
     sides = torch.maximum(sides, sides.amax(1, keepdim=True) / draws.between("aspect", 1.3, 2.2)[:, None])
