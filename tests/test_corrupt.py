@@ -287,7 +287,7 @@ def generators(image: NDArray[np.uint8], gt: BoolArray):  # type: ignore[no-unty
         "labels": maps,
         "counts": (20, 50, 100),
         "compactness": 10.0,
-        "shares": DEFAULT.superpixel_shares,
+        "fractions": DEFAULT.superpixel_shares,
         "kernel_px": 3,
         "iterations": 2,
         "max_defects": 10,
@@ -421,7 +421,7 @@ def test_label_maps_are_made_once_per_count(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [(50, 7.0), (100, 7.0)]
 
 
-def superpixel_on_blocks(gt: BoolArray, seed: int, *, shares: Sequence[float], low: float, high: float):  # type: ignore[no-untyped-def]
+def superpixel_on_blocks(gt: BoolArray, seed: int, *, fractions: Sequence[float], low: float, high: float):  # type: ignore[no-untyped-def]
     return superpixel(
         photograph(),
         gt,
@@ -430,7 +430,7 @@ def superpixel_on_blocks(gt: BoolArray, seed: int, *, shares: Sequence[float], l
         labels=lambda _: blocks(),
         counts=(50,),
         compactness=10.0,
-        shares=shares,
+        fractions=fractions,
         kernel_px=3,
         iterations=1,
         max_defects=10,
@@ -439,14 +439,14 @@ def superpixel_on_blocks(gt: BoolArray, seed: int, *, shares: Sequence[float], l
 
 
 @pytest.mark.parametrize(
-    ("shares", "name"), [((1, 0, 0), "boundary"), ((0, 1, 0), "inner-hole"), ((0, 0, 1), "outer-island")]
+    ("fractions", "name"), [((1, 0, 0), "boundary"), ((0, 1, 0), "inner-hole"), ((0, 0, 1), "outer-island")]
 )
-def test_superpixel_defects_are_where_their_band_is(shares: tuple[int, int, int], name: str) -> None:
+def test_superpixel_defects_are_where_their_band_is(fractions: tuple[int, int, int], name: str) -> None:
     gt = disc(30, 24, 16)
     core = ndimage.binary_erosion(gt, np.ones((3, 3)), border_value=1)
     grown = ndimage.binary_dilation(gt, np.ones((3, 3)))
     place = {"boundary": grown & ~core, "inner-hole": core, "outer-island": ~grown}[name]
-    coarse, info = superpixel_on_blocks(gt, 0, shares=shares, low=0.75, high=0.85)
+    coarse, info = superpixel_on_blocks(gt, 0, fractions=fractions, low=0.75, high=0.85)
     assert info.reached
     assert set(info.defects) == {name}
     toggled = np.unique(blocks()[coarse != gt])
@@ -468,7 +468,7 @@ def test_an_attempt_below_the_band_starts_over_from_the_good_mask() -> None:
         labels=lambda _: halves,
         counts=(50,),
         compactness=10.0,
-        shares=(1, 0, 0),
+        fractions=(1, 0, 0),
         kernel_px=3,
         iterations=1,
         max_defects=10,

@@ -22,7 +22,7 @@ from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import open_dataset
 from refinetool.masks import iou
 from refinetool.records import BoolArray, Region, Sample
-from refinetool.settings import CorruptSettings
+from refinetool.settings import CorruptSettings, TrainSettings
 
 OBJECTS = (disc(14, 14, 9), disc(46, 30, 12), disc(30, 40, 6))
 SETTINGS = CorruptSettings(tries=12, superpixel_counts=(30, 80))
@@ -373,6 +373,20 @@ def test_suites_and_bands_are_those_of_the_table() -> None:
         assert all(part.generator in KINDS for part in suite.parts)
     assert not SUITES["weak"].needs_image
     assert SUITES["train-mix"].needs_image
+
+
+def test_the_page_has_the_bands_of_the_code() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "corrupt.md").read_text()
+    rows = [line.split("|")[1:] for line in page.splitlines() if line.startswith("| `")]
+    for name, kind in KINDS.items():
+        band = f"{kind.low:.2f} to {kind.high:.2f}"
+        assert any(f"`{name}`" in first and band in last for first, _, last, _ in rows), f"{name}, {band}"
+    (mix,) = [row for row in rows if "`embedded-mix`" in row[0]]
+    train = TrainSettings()
+    assert f"`blobs` {100 * train.blob_share:.0f} %" in mix[1]
+    assert f"`mix` {train.coarse_low:.2f} to {train.coarse_high:.2f}" in mix[2]
+    assert train.good_share / (1 - train.blob_share) == pytest.approx(1 / 3)
+    assert "a third of it 0.90 to 1.00" in mix[2]
 
 
 @pytest.mark.parametrize("generator", KINDS)

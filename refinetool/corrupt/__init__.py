@@ -6,10 +6,11 @@ Two kinds of functions:
   a NumPy generator and a `Goal`, and returns a `Corrupted`: a coarse mask whose IoU with the good one lies in the
   goal's band, and a `CorruptionInfo` that says how it came about and whether the band was reached.
 - A *defect* `f(mask, rng, severity)` draws once, at a severity around 1. `geometry.aimed` makes a generator of it.
+  `defects` is the table of those that training draws from.
 
 Both give the same for the same state of `rng`, and never change their input. Lengths scale with the object: r is the
 radius of a disc of its area. Defects are inconsistent with the image and biased (grown, shifted, missing or leaking
-pieces), because symmetric noise could be undone by smoothing alone and would teach a model nothing about images.
+pieces): symmetric noise could be undone by smoothing alone, and would teach a model nothing about images.
 
 `suites` names generators and mixes of them; `dataset.corrupt_dataset` is the command.
 """

@@ -15,14 +15,14 @@ from refinetool.records import BoolArray, FloatArray, ImageArray
 from refinetool.settings import GeneratorName
 
 THRESHOLDS = np.linspace(0.1, 0.9, 161)
-"""Where a map may be cut, as shares of its peak."""
+"""Where a map may be thresholded, as fractions of its peak."""
 BIAS_GAIN = 1.5
 BIAS_REACH = 0.35
 """Reach of the bias towards one part, as a fraction of the square root of the object's area."""
 MIN_CELL_PX = 2.0
 BLUR_STEP = 1.5
 WIDEST_BLUR = 0.25
-"""Standard deviation, as a share of the longer side, from which on more blur only costs time."""
+"""Standard deviation, as a fraction of the longer side, beyond which more blur only costs time."""
 MASK_HEAD_CELLS = (28, 56)
 
 
@@ -80,7 +80,7 @@ def activation(gt: BoolArray, rng: Rng, *, cell_px: float, blur: float, bias: bo
         cell_px: Side of a cell of the grid.
         blur: Standard deviation of the Gaussian, in cells.
         bias: Whether one part of the object, around a random pixel of it, excites more than the rest.
-        leak: Amplitude of smooth noise all over the image, as a share of the peak.
+        leak: Amplitude of smooth noise all over the image, as a fraction of the peak.
     """
     height, width = gt.shape
     columns, rows = max(2, round(width / cell_px)), max(2, round(height / cell_px))

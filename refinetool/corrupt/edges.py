@@ -12,7 +12,7 @@ from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.records import BoolArray, FloatArray, ImageArray
 
 OPERATIONS_PER_ROUND = 4
-SEED_SHARE = 0.25
+SEED_CHANCE = 0.25
 """Probability that an operation sets a pixel, from which a hole or an island may grow."""
 ELEMENT_SIDES = (3, 9)
 TINY_PX = 2
@@ -68,8 +68,8 @@ def simplified(mask: BoolArray, rng: Rng, *, cut: float, keep: float, jitter: fl
 
     Args:
         mask: bool (H, W).
-        cut: Share of consecutive pixels to leave out, where the ends of the gap are close: a limb or bay is cut off.
-        keep: Share of the other pixels to keep as corners, drawn at random.
+        cut: Fraction of consecutive pixels to leave out, where the ends of the gap are close: a limb or bay is cut off.
+        keep: Fraction of the other pixels to keep as corners, drawn at random.
         jitter: Standard deviation of the relative move of a corner away from the middle of its outline.
 
     Returns:
@@ -111,13 +111,13 @@ def local_morphology(
     """Dilate and erode in random rectangles until the overlap is below a target.
 
     An operation draws a rectangle, sets its middle to mask or background with probability 1/4, and dilates or erodes
-    within it by a random rectangle or ellipse of 3 to 9 pixels. What lies beyond the rectangle is taken to go on as it
-    is at its rim. Four operations make a round; the target is looked at after each.
+    within it by a random rectangle or ellipse of 3 to 9 pixels. Pixels beyond the rectangle count as those at its edge.
+    Four operations make a round; the overlap is looked at after each round.
 
     Args:
         mask: bool (H, W), where to start.
         overlap: The IoU that is to fall below `target`.
-        rounds: At most as many.
+        rounds: How many at most.
 
     Returns:
         The disturbed mask, bool (H, W), and the number of rounds. Masks of one or two pixels a side stay as they are.
@@ -138,7 +138,7 @@ def _disturb(mask: NDArray[np.uint8], rng: Rng) -> None:
     height, width = mask.shape
     (x0, x1), (y0, y1) = (np.sort(rng.integers(0, side, 2)) for side in (width, height))
     part = mask[y0 : y1 + 1, x0 : x1 + 1]
-    if rng.random() < SEED_SHARE:
+    if rng.random() < SEED_CHANCE:
         part[part.shape[0] // 2, part.shape[1] // 2] = rng.integers(2)
     change = cv2.dilate if rng.random() < 0.5 else cv2.erode
     part[:] = change(part, _element(rng), borderType=cv2.BORDER_REPLICATE)

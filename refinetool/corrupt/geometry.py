@@ -1,4 +1,4 @@
-"""Lengths of a mask, and a closer look at it: what generators measure their defects by."""
+"""Lengths and distances of a mask, smooth noise, and windows around objects: what generators are built from."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -67,7 +67,7 @@ def _spline_weights(side: int, cells: int) -> NDArray[np.float64]:
 
 @dataclass(frozen=True, slots=True)
 class Zoom:
-    """A window around an object whose pixels are repeated, so that small objects have lengths of many pixels too.
+    """A window around an object, its pixels repeated, so that lengths are many pixels for small objects, too.
 
     window: Half-open xyxy.
     factor: How often each pixel is repeated along each axis.
@@ -100,7 +100,7 @@ def zoom_on(gt: BoolArray, *, margin: float, min_side_px: int) -> Zoom:
     """The window around a mask that isn't empty.
 
     Args:
-        margin: What the window adds to the mask's box on each side, as a share of the longer side of the box.
+        margin: What the window adds to the mask's box on each side, as a fraction of the longer side of the box.
         min_side_px: The longer side of the window has at least this many pixels once they are repeated.
     """
     box = bounding_box(gt)
@@ -116,7 +116,7 @@ def zoom_on(gt: BoolArray, *, margin: float, min_side_px: int) -> Zoom:
 def aimed(
     name: str, defect: Defect, gt: BoolArray, rng: Rng, *, goal: Goal, margin: float, min_side_px: int
 ) -> Iterator[Attempt]:
-    """Draw a defect at a severity that follows what came out: higher after too good a mask, else lower.
+    """Draw a defect again and again, at a higher severity after too good a mask and a lower one after too bad a mask.
 
     The IoU aimed at is drawn from the band. Defects see a window around the object (see `zoom_on`).
     """

@@ -13,11 +13,11 @@ from refinetool.records import BoolArray, ImageArray
 
 FRONT_NOISE = 0.3
 FRONT_CELLS = 8
-"""How ragged the front of a leak is: noise as a share of the radius, and its bumps along each side of the image."""
+"""How ragged the front of merged pixels is: noise as a fraction of the radius, and its bumps along each side."""
 
 
 def partial(image: ImageArray | None, gt: BoolArray, rng: Rng, *, goal: Goal) -> Corrupted:
-    """Keep what lies on one side of a straight cut, so that the IoU is the kept share, drawn from the band.
+    """Keep what lies on one side of a straight cut, so that the IoU is the kept fraction, drawn from the band.
 
     Deliberately ill-posed: nothing in such a mask says that there was more.
 
@@ -30,9 +30,9 @@ def partial(image: ImageArray | None, gt: BoolArray, rng: Rng, *, goal: Goal) ->
     def attempts() -> Iterator[Attempt]:
         rows, columns = np.nonzero(gt)
         while True:
-            angle, share = rng.uniform(0, 2 * np.pi), rng.uniform(goal.low, goal.high)
+            angle, kept = rng.uniform(0, 2 * np.pi), rng.uniform(goal.low, goal.high)
             along = columns * np.cos(angle) + rows * np.sin(angle)
-            first = np.argsort(along, kind="stable")[: round(share * len(along))]
+            first = np.argsort(along, kind="stable")[: round(kept * len(along))]
             coarse = np.zeros_like(gt)
             coarse[rows[first], columns[first]] = True
             yield Attempt(coarse, ("cut-off",))

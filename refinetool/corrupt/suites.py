@@ -28,7 +28,7 @@ TRAIN = TrainSettings()
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """What a generator may look at beside the good mask.
+    """What a generator may look at besides the good mask.
 
     image: uint8 (H, W, 3) RGB, or None.
     labels: Label maps of the image, None without an image.
@@ -43,7 +43,7 @@ class Scene:
 def scene_of(
     image: ImageArray | None, neighbours: Callable[[], Sequence[BoolArray]], *, settings: CorruptSettings
 ) -> Scene:
-    """The scene of an image, whose objects are to share it and with it the label maps."""
+    """The scene of an image, for all of its objects, so that the label maps are made once."""
     labels = None if image is None else superpixels.label_maps(image, compactness=settings.compactness)
     return Scene(image, labels, neighbours)
 
@@ -53,7 +53,7 @@ Draw: TypeAlias = Callable[[Scene, BoolArray, Rng, Goal, CorruptSettings], Corru
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A generator with its usual band, and what it can't do without."""
+    """A generator with its usual band, and whether it needs an image or neighbours."""
 
     draw: Draw
     low: float
@@ -90,7 +90,7 @@ class Suite:
         return any(KINDS[part.generator].needs_image for part in self.parts)
 
     def with_band(self, low: float, high: float) -> "Suite":
-        """The same mix with another band for all of its parts, which they get as many tries to reach as any suite."""
+        """The same mix with another band for all of its parts, and as many tries to reach it as other suites have."""
         return replace(self, parts=tuple(replace(part, low=low, high=high, tries=None) for part in self.parts))
 
 
@@ -126,7 +126,7 @@ def _superpixel(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: Cor
         labels=scene.labels,
         counts=settings.superpixel_counts,
         compactness=settings.compactness,
-        shares=settings.superpixel_shares,
+        fractions=settings.superpixel_shares,
         kernel_px=settings.superpixel_kernel_px,
         iterations=settings.superpixel_iterations,
         max_defects=settings.superpixel_defects,
@@ -269,7 +269,7 @@ BANDS: Mapping[BandName, tuple[float, float]] = {
     "hard": (0.60, 0.75),
     "extreme": (0.40, 0.60),
 }
-"""Bands for curves of difficulty, from that of the DAVIS-585 set upwards and downwards."""
+"""Bands for curves of difficulty; the default is that of the DAVIS-585 set."""
 
 
 def single(generator: GeneratorName) -> Suite:

@@ -18,11 +18,11 @@ LabelMaps: TypeAlias = Callable[[int], IntArray]
 """From a number of superpixels to the map of their labels, int64 (H, W), for one image."""
 
 BANDS = ("boundary", "inner-hole", "outer-island")
-"""What toggling a superpixel is called by where it starts: a boundary error, an internal false negative, an external
-false positive."""
+"""Names of toggled superpixels, by the band they were drawn from: a boundary error, an internal false negative, an
+external false positive."""
 
 TOO_FEW_PX = 5
-"""A band with fewer pixels gives way to the object itself."""
+"""Where a band has fewer pixels, the object itself takes its place."""
 IOU_BAND_WIDTH = 0.10
 """Width of the IoU band of the original set."""
 
@@ -49,7 +49,7 @@ def superpixel(
     labels: LabelMaps,
     counts: Sequence[int],
     compactness: float,
-    shares: Sequence[float],
+    fractions: Sequence[float],
     kernel_px: int,
     iterations: int,
     max_defects: int,
@@ -71,7 +71,7 @@ def superpixel(
         gt: bool (H, W).
         labels: Label maps of the image, see `label_maps`.
         counts: Numbers of superpixels to draw from.
-        shares: Probabilities of the bands: boundary, inside, outside.
+        fractions: How often each band is drawn: boundary, inside, outside.
         kernel_px, iterations: The boundary band is what this many dilations with a square of that side add to what as
             many erosions take away.
         margin, min_side_px: Of the window, see `geometry.zoom_on`.
@@ -83,7 +83,7 @@ def superpixel(
         places = _places(mask, kernel_px=kernel_px, iterations=iterations)
         while True:
             yield _toggle_until(
-                mask, places, rng, goal=inside, maps=maps, counts=counts, shares=shares, most=max_defects
+                mask, places, rng, goal=inside, maps=maps, counts=counts, fractions=fractions, most=max_defects
             )
 
     def zoomed() -> Iterator[Attempt]:
@@ -114,13 +114,13 @@ def _toggle_until(
     goal: Goal,
     maps: LabelMaps,
     counts: Sequence[int],
-    shares: Sequence[float],
+    fractions: Sequence[float],
     most: int,
 ) -> Attempt:
     """One attempt: toggle until the IoU is in the band or below it, or `most` superpixels are toggled."""
     coarse, toggled = mask.copy(), []
     for _ in range(most):
-        band = rng.choice(len(places), p=shares)
+        band = rng.choice(len(places), p=fractions)
         _toggle(coarse, maps(int(rng.choice(counts))), places[band], rng)
         toggled.append(BANDS[band])
         if goal.overlap(coarse, mask) <= goal.high:
@@ -129,7 +129,7 @@ def _toggle_until(
 
 
 def _toggle(coarse: BoolArray, labels: IntArray, places: IntArray, rng: Rng) -> None:
-    """Pick one of some pixels and turn its superpixel over, in place: to mask if the pixel is none, else to none."""
+    """Pick one of some pixels and toggle its superpixel in place: added if the pixel is background, else removed."""
     pixel = rng.choice(places)
     coarse[labels == labels.flat[pixel]] = not coarse.flat[pixel]
 
@@ -154,7 +154,7 @@ def superpixel_defects(mask: BoolArray, rng: Rng, severity: float, *, labels: In
 
 
 def superpixel_vote(mask: BoolArray, rng: Rng, severity: float, *, labels: IntArray) -> BoolArray:
-    """Snap the mask to superpixels: each is all mask if about half of it or more is, how much being drawn."""
+    """Snap the mask to superpixels: each becomes foreground if, give or take noise, half of it is."""
     total = np.bincount(labels.ravel())
     inside = np.bincount(labels.ravel(), weights=mask.ravel(), minlength=len(total))
     noise = defects.VOTE_NOISE * severity * rng.standard_normal(len(total)) * (inside > 0)

@@ -20,7 +20,7 @@ IGNORE, PASTED = 255, 254
 WHOLE = 256
 """What the weights of one pass of a resampling add up to."""
 LEAST_SHARE = 0.006
-"""An object with a smaller share of its window is shown closer."""
+"""An object that covers a smaller fraction of its window is shown in a closer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,7 +61,7 @@ def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float) -> Wi
     """Choose a source, a picture, an object and a window around it for every row.
 
     Args:
-        frame_share: Share of windows that show much of the picture instead of the object with a margin.
+        frame_share: Fraction of windows that show much of the picture instead of the object with a margin.
     """
     source = draws.choice("source", store.shares)
     group_sizes = torch.tensor([len(group) for group in store.groups])

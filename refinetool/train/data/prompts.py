@@ -59,9 +59,9 @@ def mine(coarse: Tensor, draws: Draws) -> MinedPrompts:
 
 def on_quarter_grid(coarse: Tensor) -> Tensor:
     """Masks on a grid of half their side: cells at least half covered, or if there are none, all that are touched."""
-    share = F.avg_pool2d(coarse[:, None].float(), 2)[:, 0]
-    grid = share >= 0.5
-    return torch.where(grid.flatten(1).any(1)[:, None, None], grid, share > 0)
+    covered = F.avg_pool2d(coarse[:, None].float(), 2)[:, 0]
+    grid = covered >= 0.5
+    return torch.where(grid.flatten(1).any(1)[:, None, None], grid, covered > 0)
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
