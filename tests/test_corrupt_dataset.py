@@ -328,8 +328,11 @@ def made(mask: BoolArray, evidence: NDArray[np.float32] | None = None) -> Corrup
 def test_shared_out_masks_do_not_overlap_and_cover_what_was_claimed(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     claims = [disc(rng.uniform(0, 64), rng.uniform(0, 48), rng.uniform(4, 20)) for _ in range(count)]
-    claims = [claim for claim in claims if claim.any()] or [disc(20, 20, 5)]
-    shared = share_out(claims, [made(claim) for claim in claims])
+    # In a map, good masks do not overlap; coarse ones may.
+    before = [np.any(claims[:n], axis=0) if n else np.zeros(SIZE, np.bool_) for n in range(count)]
+    pairs = [(claim & ~taken, claim) for claim, taken in zip(claims, before, strict=True) if (claim & ~taken).any()]
+    gts, claims = [gt for gt, _ in pairs], [claim for _, claim in pairs]
+    shared = share_out(gts, [made(claim) for claim in claims])
     assert np.sum(shared, axis=0).max() == 1
     assert (np.any(shared, axis=0) == np.any(claims, axis=0)).all()
     assert all(mask.any() for mask in shared)
@@ -348,6 +351,14 @@ def test_a_region_that_would_vanish_keeps_its_good_mask() -> None:
     shared = share_out([good, all_over], [made(good), made(all_over, np.ones(SIZE, np.float32))])
     assert (shared[0] == good).all()
     assert (shared[1] == (all_over & ~good)).all()
+
+
+def test_a_good_mask_that_is_put_back_makes_no_other_vanish() -> None:
+    left, right = disc(16, 24, 8), disc(46, 24, 8)
+    sure = np.ones(SIZE, np.float32)
+    shared = share_out([left, right], [made(right, sure), made(right)])
+    assert (shared[0] == left).all()
+    assert (shared[1] == right).all()
 
 
 def test_a_mask_that_sharing_took_out_of_its_band_is_drawn_again() -> None:
