@@ -21,7 +21,9 @@ GeneratorName: TypeAlias = Literal[
     "grow-shrink",
     "heat-map",
     "holes-islands",
+    "biased-activation",
     "mix",
+    "blobs",
     "compose",
 ]
 BandName: TypeAlias = Literal["easy", "default", "hard", "extreme"]
@@ -278,7 +280,8 @@ class EvaluateSettings:
 @dataclass(frozen=True, slots=True)
 class CorruptSettings:
     """How coarse masks are made from good ones. Superpixel numbers are those of the DAVIS-585 set, outline and
-    morphology numbers those of CascadePSP, noise numbers those of HQ-SAM; the rest is ours."""
+    morphology numbers those of CascadePSP, noise numbers those of HQ-SAM; the rest is ours. What training draws from
+    is defined in `corrupt.defects`."""
 
     suite: SuiteName = "davis-like"
     seed: int = 0
@@ -289,23 +292,23 @@ class CorruptSettings:
     min_area_px: int = 10
     """A coarse mask with fewer pixels is drawn again."""
     window_margin: float = 0.5
-    """What the window around an object adds on each side, as a share of the longer side of its box."""
+    """What the window around an object adds on each side, as a fraction of the longer side of its box."""
     window_side_px: int = 128
-    """Pixels of smaller windows are repeated until the longer side has so many, so that defects scale with objects."""
+    """Pixels of smaller windows are repeated until the longer side has this many: defects scale with objects."""
     compactness: float = 10.0
-    """How square superpixels are, against how well they follow colours."""
+    """Weight of the position against the colour in SLIC: greater values give squarer superpixels."""
     superpixel_counts: tuple[int, ...] = (50, 100, 200, 300, 500, 700)
     superpixel_shares: tuple[float, float, float] = (0.65, 0.25, 0.10)
     """How often a superpixel defect starts at the boundary, inside and outside."""
     superpixel_kernel_px: int = 5
     superpixel_iterations: int = 3
-    """The boundary band is this many dilations and erosions with a square of that side wide."""
+    """The boundary band is as wide as this many dilations and erosions with a square of that side make it."""
     superpixel_defects: int = 10
     """Superpixels toggled in an attempt, at most."""
     outline_cut: float = 0.1
-    """Share of consecutive outline pixels that is left out, where the ends of the gap are close."""
+    """Fraction of consecutive outline pixels that is left out, where the ends of the gap are close."""
     outline_keep: float = 0.1
-    """Share of the other outline pixels that is kept as corners."""
+    """Fraction of the other outline pixels that is kept as corners."""
     outline_jitter: float = 0.0
     """Standard deviation of the relative move of a corner away from the middle of its outline."""
     morphology_rounds: int = 250
@@ -314,12 +317,12 @@ class CorruptSettings:
     """Longer side of the grid of the noise band."""
     noise_factor: int = 8
     noise_residue: float = 0.01
-    """Noise falls where a mask differs so much from itself scaled down by the factor and up again."""
+    """Noise is added where a mask differs by this much from itself scaled down by the factor and up again."""
     cam_cell_px: float = 32.0
     cam_blur: float = 1.0
     """In cells, as below."""
     cam_leak: float = 0.15
-    """Amplitude of noise beside the object, as a share of the peak, as below."""
+    """Amplitude of the noise all over the image, as a fraction of the peak, as below."""
     clip_cell_px: float = 16.0
     clip_blur: float = 1.0
     clip_leak: float = 0.1
@@ -391,27 +394,27 @@ see docs/design/iou-adaption.md."""
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How the embedded model is trained; shares are probabilities per drawn example."""
+    """How the embedded model is trained. Shares are probabilities: per example, or per prompt where it says so."""
 
     part: Literal["all", "detail"] = "all"
     """What learns: everything, or only the detail head, on top of weights to start from."""
     steps: int = 4_250
     minutes: float | None = None
-    """Train for so long, whatever the steps: the schedule then follows the clock."""
+    """Train for this long, whatever the steps: the schedule then follows the clock."""
     seed: int = 0
     side: int = 256
     """Side of the square input in pixels, a multiple of 32."""
     small_side: int = 192
     """Side of the square input at first: twice as fast as the full side, and the weights fit both."""
     small_share: float = 10 / 17
-    """Share of the run spent at that side before the full one."""
+    """Fraction of the run spent at that side before the full one."""
     images_per_step: int = 8
     prompts_per_image: int = 4
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
     warmup_steps: int = 200
     decay_share: float = 7 / 17
-    """Share of the run, at the end, over which the learning rate falls to `final_rate` of its plateau."""
+    """Fraction of the run, at the end, over which the learning rate falls to `final_rate` of its plateau."""
     final_rate: float = 0.02
     average_decay: float = 0.998
     """Decay of the moving average of the weights; the average is what is shipped."""
@@ -425,8 +428,14 @@ class TrainSettings:
     """Prompts whose coarse mask is nearly right (IoU above 0.9), so that good masks are left alone."""
     coarse_low: float = 0.5
     coarse_high: float = 0.97
+    """IoU of the coarse masks that are neither nearly right nor blobs."""
+    blob_share: float = 0.25
+    """Prompts whose coarse mask is a blob of low resolution, like those of activation maps and mask heads."""
+    blob_low: float = 0.4
+    blob_high: float = 0.8
+    """IoU of the blobs."""
     corruption_tries: int = 4
-    """Draws of a coarse mask before the one nearest to that range is taken."""
+    """Draws of a coarse mask before the one nearest to its range of IoU is taken."""
     edge_loss: float = 0.3
     """Weight of the auxiliary loss that asks the image features for edges, whatever the prompts are."""
     save_every: int = 250

@@ -1,8 +1,10 @@
 """Every generator and defect: deterministic, harmless to its input, never a shape or type it was not given, never a
 crash; and in its band, or said not to be."""
 
+from collections import Counter
 from collections.abc import Sequence
 from functools import partial as bound
+from itertools import islice
 from typing import Any
 
 import cv2
@@ -20,11 +22,12 @@ from refinetool.corrupt import (
     Goal,
     activation_map,
     activations,
+    biased_activation,
     boundary,
     boundary_noise,
     coarse_polygon,
     compose,
-    corrupt,
+    defects,
     grow_or_shrink,
     holes_and_islands,
     label_maps,
@@ -47,8 +50,11 @@ from refinetool.corrupt import (
     training_mix,
 )
 from refinetool.corrupt.activations import THRESHOLDS, activation, overlap_by_threshold
+from refinetool.corrupt.defects import DEFECTS as DEFECT_TABLE
+from refinetool.corrupt.defects import SECOND_CHANCE, fractions
 from refinetool.corrupt.figures import count_parts
 from refinetool.corrupt.geometry import zoom_on
+from refinetool.corrupt.mixtures import mixed
 from refinetool.masks import iou
 from refinetool.records import BoolArray, FloatArray, IntArray
 from refinetool.settings import CorruptSettings
@@ -57,6 +63,7 @@ DEFECTS = (
     boundary_noise,
     grow_or_shrink,
     low_resolution,
+    biased_activation,
     coarse_polygon,
     shift_and_scale,
     holes_and_islands,
@@ -130,39 +137,98 @@ def test_a_mask_head_sees_one_pixel_per_cell() -> None:
     assert not coarse[:4].any()
 
 
-# --- the training mix, draw by draw what it was
-
-
-@settings(max_examples=40, deadline=None)
-@given(seed=st.integers(0, 10**6), x=st.integers(5, 60), y=st.integers(5, 44), r=st.integers(4, 20))
-def test_corrupt_lands_in_its_band_or_gives_the_closest_attempt(seed: int, x: int, y: int, r: int) -> None:
-    mask = disc(x, y, r)
-    coarse = corrupt(mask, np.random.default_rng(seed), labels=blocks(), neighbour=~mask, low=0.5, high=0.95, tries=40)
-    again = corrupt(mask, np.random.default_rng(seed), labels=blocks(), neighbour=~mask, low=0.5, high=0.95, tries=40)
-    assert (coarse == again).all()
-    assert coarse.sum() >= MIN_AREA_PX
-    assert 0.45 <= iou(coarse, mask) <= 0.97
-
-
-def test_an_impossible_band_returns_the_closest_attempt() -> None:
-    mask = disc(30, 24, 14)
-    coarse = corrupt(mask, np.random.default_rng(0), labels=None, neighbour=None, low=0.0, high=0.01, tries=3)
-    assert 0.01 < iou(coarse, mask) < 1
-
-
-def test_the_distribution_of_the_mix_is_what_it_was() -> None:
-    """Quartiles over 300 discs, as they were measured before the mix was written in terms of attempts."""
-    overlaps = []
-    for seed in range(300):
-        place = np.random.default_rng((7, seed))
-        mask = disc(place.uniform(10, 54), place.uniform(10, 38), place.uniform(5, 20))
+def test_polygons_keep_straight_edges_and_cut_round_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defects, "CORNER_NOISE", 0.0)
+    monkeypatch.setattr(defects, "CONVEX", 0.0)
+    slope = np.add.outer(np.arange(90), 2 * np.arange(120)) < 160
+    round_one = np.pad(disc(30, 24, 22), 20)
+    for seed in range(10):
         rng = np.random.default_rng(seed)
-        coarse = corrupt(mask, rng, labels=blocks(), neighbour=~mask, low=0.45, high=0.97, tries=6)
-        overlaps.append(iou(coarse, mask))
-    assert np.percentile(overlaps, (25, 50, 75)) == pytest.approx(QUARTILES, abs=0.005)
+        assert iou(coarse_polygon(slope, rng, 0.7), slope) > 0.95
+        cut = coarse_polygon(round_one, rng, 1.5)
+        assert (cut & ~round_one).sum() < 0.03 * round_one.sum()
+        assert cut.sum() < 0.97 * round_one.sum()
 
 
-QUARTILES = (0.707, 0.795, 0.882)
+def test_some_polygons_are_convex(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(defects, "CONVEX", 1.0)
+    mask = AWKWARD["two parts"]
+    for seed in range(10):
+        coarse = coarse_polygon(mask, np.random.default_rng(seed), 0.5)
+        hull = cv2.convexHull(np.argwhere(coarse).astype(np.int32))
+        filled = cv2.fillPoly(np.zeros(mask.shape, np.uint8), [hull[:, :, ::-1]], (1,)).astype(bool)
+        assert iou(coarse, filled) > 0.93
+        assert (coarse & mask).sum() > 0.8 * mask.sum()
+
+
+def test_a_biased_activation_loses_what_is_far_from_one_part() -> None:
+    """Of two equal discs, the one that the bias lies in is the larger more often than not, by much."""
+    left, right = disc(12, 24, 9), disc(50, 24, 9)
+    lopsided = []
+    for seed in range(40):
+        rng = np.random.default_rng(seed)
+        coarse = biased_activation(left | right, rng, 1.0)
+        counts = sorted(int((coarse & part).sum()) for part in (left, right))
+        lopsided.append(counts[0] < 0.8 * counts[1])
+    assert np.mean(lopsided) > 0.15
+
+
+def test_superpixels_are_not_toggled_back() -> None:
+    """However often one is drawn, it becomes what the pixel that drew it was not."""
+    mask = disc(30, 24, 14)
+    halves = np.repeat(np.arange(2), SIZE[1] // 2)[None].repeat(SIZE[0], axis=0)
+    for seed in range(20):
+        coarse = superpixel_defects(mask, np.random.default_rng(seed), 2.0, labels=halves)
+        assert (coarse != mask).any()
+
+
+def test_a_full_window_has_no_boundary_to_move() -> None:
+    full = np.ones((300, 300), np.bool_)
+    for seed in range(10):
+        assert grow_or_shrink(full, np.random.default_rng(seed), 3.0).all()
+
+
+def test_without_a_neighbour_nothing_leaks() -> None:
+    mask = disc(20, 24, 10)
+    assert (leak(mask, np.random.default_rng(1), 1.0, neighbour=np.zeros_like(mask)) == mask).all()
+
+
+# --- the training mix
+
+
+def attempts_of(mask: BoolArray, *, blobs: bool, low: float, count: int) -> list[Attempt]:
+    attempts = mixed(
+        mask, np.random.default_rng(0), blobs=blobs, low=low, labels=blocks, neighbour=disc(54, 24, 9) & ~mask
+    )
+    return list(islice(attempts, count))
+
+
+def test_the_mix_draws_defects_as_often_as_the_table_says() -> None:
+    for blobs in (False, True):
+        drawn = attempts_of(disc(30, 24, 14), blobs=blobs, low=0.5, count=1500)
+        first = Counter(attempt.defects[0] for attempt in drawn)
+        for name, fraction in zip(DEFECT_TABLE, fractions(blobs=blobs), strict=True):
+            assert first[name] / len(drawn) == pytest.approx(fraction, abs=0.035)
+        assert np.mean([len(attempt.defects) == 2 for attempt in drawn]) == pytest.approx(SECOND_CHANCE, abs=0.04)
+
+
+def test_masks_to_be_nearly_right_get_mild_defects() -> None:
+    mask = disc(30, 24, 14)
+    usual, mild = (
+        np.mean([iou(attempt.coarse, mask) for attempt in attempts_of(mask, blobs=False, low=low, count=150)])
+        for low in (0.5, 0.9)
+    )
+    assert mild > usual + 0.08
+
+
+def test_blobs_need_no_superpixels() -> None:
+    def fail() -> IntArray:
+        raise AssertionError
+
+    mask = disc(30, 24, 14)
+    attempts = mixed(mask, np.random.default_rng(0), blobs=True, low=0.4, labels=fail, neighbour=~mask)
+    found = {name for attempt in islice(attempts, 100) for name in attempt.defects}
+    assert found == {"low-resolution", "biased-activation"}
 
 
 # --- the loop
@@ -221,11 +287,12 @@ def generators(image: NDArray[np.uint8], gt: BoolArray):  # type: ignore[no-unty
         "labels": maps,
         "counts": (20, 50, 100),
         "compactness": 10.0,
-        "shares": DEFAULT.superpixel_shares,
+        "fractions": DEFAULT.superpixel_shares,
         "kernel_px": 3,
         "iterations": 2,
         "max_defects": 10,
     }
+    around = {"neighbours": [], "compactness": 10.0, "min_side_px": DEFAULT.window_side_px}
     cells = {"bias": True, "leak": 0.1, "mode": "either"}
     return {
         "superpixel": bound(superpixel, image, **superpixels, **WINDOW),
@@ -235,7 +302,8 @@ def generators(image: NDArray[np.uint8], gt: BoolArray):  # type: ignore[no-unty
         "clip-like": bound(activation_map, None, name="clip-like", cell_px=8.0, blur=1.0, **cells),
         "partial": bound(partial, None),
         "merge-neighbour": bound(merge_neighbour, None, neighbours=[np.roll(gt, 25, axis=1) & ~gt]),
-        "mix": bound(training_mix, image, neighbours=[], compactness=10.0, **WINDOW),
+        "mix": bound(training_mix, image, blobs=False, **around),
+        "blobs": bound(training_mix, None, blobs=True, **around),
         "compose": bound(
             compose,
             None,
@@ -286,7 +354,7 @@ def test_a_mask_is_in_its_band_or_said_not_to_be(
     asked = goal(low, low + 0.1, tries=5)
     coarse, info = generator(gt, np.random.default_rng(seed), goal=asked)
     assert info.iou == iou(coarse, gt)
-    assert info.reached == (asked.low <= info.iou <= asked.high)
+    assert info.reached == (asked.low <= info.iou <= asked.high and info.defects != ())
     assert 1 <= info.tries <= 10
     assert coarse.sum() >= min(MIN_AREA_PX, gt.sum())
     assert (generator(gt, np.random.default_rng(seed), goal=asked).coarse == coarse).all()
@@ -313,6 +381,7 @@ def test_nothing_comes_of_nothing(name: str) -> None:
         ("partial", 0.20, 0.60),
         ("merge-neighbour", 0.55, 0.80),
         ("mix", 0.45, 0.97),
+        ("blobs", 0.40, 0.80),
         ("compose", 0.60, 0.90),
     ],
 )
@@ -352,7 +421,7 @@ def test_label_maps_are_made_once_per_count(monkeypatch: pytest.MonkeyPatch) -> 
     assert asked == [(50, 7.0), (100, 7.0)]
 
 
-def superpixel_on_blocks(gt: BoolArray, seed: int, *, shares: Sequence[float], low: float, high: float):  # type: ignore[no-untyped-def]
+def superpixel_on_blocks(gt: BoolArray, seed: int, *, fractions: Sequence[float], low: float, high: float):  # type: ignore[no-untyped-def]
     return superpixel(
         photograph(),
         gt,
@@ -361,7 +430,7 @@ def superpixel_on_blocks(gt: BoolArray, seed: int, *, shares: Sequence[float], l
         labels=lambda _: blocks(),
         counts=(50,),
         compactness=10.0,
-        shares=shares,
+        fractions=fractions,
         kernel_px=3,
         iterations=1,
         max_defects=10,
@@ -370,14 +439,14 @@ def superpixel_on_blocks(gt: BoolArray, seed: int, *, shares: Sequence[float], l
 
 
 @pytest.mark.parametrize(
-    ("shares", "name"), [((1, 0, 0), "boundary"), ((0, 1, 0), "inner-hole"), ((0, 0, 1), "outer-island")]
+    ("fractions", "name"), [((1, 0, 0), "boundary"), ((0, 1, 0), "inner-hole"), ((0, 0, 1), "outer-island")]
 )
-def test_superpixel_defects_are_where_their_band_is(shares: tuple[int, int, int], name: str) -> None:
+def test_superpixel_defects_are_where_their_band_is(fractions: tuple[int, int, int], name: str) -> None:
     gt = disc(30, 24, 16)
     core = ndimage.binary_erosion(gt, np.ones((3, 3)), border_value=1)
     grown = ndimage.binary_dilation(gt, np.ones((3, 3)))
     place = {"boundary": grown & ~core, "inner-hole": core, "outer-island": ~grown}[name]
-    coarse, info = superpixel_on_blocks(gt, 0, shares=shares, low=0.75, high=0.85)
+    coarse, info = superpixel_on_blocks(gt, 0, fractions=fractions, low=0.75, high=0.85)
     assert info.reached
     assert set(info.defects) == {name}
     toggled = np.unique(blocks()[coarse != gt])
@@ -399,7 +468,7 @@ def test_an_attempt_below_the_band_starts_over_from_the_good_mask() -> None:
         labels=lambda _: halves,
         counts=(50,),
         compactness=10.0,
-        shares=(1, 0, 0),
+        fractions=(1, 0, 0),
         kernel_px=3,
         iterations=1,
         max_defects=10,

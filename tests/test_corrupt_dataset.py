@@ -22,7 +22,7 @@ from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import open_dataset
 from refinetool.masks import iou
 from refinetool.records import BoolArray, Region, Sample
-from refinetool.settings import CorruptSettings
+from refinetool.settings import CorruptSettings, TrainSettings
 
 OBJECTS = (disc(14, 14, 9), disc(46, 30, 12), disc(30, 40, 6))
 SETTINGS = CorruptSettings(tries=12, superpixel_counts=(30, 80))
@@ -328,8 +328,11 @@ def made(mask: BoolArray, evidence: NDArray[np.float32] | None = None) -> Corrup
 def test_shared_out_masks_do_not_overlap_and_cover_what_was_claimed(seed: int, count: int) -> None:
     rng = np.random.default_rng(seed)
     claims = [disc(rng.uniform(0, 64), rng.uniform(0, 48), rng.uniform(4, 20)) for _ in range(count)]
-    claims = [claim for claim in claims if claim.any()] or [disc(20, 20, 5)]
-    shared = share_out(claims, [made(claim) for claim in claims])
+    # In a map, good masks do not overlap; coarse ones may.
+    before = [np.any(claims[:n], axis=0) if n else np.zeros(SIZE, np.bool_) for n in range(count)]
+    pairs = [(claim & ~taken, claim) for claim, taken in zip(claims, before, strict=True) if (claim & ~taken).any()]
+    gts, claims = [gt for gt, _ in pairs], [claim for _, claim in pairs]
+    shared = share_out(gts, [made(claim) for claim in claims])
     assert np.sum(shared, axis=0).max() == 1
     assert (np.any(shared, axis=0) == np.any(claims, axis=0)).all()
     assert all(mask.any() for mask in shared)
@@ -350,6 +353,14 @@ def test_a_region_that_would_vanish_keeps_its_good_mask() -> None:
     assert (shared[1] == (all_over & ~good)).all()
 
 
+def test_a_good_mask_that_is_put_back_makes_no_other_vanish() -> None:
+    left, right = disc(16, 24, 8), disc(46, 24, 8)
+    sure = np.ones(SIZE, np.float32)
+    shared = share_out([left, right], [made(right, sure), made(right)])
+    assert (shared[0] == left).all()
+    assert (shared[1] == right).all()
+
+
 def test_a_mask_that_sharing_took_out_of_its_band_is_drawn_again() -> None:
     values = {1: disc(24, 24, 12), 2: disc(48, 24, 12) & ~disc(24, 24, 12)}
     reached = []
@@ -368,11 +379,25 @@ def test_a_mask_that_sharing_took_out_of_its_band_is_drawn_again() -> None:
 def test_suites_and_bands_are_those_of_the_table() -> None:
     assert BANDS["default"] == (0.75, 0.85)
     for suite in SUITES.values():
-        assert sum(part.share for part in suite.parts) == pytest.approx(1)
+        assert sum(part.fraction for part in suite.parts) == pytest.approx(1)
         assert all(0 <= part.low < part.high <= 1 for part in suite.parts)
         assert all(part.generator in KINDS for part in suite.parts)
     assert not SUITES["weak"].needs_image
     assert SUITES["train-mix"].needs_image
+
+
+def test_the_page_has_the_bands_of_the_code() -> None:
+    page = (Path(__file__).parents[1] / "docs" / "how-to" / "corrupt.md").read_text()
+    rows = [line.split("|")[1:] for line in page.splitlines() if line.startswith("| `")]
+    for name, kind in KINDS.items():
+        band = f"{kind.low:.2f} to {kind.high:.2f}"
+        assert any(f"`{name}`" in first and band in last for first, _, last, _ in rows), f"{name}, {band}"
+    (mix,) = [row for row in rows if "`embedded-mix`" in row[0]]
+    train = TrainSettings()
+    assert f"`blobs` {100 * train.blob_share:.0f} %" in mix[1]
+    assert f"`mix` {train.coarse_low:.2f} to {train.coarse_high:.2f}" in mix[2]
+    assert train.good_share / (1 - train.blob_share) == pytest.approx(1 / 3)
+    assert "a third of it 0.90 to 1.00" in mix[2]
 
 
 @pytest.mark.parametrize("generator", KINDS)

@@ -18,7 +18,7 @@ from refinetool.backends.sam2 import BOX_CORNERS
 from refinetool.masks import bounding_box, distance_inside, iou
 from refinetool.prompts import background_point, foreground_point, mask_prompt
 from refinetool.settings import PromptSettings
-from refinetool.train.data import corruptions as device_corrupt
+from refinetool.train.data import corruptions
 from refinetool.train.data.corruptions import DEFECTS, REACH, Scene, corrupt, superpixels
 from refinetool.train.data.crops import WHOLE, nearest, resampling
 from refinetool.train.data.distance import signed_distance, squared_depth
@@ -147,6 +147,14 @@ def test_prompts_are_in_model_pixels() -> None:
     assert on_quarter_grid(coarse)[1].sum() == 1
 
 
+def test_two_in_five_boxes_stay_tight() -> None:
+    coarse = torch.zeros(2000, 32, 32, dtype=torch.bool)
+    coarse[:, 8:16, 4:20] = True
+    boxes = mine(coarse, draws_for(0, torch.arange(2000))).points[:, :2].flatten(1)
+    tight = (boxes == torch.tensor([8.0, 16.0, 40.0, 32.0])).all(1)
+    assert float(tight.float().mean()) == pytest.approx(0.4, abs=0.03)
+
+
 # --- crops
 
 
@@ -204,7 +212,7 @@ def scene_of(masks: Tensor) -> Scene:
     return Scene(masks, signed_distance(masks, reach=REACH), neighbours & ~masks, labels)
 
 
-@pytest.mark.parametrize("defect", [defect for _, defect in DEFECTS], ids=lambda defect: defect.__name__)
+@pytest.mark.parametrize("defect", DEFECTS.values(), ids=DEFECTS)
 def test_a_defect_changes_masks_and_is_the_same_alone(defect: Callable[[Scene, Tensor, Draws], Tensor]) -> None:
     masks = torch.stack([blob(64, radius=radius) for radius in (8, 12, 16, 20)] * 6)
     scene, draws = scene_of(masks), draws_for(5, torch.arange(len(masks)))
@@ -221,18 +229,22 @@ def test_a_defect_changes_masks_and_is_the_same_alone(defect: Callable[[Scene, T
 def test_more_severe_defects_are_worse() -> None:
     masks = blob(48, radius=13).expand(30, -1, -1)
     scene, draws = scene_of(masks), draws_for(5, torch.arange(30))
-    for _, defect in DEFECTS:
+    for name, defect in DEFECTS.items():
         mild, bad = (
-            float(device_corrupt.overlap(defect(scene, torch.full((30,), s), draws), masks).mean()) for s in (0.4, 1.6)
+            float(corruptions.overlap(defect(scene, torch.full((30,), s), draws), masks).mean()) for s in (0.4, 1.6)
         )
-        assert bad < mild, defect.__name__
+        assert bad < mild, name
 
 
-@pytest.mark.parametrize(("low", "high"), [(0.45, 0.97), (0.65, 0.9), (0.9, 1.0)])
-def test_most_coarse_masks_reach_the_range(low: float, high: float) -> None:
+@pytest.mark.parametrize(
+    ("family", "low", "high"), [("any", 0.45, 0.97), ("any", 0.65, 0.9), ("any", 0.9, 1.0), ("blobs", 0.4, 0.8)]
+)
+def test_most_coarse_masks_reach_the_range(family: str, low: float, high: float) -> None:
     masks = torch.stack([blob(64, radius=radius) for radius in (8, 14, 20)] * 30)
-    bounds = (torch.full((90,), bound) for bound in (low, high))
-    coarse = corrupt(scene_of(masks), draws_for(2, torch.arange(90)), low=next(bounds), high=next(bounds), tries=6)
+    lows, highs = (torch.full((90,), bound) for bound in (low, high))
+    blobs = torch.full((90,), family == "blobs")
+    draws = draws_for(2, torch.arange(90))
+    coarse = corrupt(scene_of(masks), draws, blobs=blobs, low=lows, high=highs, tries=6)
     reached = np.array([iou(a.numpy(), b.numpy()) for a, b in zip(coarse, masks, strict=True)])
     assert ((reached >= low) & (reached <= high)).mean() > 0.9
     assert coarse.flatten(1).any(1).all()
@@ -248,11 +260,31 @@ def test_odd_masks_come_through(kind: str) -> None:
     else:
         masks[:, 0, 0] = True
     low, high = torch.full((20,), 0.5), torch.full((20,), 0.9)
-    coarse = corrupt(scene_of(masks), draws_for(2, torch.arange(20)), low=low, high=high, tries=3)
+    blobs = torch.arange(20) < 10
+    coarse = corrupt(scene_of(masks), draws_for(2, torch.arange(20)), blobs=blobs, low=low, high=high, tries=3)
     assert coarse.flatten(1).any(1).all()
     mined = mine(coarse, draws_for(3, torch.arange(20)))
     assert torch.isfinite(mined.points).all()
     assert torch.isfinite(mined.masks).all()
+
+
+def test_blobs_come_from_grids_of_a_few_cells_only(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With every other defect emptied, blobs do not change, and other masks do."""
+    masks = torch.stack([blob(64, radius=radius) for radius in (8, 14, 20)] * 10)
+    low, high = torch.full((30,), 0.4), torch.full((30,), 0.8)
+
+    def drawn(*, blobs: bool) -> Tensor:
+        every = torch.full((30,), blobs)
+        return corrupt(scene_of(masks), draws_for(2, torch.arange(30)), blobs=every, low=low, high=high, tries=3)
+
+    before = [drawn(blobs=blobs) for blobs in (True, False)]
+    kept = ("low-resolution", "biased-activation")
+    emptied = [
+        defect if name in kept else lambda scene, *_: torch.zeros_like(scene.masks) for name, defect in DEFECTS.items()
+    ]
+    monkeypatch.setattr(corruptions, "IN_ORDER", emptied)
+    assert torch.equal(drawn(blobs=True), before[0])
+    assert not torch.equal(drawn(blobs=False), before[1])
 
 
 def test_superpixels_follow_colours_and_do_not_depend_on_the_batch() -> None:

@@ -31,14 +31,14 @@ REASONS = {
     "too-small": f"masks under {CORRUPT.min_area_px} pixels",
     "unreadable-mask": "the mask can't be read",
 }
-"""Words for why a mask stayed as it was; others are shown as they are."""
+"""How to say why a mask stayed as it was; other reasons are shown as they are."""
 
 
 @app.command(
     help="Make coarse masks from good ones: the same file back, with worse masks.\n\n"
-    "A suite is a mix of generators with the band of IoU that each is to reach; the report says how far it got. An "
-    "object's mask follows from the seed, its image and its id alone. Crowds, specks and masks that can't be read stay "
-    "as they are."
+    "A suite is a mix of generators, each with a band of IoU to reach; the report says how many masks did. An "
+    "object's mask depends on the seed, its image and its id alone. Crowds, tiny masks and masks that can't be read "
+    "stay as they are."
 )
 def corrupt(
     *,
@@ -66,14 +66,14 @@ def corrupt(
         typer.Option(
             "--record",
             metavar="PATH",
-            help="CSV or JSON to write: how every coarse mask was made.",
+            help="CSV or JSON file to write, with how each coarse mask was made.",
             rich_help_panel=FILES,
         ),
     ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(
-            "--picture", metavar="PATH", help="PNG to write: a dozen masks to look at.", rich_help_panel=FILES
+            "--picture", metavar="PATH", help="PNG to write, a contact sheet of a dozen masks.", rich_help_panel=FILES
         ),
     ] = None,
     overwrite: options.Overwrite = False,
@@ -92,24 +92,24 @@ def corrupt(
             "--generator",
             metavar="NAME",
             help="One generator, no suite: superpixel, boundary, noise-band, cam-like, clip-like, polygon, "
-            "shift-scale, low-res, partial, merge-neighbour, boundary-noise, grow-shrink, heat-map, holes-islands, mix "
-            "or compose.",
+            "shift-scale, low-res, partial, merge-neighbour, boundary-noise, grow-shrink, heat-map, holes-islands, "
+            "biased-activation, mix, blobs or compose.",
             rich_help_panel=WHAT,
         ),
     ] = None,
     band: Annotated[
         BandName | None,
-        typer.Option("--band", help="How hard, whatever the suite's own bands are.", rich_help_panel=WHAT),
+        typer.Option("--band", help="How hard, instead of the suite's own bands.", rich_help_panel=WHAT),
     ] = None,
     iou_low: Annotated[
         float | None,
         typer.Option(
-            "--iou-low", min=0, max=1, metavar="X", help="The same in numbers: IoU from ...", rich_help_panel=WHAT
+            "--iou-low", min=0, max=1, metavar="X", help="The band in numbers: lowest IoU.", rich_help_panel=WHAT
         ),
     ] = None,
     iou_high: Annotated[
         float | None,
-        typer.Option("--iou-high", min=0, max=1, metavar="X", help="... to.", rich_help_panel=WHAT),
+        typer.Option("--iou-high", min=0, max=1, metavar="X", help="Highest IoU of the band.", rich_help_panel=WHAT),
     ] = None,
     seed: Annotated[
         int, typer.Option("--seed", min=0, metavar="N", help="Another seed gives other masks.", rich_help_panel=RUN)
@@ -171,10 +171,10 @@ def choose(
     low: float | None,
     high: float | None,
 ) -> "Suite":
-    """The suite that is asked for, with another band where one is given.
+    """The suite that was asked for, with another band if one is given.
 
     Raises:
-        UsageError: Half a band, two of them, or one that is upside down.
+        UsageError: Half a band, two of them, or one whose ends are swapped.
     """
     from refinetool.corrupt.suites import BANDS, SUITES, single
 
@@ -201,12 +201,12 @@ def default_output(truth: Path) -> Path:
 
 
 def summarise(summary: "CorruptSummary") -> None:
-    """What was made, band by band, on stdout."""
+    """Print what was made, band by band."""
     headings = ("", "IoU asked for", "n", "reached", "mean IoU", "median", "boundary IoU", "parts", "holes")
     console.table("", headings, [_row(band) for band in summary.bands], numbers=range(2, len(headings)))
     console.say(f"[bold]{summary.corrupted} of {summary.masks} masks made coarse[/bold], in {summary.images} images")
     if missed := summary.corrupted - summary.reached:
-        console.say(f"  {missed} missed their band: the closest that was drawn stands for them; --record names them")
+        console.say(f"  {missed} missed their band, and are the closest that was drawn; --record names them")
     for reason, count in sorted(summary.kept.items(), key=_most_first):
         console.say(f"  {count} left as they are: {REASONS.get(reason, reason)}", markup=False)
     for note in summary.notes:

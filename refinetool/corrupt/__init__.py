@@ -6,19 +6,21 @@ Two kinds of functions:
   a NumPy generator and a `Goal`, and returns a `Corrupted`: a coarse mask whose IoU with the good one lies in the
   goal's band, and a `CorruptionInfo` that says how it came about and whether the band was reached.
 - A *defect* `f(mask, rng, severity)` draws once, at a severity around 1. `geometry.aimed` makes a generator of it.
+  `defects` is the table of those that training draws from.
 
 Both give the same for the same state of `rng`, and never change their input. Lengths scale with the object: r is the
 radius of a disc of its area. Defects are inconsistent with the image and biased (grown, shifted, missing or leaking
-pieces), because symmetric noise could be undone by smoothing alone and would teach a model nothing about images.
+pieces): symmetric noise could be undone by smoothing alone, and would teach a model nothing about images.
 
 `suites` names generators and mixes of them; `dataset.corrupt_dataset` is the command.
 """
 
-from refinetool.corrupt.activations import activation_map, low_resolution, mask_head
+from refinetool.corrupt.activations import activation_map, biased_activation, low_resolution, mask_head
+from refinetool.corrupt.defects import MIN_AREA_PX
 from refinetool.corrupt.edges import boundary, boundary_noise, grow_or_shrink, local_morphology, noise_band, simplified
 from refinetool.corrupt.geometry import aimed, radius, signed_depth, smooth_noise
 from refinetool.corrupt.goals import Attempt, Corrupted, CorruptionInfo, Goal, reach
-from refinetool.corrupt.mixtures import MIN_AREA_PX, compose, corrupt, training_mix
+from refinetool.corrupt.mixtures import compose, training_mix
 from refinetool.corrupt.shapes import (
     coarse_polygon,
     holes_and_islands,
@@ -43,11 +45,11 @@ __all__ = [
     "Goal",
     "activation_map",
     "aimed",
+    "biased_activation",
     "boundary",
     "boundary_noise",
     "coarse_polygon",
     "compose",
-    "corrupt",
     "grow_or_shrink",
     "holes_and_islands",
     "label_maps",

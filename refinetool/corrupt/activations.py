@@ -1,26 +1,28 @@
 """Masks as thresholded activations of low resolution: class activation maps, and the grids of mask heads."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from refinetool.corrupt.geometry import radius
+from refinetool.corrupt import defects
+from refinetool.corrupt.geometry import radius, smooth_noise
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.masks import bounding_box
 from refinetool.records import BoolArray, FloatArray, ImageArray
 from refinetool.settings import GeneratorName
 
 THRESHOLDS = np.linspace(0.1, 0.9, 161)
-"""Where a map may be cut, as shares of its peak."""
+"""Where a map may be thresholded, as fractions of its peak."""
 BIAS_GAIN = 1.5
 BIAS_REACH = 0.35
-"""Reach of the bias towards one part, as a share of the square root of the object's area."""
+"""Reach of the bias towards one part, as a fraction of the square root of the object's area."""
 MIN_CELL_PX = 2.0
 BLUR_STEP = 1.5
 WIDEST_BLUR = 0.25
-"""Standard deviation, as a share of the longer side, from which on more blur only costs time."""
+"""Standard deviation, as a fraction of the longer side, beyond which more blur only costs time."""
 MASK_HEAD_CELLS = (28, 56)
 
 
@@ -78,7 +80,7 @@ def activation(gt: BoolArray, rng: Rng, *, cell_px: float, blur: float, bias: bo
         cell_px: Side of a cell of the grid.
         blur: Standard deviation of the Gaussian, in cells.
         bias: Whether one part of the object, around a random pixel of it, excites more than the rest.
-        leak: Amplitude of smooth noise all over the image, as a share of the peak.
+        leak: Amplitude of smooth noise all over the image, as a fraction of the peak.
     """
     height, width = gt.shape
     columns, rows = max(2, round(width / cell_px)), max(2, round(height / cell_px))
@@ -88,8 +90,7 @@ def activation(gt: BoolArray, rng: Rng, *, cell_px: float, blur: float, bias: bo
         y, x = np.divmod(rng.choice(np.flatnonzero(gt)), width)
         across = (np.arange(columns) + 0.5) * width / columns - x
         down = (np.arange(rows) + 0.5) * height / rows - y
-        squared = across[None] ** 2 + down[:, None] ** 2
-        heat = heat * (1 + BIAS_GAIN * np.exp(-squared / (2 * BIAS_REACH**2 * gt.sum()))).astype(np.float32)
+        heat = heat * (1 + BIAS_GAIN * _bell(down, across, sigma=BIAS_REACH * np.sqrt(gt.sum())))
     if leak:
         noise = _blurred(rng.standard_normal((rows, columns)).astype(np.float32), max(1.0, blur))
         heat = heat + leak * heat.max() * noise / (np.abs(noise).max() + np.float32(1e-6))
@@ -126,6 +127,13 @@ def _centred(scores: FloatArray, threshold: float) -> FloatArray:
     return centred
 
 
+def _bell(down: NDArray[np.floating], across: NDArray[np.floating], *, sigma: float) -> FloatArray:
+    """A Gaussian of height 1, float32 (h, w), of the distances from its centre along both axes."""
+    squared = down[:, None] ** 2 + across**2
+    bell: FloatArray = np.exp(-squared / (2 * sigma**2)).astype(np.float32)
+    return bell
+
+
 def _blurred(values: FloatArray, sigma: float) -> FloatArray:
     return np.asarray(cv2.GaussianBlur(values, (0, 0), sigma, borderType=cv2.BORDER_REFLECT), np.float32)
 
@@ -134,19 +142,53 @@ def _blurred(values: FloatArray, sigma: float) -> FloatArray:
 
 
 def low_resolution(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
-    """Blur, shrink to a grid of a few cells per object, add noise, enlarge: what heat maps and mask heads give."""
-    _, _, *box_sides = cv2.boundingRect(mask.astype(np.uint8))
-    height, width = mask.shape
-    cells_per_object = rng.uniform(3.0, 12.0) / severity
-    scale = max(cells_per_object / max(box_sides), 2.0 / min(height, width))
-    grid = (max(2, round(width * scale)), max(2, round(height * scale)))
-    soft = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), max(0.5, 0.1 * radius(mask) * severity))
-    small = cv2.resize(soft, grid, interpolation=cv2.INTER_AREA)
-    small = small + rng.normal(0, 0.06 * severity, small.shape)
-    how = cv2.INTER_NEAREST if rng.random() < 0.3 else cv2.INTER_LINEAR
-    large = cv2.resize(small, (width, height), interpolation=how)
-    coarse: BoolArray = large > rng.uniform(0.3, 0.6)
+    """Shrink the mask to a grid of a few cells, add noise, enlarge, threshold: masks like those of mask heads."""
+    small, enlarge = _shrunk(mask, rng, cells=rng.uniform(*defects.MASK_CELLS) / severity)
+    noisy = small + defects.CELL_NOISE * severity * rng.standard_normal(small.shape)
+    coarse: BoolArray = enlarge(noisy) > rng.uniform(*defects.MASK_LEVEL)
     return coarse
+
+
+def biased_activation(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+    """Threshold an activation of low resolution, stronger in one part of the object, with some noise everywhere."""
+    small, enlarge = _shrunk(mask, rng, cells=rng.uniform(*defects.ACTIVATION_CELLS) / severity)
+    heat = enlarge(small)
+    height, width = mask.shape
+    y, x = np.divmod(rng.choice(np.flatnonzero(mask)), width)
+    reach = defects.ACTIVATION_REACH * np.sqrt(np.pi) * radius(mask)
+    bell = _bell(np.arange(height) - float(y), np.arange(width) - float(x), sigma=reach)
+    heat = heat * (1 + rng.uniform(*defects.ACTIVATION_BIAS) * bell)
+    noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(*defects.ACTIVATION_BUMPS)))
+    heat = heat + rng.uniform(*defects.ACTIVATION_LEAK) * heat.max() * noise
+    coarse: BoolArray = heat > rng.uniform(*defects.ACTIVATION_LEVEL) * heat.max()
+    return coarse
+
+
+def _shrunk(
+    mask: BoolArray, rng: Rng, *, cells: float
+) -> tuple[NDArray[np.float64], Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
+    """Shrink a mask to a grid of about so many cells along the object.
+
+    Returns:
+        float64 (h, w), the mask on the grid, and what enlarges such a grid to the mask's own shape.
+    """
+    extent = max(1, mask.any(0).sum(), mask.any(1).sum())
+    counts = [round(min(max(side * cells / extent, 2), defects.MOST_CELLS)) for side in mask.shape]
+    blocks = rng.random() < defects.BLOCKS
+    (to_rows, rows), (to_columns, columns) = (
+        _resizing(side, count, blocks=blocks) for side, count in zip(mask.shape, counts, strict=True)
+    )
+    return to_rows @ mask.astype(np.float64) @ to_columns.T, lambda small: rows @ small @ columns.T
+
+
+def _resizing(side: int, cells: int, *, blocks: bool) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Matrices that shrink a line of pixels to cells, (cells, side), and that enlarge it again, (side, cells)."""
+    width = side / cells
+    pixel, number = np.arange(side) + 0.5, np.arange(cells)
+    shrink = np.maximum(1 - np.abs(pixel - (number[:, None] + 0.5) * width) / width, 0)  # averages and blurs at once
+    at = np.clip(pixel / width - 0.5, 0, cells - 1)
+    enlarge = np.maximum(1 - np.abs((at.round() if blocks else at)[:, None] - number), 0)
+    return shrink / shrink.sum(1, keepdims=True), enlarge
 
 
 def mask_head(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:

@@ -277,9 +277,10 @@ def share_out(gts: Sequence[BoolArray], drawn: Sequence[Corrupted]) -> list[Bool
     strongest = evidence.max(axis=0)
     winner = evidence.argmax(axis=0)
     winner[1 - strongest > strongest] = -1
-    for n, gt in enumerate(gts):
-        if not (winner == n).any():
-            winner[gt] = n
+    for _ in gts:  # a good mask that is put back may cover all that was left of another one
+        for n, gt in enumerate(gts):
+            if not (winner == n).any():
+                winner[gt] = n
     return [winner == n for n in range(len(gts))]
 
 

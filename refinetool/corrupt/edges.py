@@ -6,12 +6,13 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refinetool.corrupt.geometry import radius, signed_depth, smooth_noise, zoom_on
+from refinetool.corrupt import defects
+from refinetool.corrupt.geometry import radius, reach_px, signed_depth, smooth_noise, zoom_on
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.records import BoolArray, FloatArray, ImageArray
 
 OPERATIONS_PER_ROUND = 4
-SEED_SHARE = 0.25
+SEED_CHANCE = 0.25
 """Probability that an operation sets a pixel, from which a hole or an island may grow."""
 ELEMENT_SIDES = (3, 9)
 TINY_PX = 2
@@ -67,8 +68,8 @@ def simplified(mask: BoolArray, rng: Rng, *, cut: float, keep: float, jitter: fl
 
     Args:
         mask: bool (H, W).
-        cut: Share of consecutive pixels to leave out, where the ends of the gap are close: a limb or bay is cut off.
-        keep: Share of the other pixels to keep as corners, drawn at random.
+        cut: Fraction of consecutive pixels to leave out, where the ends of the gap are close: a limb or bay is cut off.
+        keep: Fraction of the other pixels to keep as corners, drawn at random.
         jitter: Standard deviation of the relative move of a corner away from the middle of its outline.
 
     Returns:
@@ -110,13 +111,13 @@ def local_morphology(
     """Dilate and erode in random rectangles until the overlap is below a target.
 
     An operation draws a rectangle, sets its middle to mask or background with probability 1/4, and dilates or erodes
-    within it by a random rectangle or ellipse of 3 to 9 pixels. What lies beyond the rectangle is taken to go on as it
-    is at its rim. Four operations make a round; the target is looked at after each.
+    within it by a random rectangle or ellipse of 3 to 9 pixels. Pixels beyond the rectangle count as those at its edge.
+    Four operations make a round; the overlap is looked at after each round.
 
     Args:
         mask: bool (H, W), where to start.
         overlap: The IoU that is to fall below `target`.
-        rounds: At most as many.
+        rounds: How many at most.
 
     Returns:
         The disturbed mask, bool (H, W), and the number of rounds. Masks of one or two pixels a side stay as they are.
@@ -137,7 +138,7 @@ def _disturb(mask: NDArray[np.uint8], rng: Rng) -> None:
     height, width = mask.shape
     (x0, x1), (y0, y1) = (np.sort(rng.integers(0, side, 2)) for side in (width, height))
     part = mask[y0 : y1 + 1, x0 : x1 + 1]
-    if rng.random() < SEED_SHARE:
+    if rng.random() < SEED_CHANCE:
         part[part.shape[0] // 2, part.shape[1] // 2] = rng.integers(2)
     change = cv2.dilate if rng.random() < 0.5 else cv2.erode
     part[:] = change(part, _element(rng), borderType=cv2.BORDER_REPLICATE)
@@ -199,19 +200,22 @@ def _resized(values: FloatArray, size: tuple[int, int], how: int) -> FloatArray:
 
 
 def boundary_noise(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
-    """Move the boundary in and out by smooth noise of up to about r / 4, with a bias to one side."""
-    r = radius(mask)
-    noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(4, 20)))
-    return _shifted_boundary(mask, 0.20 * r * severity * noise + np.float32(0.08 * r * severity * rng.normal()))
+    """Move the boundary in and out by smooth noise, with a bias to one side."""
+    size = radius(mask) * severity
+    noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(*defects.BOUNDARY_BUMPS)))
+    bias = np.float32(defects.BOUNDARY_BIAS * size * rng.normal())
+    return _shifted_boundary(mask, defects.BOUNDARY_NOISE * size * noise + bias)
 
 
 def grow_or_shrink(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
-    """Move the whole boundary out or in by 8 to 25 % of r."""
-    offset = rng.choice((-1, 1)) * rng.uniform(0.08, 0.25) * radius(mask) * severity
-    noise = 0.04 * radius(mask) * smooth_noise(mask.shape, rng, cells=6)
+    """Move the whole boundary out or in, by about the same everywhere."""
+    size = radius(mask)
+    offset = rng.choice((-1, 1)) * rng.uniform(*defects.GROWTH) * size * severity
+    noise = defects.GROWTH_NOISE * size * smooth_noise(mask.shape, rng, cells=int(rng.integers(*defects.GROWTH_BUMPS)))
     return _shifted_boundary(mask, np.float32(offset) + noise)
 
 
-def _shifted_boundary(mask: BoolArray, offset: FloatArray | float) -> BoolArray:
-    shifted: BoolArray = signed_depth(mask) + offset > 0
+def _shifted_boundary(mask: BoolArray, offset: FloatArray) -> BoolArray:
+    farthest = max(reach_px(mask) - 1, 0)
+    shifted: BoolArray = signed_depth(mask) + offset.clip(-farthest, farthest) > 0
     return shifted

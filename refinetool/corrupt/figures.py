@@ -1,4 +1,4 @@
-"""What was done to each object, and figures over many: how far coarse masks are from good ones, band by band."""
+"""What was done to each object, and figures over many objects: how far coarse masks are from good ones, by band."""
 
 import csv
 import io
@@ -62,7 +62,7 @@ class BandFigures:
     high: float
     count: int
     reached: float
-    """Share whose IoU lies in the band."""
+    """Fraction whose IoU lies in the band."""
     mean_iou: float
     median_iou: float
     mean_boundary_iou: float

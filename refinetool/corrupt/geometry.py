@@ -1,4 +1,4 @@
-"""Lengths of a mask, and a closer look at it: what generators measure their defects by."""
+"""Lengths and distances of a mask, smooth noise, and windows around objects: what generators are built from."""
 
 import math
 from collections.abc import Callable, Iterator
@@ -7,7 +7,9 @@ from typing import TypeAlias
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
+from refinetool.corrupt import defects
 from refinetool.corrupt.goals import Attempt, Goal, Rng
 from refinetool.masks import bounding_box, disc_radius
 from refinetool.records import BoolArray, Box, FloatArray, ImageArray
@@ -25,27 +27,47 @@ def radius(mask: BoolArray) -> float:
 
 
 def signed_depth(mask: BoolArray) -> FloatArray:
-    """Distance in pixels to the boundary, float32 (H, W): positive inside, negative outside (accurate to about 2 %)."""
-    inside = mask.astype(np.uint8)
+    """Distance in pixels to the nearest pixel of the other kind, float32 (H, W): positive inside, negative outside.
+
+    Where there is no other kind, it is the longer side of the image.
+    """
     if mask.all() or not mask.any():
-        return np.full(mask.shape, 50.0 if mask.all() else -50.0, np.float32)
-    depth: FloatArray = cv2.distanceTransform(inside, cv2.DIST_L2, 3) - cv2.distanceTransform(
-        1 - inside, cv2.DIST_L2, 3
+        return np.full(mask.shape, max(mask.shape) if mask.all() else -max(mask.shape), np.float32)
+    inside = mask.astype(np.uint8)
+    within, beyond = (
+        cv2.distanceTransform(pixels, cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for pixels in (inside, 1 - inside)
     )
+    depth: FloatArray = within - beyond
     return depth
+
+
+def reach_px(mask: BoolArray) -> float:
+    """How far from the boundary a defect may change the mask of a window, in pixels; training knows no farther."""
+    return float(defects.REACH * max(mask.shape))
 
 
 def smooth_noise(shape: tuple[int, ...], rng: Rng, *, cells: int) -> FloatArray:
     """Zero-mean noise of unit variance, float32 (H, W), with about `cells` bumps along each side."""
-    grid = rng.standard_normal((cells, cells)).astype(np.float32)
-    noise = cv2.resize(grid, (shape[1], shape[0]), interpolation=cv2.INTER_CUBIC)
+    knots = rng.standard_normal((cells + 2, cells + 2))
+    down, across = (_spline_weights(side, cells) for side in shape)
+    noise = down @ knots @ across.T
+    noise = noise - noise.mean()
     scaled: FloatArray = (noise / (noise.std() + 1e-6)).astype(np.float32)
     return scaled
 
 
+def _spline_weights(side: int, cells: int) -> NDArray[np.float64]:
+    """Weights, float64 (side, cells + 2), of cubic B-splines with `cells` knots along the side."""
+    place = (np.arange(side) + 0.5) / side * cells
+    distance = np.abs(place[:, None] - np.arange(cells + 2))
+    near = 2 / 3 - distance**2 + distance**3 / 2
+    weights: NDArray[np.float64] = np.where(distance < 1, near, np.maximum(2 - distance, 0) ** 3 / 6)
+    return weights
+
+
 @dataclass(frozen=True, slots=True)
 class Zoom:
-    """A window around an object whose pixels are repeated, so that small objects have lengths of many pixels too.
+    """A window around an object, its pixels repeated, so that lengths are many pixels for small objects, too.
 
     window: Half-open xyxy.
     factor: How often each pixel is repeated along each axis.
@@ -78,7 +100,7 @@ def zoom_on(gt: BoolArray, *, margin: float, min_side_px: int) -> Zoom:
     """The window around a mask that isn't empty.
 
     Args:
-        margin: What the window adds to the mask's box on each side, as a share of the longer side of the box.
+        margin: What the window adds to the mask's box on each side, as a fraction of the longer side of the box.
         min_side_px: The longer side of the window has at least this many pixels once they are repeated.
     """
     box = bounding_box(gt)
@@ -94,7 +116,7 @@ def zoom_on(gt: BoolArray, *, margin: float, min_side_px: int) -> Zoom:
 def aimed(
     name: str, defect: Defect, gt: BoolArray, rng: Rng, *, goal: Goal, margin: float, min_side_px: int
 ) -> Iterator[Attempt]:
-    """Draw a defect at a severity that follows what came out: higher after too good a mask, else lower.
+    """Draw a defect again and again, at a higher severity after too good a mask and a lower one after too bad a mask.
 
     The IoU aimed at is drawn from the band. Defects see a window around the object (see `zoom_on`).
     """

@@ -4,18 +4,20 @@ from collections.abc import Iterator, Sequence
 
 import cv2
 import numpy as np
+from numpy.typing import NDArray
 
-from refinetool.corrupt.geometry import radius, signed_depth, smooth_noise
+from refinetool.corrupt import defects
+from refinetool.corrupt.geometry import radius, reach_px, signed_depth, smooth_noise
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.records import BoolArray, ImageArray
 
 FRONT_NOISE = 0.3
 FRONT_CELLS = 8
-"""How ragged the front of a leak is: noise as a share of the radius, and its bumps along each side of the image."""
+"""How ragged the front of merged pixels is: noise as a fraction of the radius, and its bumps along each side."""
 
 
 def partial(image: ImageArray | None, gt: BoolArray, rng: Rng, *, goal: Goal) -> Corrupted:
-    """Keep what lies on one side of a straight cut, so that the IoU is the kept share, drawn from the band.
+    """Keep what lies on one side of a straight cut, so that the IoU is the kept fraction, drawn from the band.
 
     Deliberately ill-posed: nothing in such a mask says that there was more.
 
@@ -28,9 +30,9 @@ def partial(image: ImageArray | None, gt: BoolArray, rng: Rng, *, goal: Goal) ->
     def attempts() -> Iterator[Attempt]:
         rows, columns = np.nonzero(gt)
         while True:
-            angle, share = rng.uniform(0, 2 * np.pi), rng.uniform(goal.low, goal.high)
+            angle, kept = rng.uniform(0, 2 * np.pi), rng.uniform(goal.low, goal.high)
             along = columns * np.cos(angle) + rows * np.sin(angle)
-            first = np.argsort(along, kind="stable")[: round(share * len(along))]
+            first = np.argsort(along, kind="stable")[: round(kept * len(along))]
             coarse = np.zeros_like(gt)
             coarse[rows[first], columns[first]] = True
             yield Attempt(coarse, ("cut-off",))
@@ -72,20 +74,50 @@ def merge_neighbour(
 
 
 def coarse_polygon(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
-    """Redraw each outline with few, slightly misplaced corners, as a person in a hurry does.
+    """Redraw the outline with straight edges and misplaced corners, like a hurried annotator.
 
-    The tolerance of the Douglas-Peucker corners is 1 to 4 % of the circumference of a disc of the mask's area.
+    The signed distance is kept on a coarse lattice and interpolated linearly on triangles: its zero line is a polygon.
+    Some masks become the convex polygon that touches them from ten sides instead.
     """
-    r = radius(mask)
-    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
-    canvas = np.zeros(mask.shape, np.uint8)
-    for outline in outlines:
-        corners = cv2.approxPolyDP(outline, r * rng.uniform(0.05, 0.25) * severity, True)
-        if rng.random() < 0.25:
-            corners = cv2.convexHull(outline)
-        moved = corners + rng.normal(0, 0.05 * r * severity, corners.shape)
-        cv2.fillPoly(canvas, [moved.round().astype(np.int32)], 1)
-    return canvas.astype(bool)
+    size = radius(mask)
+    if rng.random() < defects.CONVEX:
+        return _convex(mask, rng, size * severity)
+    step = max(defects.LEAST_STEP_PX, rng.uniform(*defects.POLYGON_STEP) * size * severity)
+    (rows, down), (columns, across) = (_lattice(side, step, rng) for side in mask.shape)
+    depth = signed_depth(mask)[np.ix_(rows, columns)].clip(-reach_px(mask), reach_px(mask))
+    depth = depth + defects.CORNER_NOISE * size * severity * rng.standard_normal(depth.shape)
+
+    i, j = down.astype(int)[:, None], across.astype(int)
+    v, u = down[:, None] - i, across - j
+    above, below = (depth[i, j], depth[i, j + 1]), (depth[i + 1, j], depth[i + 1, j + 1])
+    upper = above[0] + u * (above[1] - above[0]) + v * (below[0] - above[0])
+    lower = below[1] + (1 - u) * (below[0] - below[1]) + (1 - v) * (above[1] - below[1])
+    coarse: BoolArray = np.where(u + v < 1, upper, lower) > 0
+    return coarse
+
+
+def _lattice(side: int, step: float, rng: Rng) -> tuple[NDArray[np.int64], NDArray[np.floating]]:
+    """The pixels along a side that are nearest to the points of a lattice, and the place of each pixel between them.
+
+    The lattice starts up to a step before the first pixel, and ends after the last one.
+    """
+    origin = -rng.random() * step
+    place = (np.arange(side) - origin) / step
+    points = origin + step * np.arange(int(place[-1]) + 2)
+    return points.round().clip(0, side - 1).astype(np.int64), place
+
+
+def _convex(mask: BoolArray, rng: Rng, size: float) -> BoolArray:
+    """The intersection of ten half-planes that just hold the mask, every one a little misplaced."""
+    rows, columns = np.nonzero(mask)
+    first = rng.random()
+    inside = np.ones_like(mask)
+    for number in range(defects.CONVEX_SIDES):
+        angle = (first + number) * 2 * np.pi / defects.CONVEX_SIDES
+        farthest = (np.cos(angle) * columns + np.sin(angle) * rows).max()
+        along = np.cos(angle) * np.arange(mask.shape[1]) + np.sin(angle) * np.arange(mask.shape[0])[:, None]
+        inside &= along <= farthest + (defects.SIDE_NOISE * rng.normal() - defects.SIDE_INSET) * size
+    return inside
 
 
 def shift_and_scale(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
@@ -93,24 +125,25 @@ def shift_and_scale(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
     height, width = mask.shape
     rows, columns = np.nonzero(mask)
     centre = np.array((columns.mean(), rows.mean()))
-    linear = np.eye(2) + rng.normal(0, 0.06 * severity, (2, 2))
-    offset = centre - linear @ centre + rng.normal(0, 0.12 * radius(mask) * severity, 2)
-    matrix = np.hstack((linear, offset[:, None]))
-    moved = cv2.warpAffine(mask.astype(np.uint8), matrix, (width, height), flags=cv2.INTER_NEAREST)
-    return moved.astype(bool)
+    linear = np.eye(2) + rng.normal(0, defects.LINEAR_NOISE * severity, (2, 2))
+    shift = rng.normal(0, defects.SHIFT_NOISE * radius(mask) * severity, 2)
+    # From the pixels of the result to those of the mask, as training samples.
+    matrix = np.hstack((linear, (centre - linear @ (centre + shift))[:, None]))
+    how = cv2.INTER_NEAREST | cv2.WARP_INVERSE_MAP
+    return cv2.warpAffine(mask.astype(np.uint8), matrix, (width, height), flags=how).astype(bool)
 
 
 def holes_and_islands(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
-    """Punch blob-shaped holes into the mask and drop blobs beside it."""
-    noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(6, 16)))
-    level = 1.9 - 0.5 * severity
-    beside = signed_depth(mask) > -0.8 * radius(mask)
+    """Punch rounded holes into the mask and drop rounded islands beside it."""
+    noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(*defects.TEAR_BUMPS)))
+    level = defects.TEAR_LEVEL - defects.TEAR_SLOPE * severity
+    beside = signed_depth(mask) > -min(defects.ISLAND_REACH * radius(mask), reach_px(mask))
     coarse: BoolArray = (mask & (noise <= level)) | ((noise < -level) & beside)
     return coarse
 
 
 def leak(mask: BoolArray, rng: Rng, severity: float, *, neighbour: BoolArray) -> BoolArray:
-    """Let the mask run over into a neighbouring region, as far as a draw allows."""
-    reach = signed_depth(mask) > -radius(mask) * rng.uniform(0.2, 1.0) * severity
-    coarse: BoolArray = mask | (neighbour & reach)
+    """Let the mask run over into the neighbour, where there is one."""
+    reach = min(rng.uniform(*defects.LEAK_REACH) * radius(mask) * severity, reach_px(mask) - 1)
+    coarse: BoolArray = mask | (neighbour & (signed_depth(mask) > -reach))
     return coarse

@@ -14,7 +14,7 @@ from refinetool.records import BoolArray, Box, ImageArray
 TILE_PX = 300
 COLUMNS = 4
 MARGIN = 0.25
-"""What a tile shows around both masks, as a share of the longer side of their box."""
+"""What a tile shows around both masks, as a fraction of the longer side of their box."""
 MIN_WINDOW_PX = 24
 TINT = (255, 40, 60)
 TINT_SHARE = 0.5

@@ -7,7 +7,7 @@
 | `weak` | cam-like, clip-like | 0.40 to 0.65, 0.60 to 0.80 |
 | `train-mix` | boundary 50 %, noise-band 20 %, superpixel 20 %, cam-like and clip-like 5 % each | 0.60 to 1.00 |
 | `stress` | partial, merge-neighbour, superpixel | 0.20 to 0.60, superpixel 0.40 to 0.60 |
-| `embedded-mix` | mix | what the embedded model is trained on, see `TrainSettings` |
+| `embedded-mix` | mix, blobs | as the embedded model is trained, see `TrainSettings` |
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -17,19 +17,18 @@ from typing import TypeAlias
 import numpy as np
 
 from refinetool.corrupt import activations, edges, mixtures, shapes, superpixels
+from refinetool.corrupt.defects import NEARLY_RIGHT
 from refinetool.corrupt.geometry import Defect, aimed
 from refinetool.corrupt.goals import Corrupted, Goal, Rng, reach
 from refinetool.records import BoolArray, ImageArray
 from refinetool.settings import BandName, CorruptSettings, GeneratorName, SuiteName, TrainSettings
 
 TRAIN = TrainSettings()
-GOOD_IOU = 0.9
-"""From here to 1 a training prompt counts as nearly right."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Scene:
-    """What a generator may look at beside the good mask.
+    """What a generator may look at besides the good mask.
 
     image: uint8 (H, W, 3) RGB, or None.
     labels: Label maps of the image, None without an image.
@@ -44,7 +43,7 @@ class Scene:
 def scene_of(
     image: ImageArray | None, neighbours: Callable[[], Sequence[BoolArray]], *, settings: CorruptSettings
 ) -> Scene:
-    """The scene of an image, whose objects are to share it and with it the label maps."""
+    """The scene of an image, for all of its objects, so that the label maps are made once."""
     labels = None if image is None else superpixels.label_maps(image, compactness=settings.compactness)
     return Scene(image, labels, neighbours)
 
@@ -54,7 +53,7 @@ Draw: TypeAlias = Callable[[Scene, BoolArray, Rng, Goal, CorruptSettings], Corru
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """A generator with its usual band, and what it can't do without."""
+    """A generator with its usual band, and whether it needs an image or neighbours."""
 
     draw: Draw
     low: float
@@ -65,12 +64,18 @@ class Kind:
 
 @dataclass(frozen=True, slots=True)
 class Part:
-    """A generator of a suite, how often it is drawn, and the band it is to reach."""
+    """A generator of a suite.
+
+    fraction: How often it is drawn.
+    low, high: The band of IoU that it is to reach.
+    tries: Attempts before the one closest to the band is taken; None takes those of the settings.
+    """
 
     generator: GeneratorName
-    share: float
+    fraction: float
     low: float
     high: float
+    tries: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,14 +90,14 @@ class Suite:
         return any(KINDS[part.generator].needs_image for part in self.parts)
 
     def with_band(self, low: float, high: float) -> "Suite":
-        """The same mix with another band for all of its parts."""
-        return replace(self, parts=tuple(replace(part, low=low, high=high) for part in self.parts))
+        """The same mix with another band for all of its parts, and as many tries to reach it as other suites have."""
+        return replace(self, parts=tuple(replace(part, low=low, high=high, tries=None) for part in self.parts))
 
 
 def draw(
     suite: Suite, scene: Scene, gt: BoolArray, rng: Rng, *, ignore: BoolArray | None, settings: CorruptSettings
 ) -> Corrupted:
-    """One coarse mask from a generator of the suite, drawn by its share.
+    """One coarse mask from a generator of the suite, drawn by its fraction.
 
     Args:
         gt: The good mask, bool (H, W).
@@ -102,9 +107,9 @@ def draw(
     """
     parts = [part for part in suite.parts if not KINDS[part.generator].needs_neighbours or len(scene.neighbours())]
     parts = parts or list(suite.parts)
-    shares = np.array([part.share for part in parts])
-    part = parts[rng.choice(len(parts), p=shares / shares.sum())]
-    goal = Goal(part.low, part.high, settings.tries, settings.min_area_px, ignore)
+    fractions = np.array([part.fraction for part in parts])
+    part = parts[rng.choice(len(parts), p=fractions / fractions.sum())]
+    goal = Goal(part.low, part.high, part.tries or settings.tries, settings.min_area_px, ignore)
     return KINDS[part.generator].draw(scene, gt, rng, goal, settings)
 
 
@@ -121,7 +126,7 @@ def _superpixel(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: Cor
         labels=scene.labels,
         counts=settings.superpixel_counts,
         compactness=settings.compactness,
-        shares=settings.superpixel_shares,
+        fractions=settings.superpixel_shares,
         kernel_px=settings.superpixel_kernel_px,
         iterations=settings.superpixel_iterations,
         max_defects=settings.superpixel_defects,
@@ -195,17 +200,20 @@ def _merge_neighbour(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, _: Corru
     return shapes.merge_neighbour(scene.image, gt, rng, goal=goal, neighbours=scene.neighbours())
 
 
-def _mix(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
-    return mixtures.training_mix(
-        scene.image,
-        gt,
-        rng,
-        goal=goal,
-        neighbours=scene.neighbours(),
-        compactness=settings.compactness,
-        margin=settings.window_margin,
-        min_side_px=settings.window_side_px,
-    )
+def _training_mix(*, blobs: bool) -> Draw:
+    def mix(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
+        return mixtures.training_mix(
+            scene.image,
+            gt,
+            rng,
+            goal=goal,
+            blobs=blobs,
+            neighbours=scene.neighbours(),
+            compactness=settings.compactness,
+            min_side_px=settings.window_side_px,
+        )
+
+    return mix
 
 
 def _compose(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
@@ -244,7 +252,11 @@ KINDS: Mapping[GeneratorName, Kind] = {
     "grow-shrink": Kind(_by_severity("grow-shrink", edges.grow_or_shrink), 0.60, 0.90),
     "heat-map": Kind(_by_severity("heat-map", activations.low_resolution), 0.60, 0.80),
     "holes-islands": Kind(_by_severity("holes-islands", shapes.holes_and_islands), 0.60, 0.90),
-    "mix": Kind(_mix, TRAIN.coarse_low, TRAIN.coarse_high, needs_image=True),
+    "biased-activation": Kind(
+        _by_severity("biased-activation", activations.biased_activation), TRAIN.blob_low, TRAIN.blob_high
+    ),
+    "mix": Kind(_training_mix(blobs=False), TRAIN.coarse_low, TRAIN.coarse_high, needs_image=True),
+    "blobs": Kind(_training_mix(blobs=True), TRAIN.blob_low, TRAIN.blob_high),
     "compose": Kind(_compose, 0.60, 0.90, needs_image=True),
 }
 
@@ -257,7 +269,7 @@ BANDS: Mapping[BandName, tuple[float, float]] = {
     "hard": (0.60, 0.75),
     "extreme": (0.40, 0.60),
 }
-"""Bands for curves of difficulty, from that of the DAVIS-585 set upwards and downwards."""
+"""Bands for curves of difficulty; the default is that of the DAVIS-585 set."""
 
 
 def single(generator: GeneratorName) -> Suite:
@@ -293,8 +305,15 @@ SUITES: Mapping[SuiteName, Suite] = {
     "embedded-mix": Suite(
         "embedded-mix",
         (
-            Part("mix", 1 - TRAIN.good_share, TRAIN.coarse_low, TRAIN.coarse_high),
-            Part("mix", TRAIN.good_share, GOOD_IOU, 1.0),
+            Part(
+                "mix",
+                1 - TRAIN.good_share - TRAIN.blob_share,
+                TRAIN.coarse_low,
+                TRAIN.coarse_high,
+                TRAIN.corruption_tries,
+            ),
+            Part("mix", TRAIN.good_share, NEARLY_RIGHT, 1.0, TRAIN.corruption_tries),
+            Part("blobs", TRAIN.blob_share, TRAIN.blob_low, TRAIN.blob_high, TRAIN.corruption_tries),
         ),
     ),
 }

@@ -9,7 +9,8 @@ from typing import TypeAlias
 import cv2
 import numpy as np
 
-from refinetool.corrupt.geometry import radius, signed_depth, zoom_on
+from refinetool.corrupt import defects
+from refinetool.corrupt.geometry import radius, reach_px, signed_depth, zoom_on
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.records import BoolArray, ImageArray, IntArray
 
@@ -17,12 +18,12 @@ LabelMaps: TypeAlias = Callable[[int], IntArray]
 """From a number of superpixels to the map of their labels, int64 (H, W), for one image."""
 
 BANDS = ("boundary", "inner-hole", "outer-island")
-"""What toggling a superpixel is called by where it starts: a boundary error, an internal false negative, an external
-false positive."""
+"""Names of toggled superpixels, by the band they were drawn from: a boundary error, an internal false negative, an
+external false positive."""
 
 TOO_FEW_PX = 5
-"""A band with fewer pixels gives way to the object itself."""
-BAND_WIDTH = 0.10
+"""Where a band has fewer pixels, the object itself takes its place."""
+IOU_BAND_WIDTH = 0.10
 """Width of the IoU band of the original set."""
 
 
@@ -48,7 +49,7 @@ def superpixel(
     labels: LabelMaps,
     counts: Sequence[int],
     compactness: float,
-    shares: Sequence[float],
+    fractions: Sequence[float],
     kernel_px: int,
     iterations: int,
     max_defects: int,
@@ -70,19 +71,19 @@ def superpixel(
         gt: bool (H, W).
         labels: Label maps of the image, see `label_maps`.
         counts: Numbers of superpixels to draw from.
-        shares: Probabilities of the bands: boundary, inside, outside.
+        fractions: How often each band is drawn: boundary, inside, outside.
         kernel_px, iterations: The boundary band is what this many dilations with a square of that side add to what as
             many erosions take away.
         margin, min_side_px: Of the window, see `geometry.zoom_on`.
     """
-    part = goal.narrowed(rng, BAND_WIDTH)
+    part = goal.narrowed(rng, IOU_BAND_WIDTH)
 
     def toggles(mask: BoolArray, maps: LabelMaps, ignore: BoolArray | None) -> Iterator[Attempt]:
         inside = replace(part, ignore=ignore)
         places = _places(mask, kernel_px=kernel_px, iterations=iterations)
         while True:
             yield _toggle_until(
-                mask, places, rng, goal=inside, maps=maps, counts=counts, shares=shares, most=max_defects
+                mask, places, rng, goal=inside, maps=maps, counts=counts, fractions=fractions, most=max_defects
             )
 
     def zoomed() -> Iterator[Attempt]:
@@ -113,46 +114,49 @@ def _toggle_until(
     goal: Goal,
     maps: LabelMaps,
     counts: Sequence[int],
-    shares: Sequence[float],
+    fractions: Sequence[float],
     most: int,
 ) -> Attempt:
     """One attempt: toggle until the IoU is in the band or below it, or `most` superpixels are toggled."""
-    coarse, defects = mask.copy(), []
+    coarse, toggled = mask.copy(), []
     for _ in range(most):
-        band = rng.choice(len(places), p=shares)
+        band = rng.choice(len(places), p=fractions)
         _toggle(coarse, maps(int(rng.choice(counts))), places[band], rng)
-        defects.append(BANDS[band])
+        toggled.append(BANDS[band])
         if goal.overlap(coarse, mask) <= goal.high:
             break
-    return Attempt(coarse, tuple(defects))
+    return Attempt(coarse, tuple(toggled))
 
 
 def _toggle(coarse: BoolArray, labels: IntArray, places: IntArray, rng: Rng) -> None:
-    """Pick one of some pixels and turn its superpixel over, in place: to mask if the pixel is none, else to none."""
+    """Pick one of some pixels and toggle its superpixel in place: added if the pixel is background, else removed."""
     pixel = rng.choice(places)
     coarse[labels == labels.flat[pixel]] = not coarse.flat[pixel]
 
 
 def superpixel_defects(mask: BoolArray, rng: Rng, severity: float, *, labels: IntArray) -> BoolArray:
-    """Toggle superpixels of one map, at the boundary (65 %), inside (25 %) and outside (10 %).
+    """Toggle whole superpixels at the boundary, inside and outside, as the DAVIS-585 set was made.
 
-    The number of toggled superpixels grows with severity; the band is 6 % of r wide on each side of the boundary, r
-    being the radius of a disc of the mask's area. Where `superpixel` aims at an IoU, this only draws.
+    The number of toggled superpixels grows with severity. A superpixel becomes what the pixel that it was chosen by is
+    not in the good mask, so that none is toggled back. Where `superpixel` aims at an IoU, this only draws.
     """
-    depth = signed_depth(mask)
-    width = max(1.5, 0.06 * radius(mask))
-    bands = (np.abs(depth) <= width, depth > width, (depth < -width) & (depth > -4 * radius(mask)))
+    size, depth = radius(mask), signed_depth(mask)
+    width = max(defects.LEAST_BAND_PX, defects.BAND_WIDTH * size)
+    boundary, inside = np.abs(depth) <= width, depth > width
+    outside = (depth < -width) & (depth > -min(defects.OUTSIDE_REACH * size, reach_px(mask)))
+    fallback = inside if inside.any() else boundary & mask
     coarse = mask.copy()
-    for _ in range(1 + rng.poisson(2.5 * severity)):
-        band = bands[rng.choice(3, p=(0.65, 0.25, 0.10))]
-        _toggle(coarse, labels, np.flatnonzero(band) if band.any() else np.flatnonzero(mask), rng)
+    for _ in range(min(1 + rng.poisson(defects.TOGGLES * severity), defects.MOST_TOGGLES)):
+        band = (boundary, inside, outside)[rng.choice(3, p=defects.BAND_FRACTIONS)]
+        pixel = rng.choice(np.flatnonzero(band if band.any() else fallback))
+        coarse[labels == labels.flat[pixel]] = not mask.flat[pixel]
     return coarse
 
 
 def superpixel_vote(mask: BoolArray, rng: Rng, severity: float, *, labels: IntArray) -> BoolArray:
-    """Snap the mask to superpixels: one is foreground if enough of it is, the share being drawn around one half."""
+    """Snap the mask to superpixels: each becomes foreground if, give or take noise, half of it is."""
     total = np.bincount(labels.ravel())
     inside = np.bincount(labels.ravel(), weights=mask.ravel(), minlength=len(total))
-    share = inside / np.maximum(total, 1) + 0.15 * severity * rng.standard_normal(len(total)) * (inside > 0)
-    voted: BoolArray = (share > 0.5)[labels]
+    noise = defects.VOTE_NOISE * severity * rng.standard_normal(len(total)) * (inside > 0)
+    voted: BoolArray = (inside / np.maximum(total, 1) + noise > 0.5)[labels]
     return voted

@@ -1,9 +1,8 @@
 """Coarse masks made from good ones, N at once, on the device that trains.
 
-The defects are those of `refinetool.corrupt`, written for batches: image-inconsistent and biased (grown, shifted,
-missing or leaking pieces), because symmetric noise could be undone by smoothing alone. Each takes a good mask, bool
-(n, h, h), what is known about its surroundings (`Scene`), a severity around 1, float32 (n,), and draws. Lengths
-scale with the object: r is the radius of a disc of its area.
+The defects are those of the table `refinetool.corrupt.defects`, written for batches; `refinetool.corrupt` has them for
+single masks of any size. Each takes good masks, bool (n, h, h), with what surrounds them (`Scene`), severities around
+1, float32 (n,), and draws.
 """
 
 import math
@@ -15,16 +14,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refinetool.corrupt import defects
 from refinetool.train.data.distance import signed_distance
 from refinetool.train.data.draws import Draws
 
-REACH = 28
-"""Distances from the boundary are known this far, in pixels of the grid the masks lie on."""
-MIN_AREA_PX = 10
-NEARLY_RIGHT = 0.9
-"""Coarse masks that are to be better than this get milder defects."""
-CELLS = 48
-NOISE_CELLS = 20
+REACH = defects.REACH_PX
+MIN_AREA_PX = defects.MIN_AREA_PX
+CELLS = defects.MOST_CELLS
+KNOTS = defects.MOST_BUMPS + 2
+"""Knots of the splines of smooth noise: bumps, and one beyond them at each end."""
 LATTICE = 16
 SUPERPIXELS = LATTICE * LATTICE
 
@@ -54,11 +52,12 @@ class Scene:
 Defect = Callable[[Scene, Tensor, Draws], Tensor]
 
 
-def corrupt(scene: Scene, draws: Draws, *, low: Tensor, high: Tensor, tries: int) -> Tensor:
+def corrupt(scene: Scene, draws: Draws, *, blobs: Tensor, low: Tensor, high: Tensor, tries: int) -> Tensor:
     """Coarse masks by one or two defects each, their IoU with the good mask in [low, high] where possible.
 
     Args:
         draws: On the CPU, one row per mask.
+        blobs: bool (n,), on the CPU: masks that become blobs of low resolution instead of getting any of the defects.
         low, high: float32 (n,), on the CPU.
         tries: Draws before the closest attempt is taken.
 
@@ -67,6 +66,10 @@ def corrupt(scene: Scene, draws: Draws, *, low: Tensor, high: Tensor, tries: int
     """
     device = scene.masks.device
     best = scene.masks.clone()
+    ordinary, blob = (torch.tensor(defects.fractions(blobs=which)) for which in (False, True))
+    fractions = torch.where(blobs[:, None], blob, ordinary)
+    factor = torch.where(blobs, defects.BLOB_SEVERITY, 1.0)
+    factor = torch.where(low >= defects.NEARLY_RIGHT, defects.NEARLY_RIGHT_SEVERITY, factor)
     missed = torch.full((len(best),), math.inf)
     for attempt in range(tries):
         open_rows = (missed > 0).nonzero()[:, 0]
@@ -74,15 +77,16 @@ def corrupt(scene: Scene, draws: Draws, *, low: Tensor, high: Tensor, tries: int
             break
         rows = open_rows.to(device)
         part, drawn = scene.take(rows), draws.take(open_rows).fork(f"try {attempt}")
-        # Nearly right masks need small defects; after a miss, the other half of the range of severities is tried too.
-        mild = torch.where(low[open_rows] >= NEARLY_RIGHT, 0.35, 1.0)
-        severity = drawn.between("severity", 0.4, 1.7) * mild
-        coarse = _one_defect(part, severity, drawn.fork("first"))
-        again = (drawn.uniform("again") < 0.3) & (coarse.flatten(1).sum(1) >= MIN_AREA_PX).cpu()
+        severity = drawn.between("severity", *defects.SEVERITY) * factor[open_rows]
+        coarse = _one_defect(part, severity, drawn.fork("first"), fractions=fractions[open_rows])
+        again = (drawn.uniform("again") < defects.SECOND_CHANCE) & (coarse.flatten(1).sum(1) >= MIN_AREA_PX).cpu()
         if again.any():
             twice = again.nonzero()[:, 0]
             more = part.take(twice.to(device)).spoilt(coarse[twice.to(device)])
-            coarse[twice.to(device)] = _one_defect(more, 0.6 * severity[twice], drawn.take(twice).fork("second"))
+            weaker = defects.SECOND_SEVERITY * severity[twice]
+            coarse[twice.to(device)] = _one_defect(
+                more, weaker, drawn.take(twice).fork("second"), fractions=fractions[open_rows][twice]
+            )
         reached = overlap(coarse, part.masks).cpu()
         miss = torch.maximum(low[open_rows] - reached, reached - high[open_rows]).clamp(min=0)
         miss = torch.where((coarse.flatten(1).sum(1) < MIN_AREA_PX).cpu(), math.inf, miss)
@@ -103,12 +107,12 @@ def radius(masks: Tensor) -> Tensor:
     return (masks.flatten(1).sum(1) / math.pi).sqrt() + 1
 
 
-def _one_defect(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Draw a kind of defect for every row and apply it, kind by kind."""
+def _one_defect(scene: Scene, severity: Tensor, draws: Draws, *, fractions: Tensor) -> Tensor:
+    """Draw a defect for every row with probabilities (n, defects), and apply them one after the other."""
     device = scene.masks.device
     coarse = scene.masks.clone()
-    kinds = draws.choice("kind", torch.tensor([share for share, _ in DEFECTS]))
-    for kind, (_, defect) in enumerate(DEFECTS):
+    kinds = draws.choice("kind", fractions)
+    for kind, defect in enumerate(IN_ORDER):
         on_host = (kinds == kind).nonzero()[:, 0]
         if len(on_host):
             rows = on_host.to(device)
@@ -120,41 +124,44 @@ def _one_defect(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 
 
 def boundary_noise(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Move the boundary in and out by smooth noise of up to about r / 4, with a bias to one side."""
+    """Move the boundary in and out by smooth noise, with a bias to one side."""
     size = radius(scene.masks) * severity
-    noise = smooth_noise(draws, scene.masks.shape[1], low=4, high=NOISE_CELLS)
-    return _shifted(scene, _wide(0.20 * size) * noise + _wide(0.08 * size * draws.normal("bias")))
+    noise = smooth_noise(draws, scene.masks.shape[1], bumps=defects.BOUNDARY_BUMPS)
+    bias = defects.BOUNDARY_BIAS * size * draws.normal("bias")
+    return _shifted(scene, _wide(defects.BOUNDARY_NOISE * size) * noise + _wide(bias))
 
 
 def grow_or_shrink(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Move the whole boundary out or in by 8 to 25 % of r."""
+    """Move the whole boundary out or in, by about the same everywhere."""
     size = radius(scene.masks)
     sign = (draws.uniform("sign") < 0.5).float() * 2 - 1
-    noise = smooth_noise(draws, scene.masks.shape[1], low=6, high=7)
-    return _shifted(scene, _wide(sign * draws.between("by", 0.08, 0.25) * size * severity) + _wide(0.04 * size) * noise)
+    noise = smooth_noise(draws, scene.masks.shape[1], bumps=defects.GROWTH_BUMPS)
+    growth = sign * draws.between("by", *defects.GROWTH) * size * severity
+    return _shifted(scene, _wide(growth) + _wide(defects.GROWTH_NOISE * size) * noise)
 
 
 def _shifted(scene: Scene, offset: Tensor) -> Tensor:
     return scene.depth + offset.clamp(1 - REACH, REACH - 1) > 0
 
 
-def smooth_noise(draws: Draws, side: int, *, low: int, high: int) -> Tensor:
-    """Zero-mean noise of unit variance, float32 (n, side, side), with low to high - 1 bumps along each side."""
+def smooth_noise(draws: Draws, side: int, *, bumps: tuple[int, int]) -> Tensor:
+    """Zero-mean noise of unit variance, float32 (n, side, side), its number of bumps along each side in the range."""
+    low, high = bumps
     cells = (low + draws.below("cells", torch.full((), high - low, device=draws.keys.device))).float()
-    lattice = draws.normal("noise", NOISE_CELLS + 2, NOISE_CELLS + 2)
-    weights = _between_cells(cells, side=side, grid=NOISE_CELLS + 2)
+    lattice = draws.normal("noise", KNOTS, KNOTS)
+    weights = _spline_weights(cells, side=side)
     noise = weights @ lattice @ weights.transpose(1, 2)
     noise = noise - noise.mean((1, 2), keepdim=True)
     return noise / (noise.std((1, 2), keepdim=True) + 1e-6)
 
 
-def _between_cells(cells: Tensor, *, side: int, grid: int) -> Tensor:
-    """Weights, float32 (n, side, grid), of cubic B-splines through `cells` entries of a line.
+def _spline_weights(cells: Tensor, *, side: int) -> Tensor:
+    """Weights, float32 (n, side, KNOTS), of cubic B-splines with `cells` knots along the side.
 
-    They blur a little, which white noise does not mind.
+    Splines blur what they join, which does not matter for white noise.
     """
     place = (torch.arange(side, device=cells.device) + 0.5) / side * cells[:, None]
-    distance = (place[:, :, None] - torch.arange(grid, device=cells.device)).abs()
+    distance = (place[:, :, None] - torch.arange(KNOTS, device=cells.device)).abs()
     near = 2 / 3 - distance**2 + distance**3 / 2
     return torch.where(distance < 1, near, (2 - distance).clamp(min=0) ** 3 / 6)
 
@@ -163,65 +170,97 @@ def _between_cells(cells: Tensor, *, side: int, grid: int) -> Tensor:
 
 
 def low_resolution(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Shrink to a grid of a few cells per object, add noise, enlarge: what heat maps and mask heads give."""
+    """Shrink the mask to a grid of a few cells, add noise, enlarge, threshold: masks like those of mask heads."""
+    small, enlarge = _shrunk(scene, draws.between("cells", *defects.MASK_CELLS) / severity, draws)
+    small = small + defects.CELL_NOISE * _wide(severity) * draws.normal("noise", CELLS, CELLS)
+    return enlarge @ small @ enlarge.transpose(1, 2) > _wide(draws.between("level", *defects.MASK_LEVEL))
+
+
+def biased_activation(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Threshold an activation of low resolution, stronger in one part of the object, with some noise everywhere."""
+    side = scene.masks.shape[1]
+    small, enlarge = _shrunk(scene, draws.between("cells", *defects.ACTIVATION_CELLS) / severity, draws)
+    centre = draws.choice("centre", scene.masks.flatten(1))
+    pixel = torch.arange(side, device=centre.device)
+    squared = ((pixel - (centre // side)[:, None]) ** 2)[:, :, None] + ((pixel - (centre % side)[:, None]) ** 2)[
+        :, None
+    ]
+    reach = defects.ACTIVATION_REACH * math.sqrt(math.pi) * radius(scene.masks)
+    nearness = torch.exp(-squared / (2 * _wide(reach) ** 2))
+    heat = enlarge @ small @ enlarge.transpose(1, 2)
+    heat = heat * (1 + _wide(draws.between("bias", *defects.ACTIVATION_BIAS)) * nearness)
+    noise = smooth_noise(draws, side, bumps=defects.ACTIVATION_BUMPS)
+    heat = heat + _wide(draws.between("leak", *defects.ACTIVATION_LEAK)) * noise * _peak(heat)
+    return heat > _wide(draws.between("level", *defects.ACTIVATION_LEVEL)) * _peak(heat)
+
+
+def _peak(heat: Tensor) -> Tensor:
+    """The greatest value of each map: (n, 1, 1)."""
+    return heat.amax((1, 2), keepdim=True)
+
+
+def _shrunk(scene: Scene, cells: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
+    """Shrink the masks to grids of about so many cells along the object.
+
+    Returns:
+        float32 (n, CELLS, CELLS), the masks on the grids, and float32 (n, h, CELLS), the matrices that enlarge them.
+    """
     side = scene.masks.shape[1]
     extent = torch.maximum(scene.masks.any(1).sum(1), scene.masks.any(2).sum(1)).clamp(min=1)
-    cells = (side * draws.between("cells", 3, 12) / severity / extent).clamp(2, CELLS).round()
+    cells = (side * cells / extent).clamp(2, CELLS).round()
     width = (side / cells)[:, None, None]
     pixel = torch.arange(side, device=cells.device) + 0.5
     cell = (torch.arange(CELLS, device=cells.device)[:, None] + 0.5) * width
     shrink = (1 - (pixel - cell).abs() / width).clamp(min=0)  # a tent: averages and blurs at once
     shrink = shrink / shrink.sum(2, keepdim=True).clamp(min=1e-6)
-    small = shrink @ scene.masks.float() @ shrink.transpose(1, 2)
-    small = small + 0.06 * _wide(severity) * draws.normal("noise", CELLS, CELLS)
     at = (pixel / width[:, 0] - 0.5).clamp(min=0)
     at = torch.minimum(at, cells[:, None] - 1)
-    at = torch.where(draws.uniform("blocks")[:, None] < 0.3, at.round(), at)
+    at = torch.where(draws.uniform("blocks")[:, None] < defects.BLOCKS, at.round(), at)
     enlarge = (1 - (at[:, :, None] - torch.arange(CELLS, device=cells.device)).abs()).clamp(min=0)
-    return enlarge @ small @ enlarge.transpose(1, 2) > _wide(draws.between("level", 0.3, 0.6))
+    return shrink @ scene.masks.float() @ shrink.transpose(1, 2), enlarge
 
 
 def coarse_polygon(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Redraw the outline with straight edges and misplaced corners, as a person in a hurry does.
+    """Redraw the outline with straight edges and misplaced corners, like a hurried annotator.
 
-    The signed distance is kept on a coarse lattice and joined by flat triangles: its zero line is then a polygon. A
-    quarter of the masks become the convex polygon that touches them from ten sides.
+    The signed distance is kept on a coarse lattice and interpolated linearly on triangles: its zero line is a polygon.
+    Some masks become the convex polygon that touches them from ten sides instead.
     """
     n, side, _ = scene.masks.shape
     size = radius(scene.masks)
-    step = (size * draws.between("step", 0.35, 1.0) * severity).clamp(min=4.0)
-    count = side // 4 + 3
+    step = (size * draws.between("step", *defects.POLYGON_STEP) * severity).clamp(min=defects.LEAST_STEP_PX)
+    count = side // defects.LEAST_STEP_PX + 3
     origin = -draws.uniform("origin", 2) * step[:, None]
     knot = torch.arange(count, device=step.device)
     where = (origin[:, :, None] + knot * step[:, None, None]).round().clamp(0, side - 1).long()  # (n, 2, count)
     index = where[:, 1, :, None] * side + where[:, 0, None]
     lattice = scene.depth.flatten(1).gather(1, index.flatten(1)).view(n, count, count)
-    lattice = lattice + 0.06 * _wide(size * severity) * draws.normal("corner", count, count)
+    lattice = lattice + defects.CORNER_NOISE * _wide(size * severity) * draws.normal("corner", count, count)
 
     pixel = torch.arange(side, device=step.device)
     at = (pixel - origin[:, :, None]) / step[:, None, None]  # (n, 2, side)
-    cell, share = at.floor().long(), at - at.floor()
+    cell, within = at.floor().long(), at - at.floor()
     first = (cell[:, 1, :, None] * count + cell[:, 0, None]).flatten(1)
     corners = [lattice.flatten(1).gather(1, first + offset).view(n, side, side) for offset in (0, 1, count, count + 1)]
-    across, down = share[:, 0, None].expand(-1, side, -1), share[:, 1, :, None].expand(-1, -1, side)
+    across, down = within[:, 0, None].expand(-1, side, -1), within[:, 1, :, None].expand(-1, -1, side)
     upper = corners[0] + across * (corners[1] - corners[0]) + down * (corners[2] - corners[0])
     lower = corners[3] + (1 - across) * (corners[2] - corners[3]) + (1 - down) * (corners[1] - corners[3])
     drawn = torch.where(across + down < 1, upper, lower) > 0
-    convex = draws.uniform("convex") < 0.25
+    convex = draws.uniform("convex") < defects.CONVEX
     return torch.where(convex[:, None, None], _convex(scene.masks, size * severity, draws), drawn)
 
 
 def _convex(masks: Tensor, size: Tensor, draws: Draws) -> Tensor:
-    """The polygon of ten half planes that just hold each mask, every one a little misplaced."""
+    """The intersection of ten half-planes that just hold each mask, every one a little misplaced."""
     side = masks.shape[1]
     pixel = torch.arange(side, device=masks.device, dtype=torch.float32)
     first = draws.uniform("angle")
     inside = torch.ones_like(masks)
-    for number, misplaced in enumerate(draws.normal("sides", 10).unbind(1)):
-        angle = (first + number) * (2 * math.pi / 10)
+    for number, misplaced in enumerate(draws.normal("sides", defects.CONVEX_SIDES).unbind(1)):
+        angle = (first + number) * (2 * math.pi / defects.CONVEX_SIDES)
         height = _wide(angle.cos()) * pixel + _wide(angle.sin()) * pixel[:, None]
         farthest = torch.where(masks, height, -1e9).flatten(1).amax(1)
-        inside &= height <= _wide(farthest + (0.05 * misplaced - 0.03) * size)
+        inside &= height <= _wide(farthest + (defects.SIDE_NOISE * misplaced - defects.SIDE_INSET) * size)
     return inside
 
 
@@ -235,24 +274,24 @@ def shift_and_scale(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
     pixel = (torch.arange(side, device=solid.device) + 0.5) * (2 / side) - 1
     area = solid.flatten(1).sum(1)
     centre = torch.stack(((solid.sum(1) * pixel).sum(1) / area, (solid.sum(2) * pixel).sum(1) / area), 1)
-    linear = torch.eye(2, device=solid.device) + 0.06 * _wide(severity) * draws.normal("linear", 2, 2)
-    shift = 0.12 * (radius(scene.masks) * severity)[:, None] * draws.normal("shift", 2) * (2 / side)
+    linear = torch.eye(2, device=solid.device) + defects.LINEAR_NOISE * _wide(severity) * draws.normal("linear", 2, 2)
+    shift = defects.SHIFT_NOISE * (radius(scene.masks) * severity)[:, None] * draws.normal("shift", 2) * (2 / side)
     offset = centre - (linear @ (centre + shift)[:, :, None])[:, :, 0]
     grid = F.affine_grid(torch.cat((linear, offset[:, :, None]), 2), [n, 1, side, side], align_corners=False)
     return F.grid_sample(solid[:, None], grid, mode="nearest", align_corners=False)[:, 0] > 0.5
 
 
 def holes_and_islands(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Punch blob-shaped holes into the mask and drop blobs beside it."""
-    noise = smooth_noise(draws, scene.masks.shape[1], low=6, high=16)
-    level = _wide(1.9 - 0.5 * severity)
-    beside = scene.depth > -_wide((0.8 * radius(scene.masks)).clamp(max=REACH))
+    """Punch rounded holes into the mask and drop rounded islands beside it."""
+    noise = smooth_noise(draws, scene.masks.shape[1], bumps=defects.TEAR_BUMPS)
+    level = _wide(defects.TEAR_LEVEL - defects.TEAR_SLOPE * severity)
+    beside = scene.depth > -_wide((defects.ISLAND_REACH * radius(scene.masks)).clamp(max=REACH))
     return (scene.masks & (noise <= level)) | ((noise < -level) & beside)
 
 
 def leak(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Let the mask run over into a neighbouring region, as far as a draw allows."""
-    reach = (radius(scene.masks) * draws.between("reach", 0.2, 1.0) * severity).clamp(max=REACH - 1)
+    """Let the mask run over into the neighbour, where there is one."""
+    reach = (radius(scene.masks) * draws.between("reach", *defects.LEAK_REACH) * severity).clamp(max=REACH - 1)
     return scene.masks | (scene.neighbours & (scene.depth > -_wide(reach)))
 
 
@@ -260,15 +299,15 @@ def leak(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 
 
 def superpixel_defects(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Toggle whole superpixels, as the DAVIS-585 set was made: at the boundary (65 %), inside (25 %), outside (10 %).
+    """Toggle whole superpixels at the boundary, inside and outside, as the DAVIS-585 set was made.
 
-    The number of toggled superpixels grows with severity; the band is 6 % of r wide on each side of the boundary. A
-    superpixel is drawn as often as a random pixel of the band falls into it, and becomes what that pixel is not.
+    The number of toggled superpixels grows with severity. A superpixel is drawn as often as a random pixel of the band
+    falls into it, and becomes what that pixel of the good mask is not.
     """
     size = _wide(radius(scene.masks))
-    width = (0.06 * size).clamp(min=1.5)
+    width = (defects.BAND_WIDTH * size).clamp(min=defects.LEAST_BAND_PX)
     near = scene.depth.abs() <= width
-    far = (scene.depth < -width) & (scene.depth > -(4 * size).clamp(max=REACH))
+    far = (scene.depth < -width) & (scene.depth > -(defects.OUTSIDE_REACH * size).clamp(max=REACH))
     bands = {
         "boundary inside": near & scene.masks,
         "boundary outside": near & ~scene.masks,
@@ -279,10 +318,10 @@ def superpixel_defects(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
     totals = pixels.sum(2)
     n = len(pixels)
     table = torch.full((n, SUPERPIXELS), -1.0, device=pixels.device)
-    toggles = 1 + _poisson(2.5 * severity, draws)
+    toggles = 1 + _poisson(defects.TOGGLES * severity, draws)
     rows = torch.arange(n, device=pixels.device)
-    for number in range(MAX_TOGGLES):
-        band = draws.choice(f"band {number}", torch.tensor([0.65, 0.25, 0.10], device=pixels.device))
+    for number in range(defects.MOST_TOGGLES):
+        band = draws.choice(f"band {number}", torch.tensor(defects.BAND_FRACTIONS, device=pixels.device))
         inner = draws.uniform(f"side {number}") * (totals[:, 0] + totals[:, 1]) < totals[:, 0]
         kind = torch.where(band == 0, torch.where(inner, 0, 1), band + 1)
         kind = torch.where(totals[rows, kind] > 0, kind, torch.where(totals[:, 2] > 0, 2, 0))
@@ -295,14 +334,11 @@ def superpixel_defects(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
     return torch.where(value < 0, scene.masks, value > 0)
 
 
-MAX_TOGGLES = 10
-
-
 def _poisson(mean: Tensor, draws: Draws) -> Tensor:
-    """Poisson numbers below MAX_TOGGLES, by inverting the sum of their probabilities."""
+    """Poisson numbers below MOST_TOGGLES, by inverting the sum of their probabilities."""
     place, term = draws.uniform("poisson"), torch.exp(-mean)
     total, number = term, torch.zeros_like(mean)
-    for k in range(1, MAX_TOGGLES):
+    for k in range(1, defects.MOST_TOGGLES):
         number = number + (place >= total)
         term = term * mean / k
         total = total + term
@@ -310,10 +346,10 @@ def _poisson(mean: Tensor, draws: Draws) -> Tensor:
 
 
 def superpixel_vote(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Snap the mask to superpixels: one is foreground if enough of it is, the share being drawn around one half."""
+    """Snap the mask to superpixels: each is all mask if about half of it or more is, how much being drawn."""
     inside = _per_superpixel(scene, scene.masks.float())
     total = _per_superpixel(scene, torch.ones_like(scene.depth)).clamp(min=1)
-    noise = 0.15 * severity[:, None] * draws.normal("vote", SUPERPIXELS) * (inside > 0)
+    noise = defects.VOTE_NOISE * severity[:, None] * draws.normal("vote", SUPERPIXELS) * (inside > 0)
     voted = inside / total + noise > 0.5
     return voted.gather(1, scene.superpixels.flatten(1)).view(scene.masks.shape)
 
@@ -408,15 +444,16 @@ def _wide(values: Tensor) -> Tensor:
     return values[:, None, None]
 
 
-DEFECTS: tuple[tuple[float, Defect], ...] = (
-    (0.16, boundary_noise),
-    (0.08, grow_or_shrink),
-    (0.16, low_resolution),
-    (0.09, coarse_polygon),
-    (0.06, shift_and_scale),
-    (0.05, holes_and_islands),
-    (0.05, leak),
-    (0.28, superpixel_defects),
-    (0.07, superpixel_vote),
-)
-"""Shares of the defects."""
+DEFECTS: dict[defects.DefectName, Defect] = {
+    "boundary-noise": boundary_noise,
+    "grow-or-shrink": grow_or_shrink,
+    "low-resolution": low_resolution,
+    "biased-activation": biased_activation,
+    "coarse-polygon": coarse_polygon,
+    "shift-and-scale": shift_and_scale,
+    "holes-and-islands": holes_and_islands,
+    "leak": leak,
+    "superpixel-defects": superpixel_defects,
+    "superpixel-vote": superpixel_vote,
+}
+IN_ORDER = defects.in_order(DEFECTS)

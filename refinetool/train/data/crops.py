@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refinetool.corrupt.defects import WINDOW_MARGIN
 from refinetool.train.data.draws import Draws
 from refinetool.train.data.store import PictureStore
 
@@ -19,7 +20,7 @@ IGNORE, PASTED = 255, 254
 WHOLE = 256
 """What the weights of one pass of a resampling add up to."""
 LEAST_SHARE = 0.006
-"""An object with a smaller share of its window is shown closer."""
+"""An object that covers a smaller fraction of its window is shown in a closer one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +61,7 @@ def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float) -> Wi
     """Choose a source, a picture, an object and a window around it for every row.
 
     Args:
-        frame_share: Share of windows that show much of the picture instead of the object with a margin.
+        frame_share: Fraction of windows that show much of the picture instead of the object with a margin.
     """
     source = draws.choice("source", store.shares)
     group_sizes = torch.tensor([len(group) for group in store.groups])
@@ -84,7 +85,7 @@ def object_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
         sizes: float64 (B, 2), (W, H) of the pictures.
     """
     extent = boxes[:, 2:] - boxes[:, :2]
-    margins = draws.between("margins", 0.15, 0.6, 2, 2).sum(1)
+    margins = draws.between("margins", *WINDOW_MARGIN, 2, 2).sum(1)
     sides = extent * (1 + margins)
     sides = torch.maximum(sides, draws.between("least", 48, 128)[:, None])
     sides = torch.maximum(sides, sides.amax(1, keepdim=True) / draws.between("aspect", 1.3, 2.2)[:, None])

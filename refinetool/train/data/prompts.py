@@ -15,6 +15,9 @@ from refinetool.settings import PromptSettings
 from refinetool.train.data.distance import first_deepest, squared_depth
 from refinetool.train.data.draws import Draws
 
+TIGHT_FRACTION = 0.4
+"""Fraction of the boxes that stay tight, since tight boxes are prompts in use, too."""
+
 
 class MinedPrompts(NamedTuple):
     """Prompts of N masks for a model of side S.
@@ -32,12 +35,14 @@ class MinedPrompts(NamedTuple):
 def mine(coarse: Tensor, draws: Draws) -> MinedPrompts:
     """Prompts of masks given at half the model's side, bool (N, S/2, S/2), none of them empty.
 
-    The box is moved by -2 to 12 % of its side on each edge, as an elastic box may be, at most 4 % of the frame.
+    Boxes are tight, or moved by -2 to 12 % of their side on each edge, as elastic boxes may be, and by 2 % of the
+    frame at most.
     """
     side = 2 * coarse.shape[1]
     tight = 2.0 * tight_boxes(coarse).float()
     extent = (tight[:, 2:] - tight[:, :2]).repeat(1, 2)
     moves = (draws.between("box", -0.02, 0.12, 4) * extent).clamp(max=0.02 * side)
+    moves = moves * (draws.uniform("tight box") >= TIGHT_FRACTION)[:, None]
     corners = (tight + moves * torch.tensor((-1, -1, 1, 1), device=tight.device)).clamp(0, side)
 
     grid = on_quarter_grid(coarse)
@@ -54,9 +59,9 @@ def mine(coarse: Tensor, draws: Draws) -> MinedPrompts:
 
 def on_quarter_grid(coarse: Tensor) -> Tensor:
     """Masks on a grid of half their side: cells at least half covered, or if there are none, all that are touched."""
-    share = F.avg_pool2d(coarse[:, None].float(), 2)[:, 0]
-    grid = share >= 0.5
-    return torch.where(grid.flatten(1).any(1)[:, None, None], grid, share > 0)
+    covered = F.avg_pool2d(coarse[:, None].float(), 2)[:, 0]
+    grid = covered >= 0.5
+    return torch.where(grid.flatten(1).any(1)[:, None, None], grid, covered > 0)
 
 
 def tight_boxes(masks: Tensor) -> Tensor:

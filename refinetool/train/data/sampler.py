@@ -6,13 +6,15 @@ would have seen.
 """
 
 import math
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from refinetool.corrupt.defects import NEARLY_RIGHT, SUPERPIXEL_COUNTS
 from refinetool.settings import TrainSettings
-from refinetool.train.data.corruptions import NEARLY_RIGHT, REACH, Scene, corrupt, overlap, superpixels
+from refinetool.train.data.corruptions import REACH, Scene, corrupt, overlap, superpixels
 from refinetool.train.data.crops import IGNORE, Crops, cut, draw_windows, lookup, paste
 from refinetool.train.data.distance import signed_distance
 from refinetool.train.data.draws import Draws, draws_for
@@ -23,10 +25,8 @@ from refinetool.train.data.store import PictureStore
 
 COMPANIONS = 6
 """Objects of a picture that are looked at for one that shares the crop with the target."""
-LEAST_SHARE, LARGEST_SHARE = 0.004, 0.65
-"""Such a part of the crop a companion has to cover."""
-SUPERPIXELS = (20, 250)
-"""How many superpixels a crop is divided into, drawn evenly on a logarithmic scale."""
+LEAST_COVER, LARGEST_COVER = 0.004, 0.65
+"""A companion covers a fraction of the crop between these two."""
 COMPACTNESS = 45.0
 """Chosen so that superpixels' outlines are as long, and lie on edges as strong, as those of scikit-image at 10."""
 EDGE_SIGMA = 5.0
@@ -73,10 +73,10 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
         draws: On the CPU, one row per crop.
     """
     device, count, k = image.device, len(image), settings.prompts_per_image
-    shares = F.avg_pool2d(torch.stack((crops.target, companion(crops)), 1).float(), 2)  # (B, 2, S/2, S/2)
-    good = at_least_half(shares)
+    covered = F.avg_pool2d(torch.stack((crops.target, companion(crops)), 1).float(), 2)  # (B, 2, S/2, S/2)
+    good = at_least_half(covered)
     depth = signed_distance(good.flatten(0, 1), reach=REACH).view(count, 2, *good.shape[2:])
-    low, high = (math.log(bound) for bound in SUPERPIXELS)
+    low, high = (math.log(bound) for bound in SUPERPIXEL_COUNTS)
     wanted = draws.between("superpixels", low, high).exp().long()
     labels = superpixels(
         F.avg_pool2d(crops.image, 2).round(),
@@ -96,14 +96,8 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
         neighbours=good[crop, 1 - which] & ~good[crop, which],
         superpixels=labels[crop],
     )
-    nearly = rows.uniform("nearly right") < settings.good_share
-    coarse = corrupt(
-        scene,
-        rows.fork("corrupt"),
-        low=torch.where(nearly, NEARLY_RIGHT, settings.coarse_low),
-        high=torch.where(nearly, 1.0, settings.coarse_high),
-        tries=settings.corruption_tries,
-    )
+    asked = coarse_masks_asked_for(rows, settings=settings)
+    coarse = corrupt(scene, rows.fork("corrupt"), **asked._asdict(), tries=settings.corruption_tries)
     prompts = mine(coarse, rows.fork("prompts").to(device))
     known = F.max_pool2d((crops.ids == IGNORE).float()[:, None], 2)[:, 0] == 0
     weights = (1 + 3 * torch.exp(-((scene.depth / EDGE_SIGMA) ** 2))) * known[crop]
@@ -113,11 +107,28 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
         labels=_per_crop(prompts.labels, count),
         masks=_per_crop(prompts.masks, count),
         coarse=_per_crop(coarse, count),
-        targets=_per_crop((shares[crop, which] * 255).round().byte(), count),
+        targets=_per_crop((covered[crop, which] * 255).round().byte(), count),
         weights=_per_crop((weights * 40).round().byte(), count),
         edges=meeting_lines(crops.ids, cell=CELL),
         coarse_iou=_per_crop(overlap(coarse, scene.masks), count),
     )
+
+
+class AskedFor(NamedTuple):
+    """What n coarse masks are to be like: `blobs`, bool (n,), or ordinary, and the band of IoU, float32 (n,)."""
+
+    blobs: Tensor
+    low: Tensor
+    high: Tensor
+
+
+def coarse_masks_asked_for(draws: Draws, *, settings: TrainSettings) -> AskedFor:
+    """Draw which coarse masks are to be nearly right, and which are to be blobs."""
+    place = draws.uniform("nearly right")
+    nearly, blobs = place < settings.good_share, place >= 1 - settings.blob_share
+    low = torch.where(nearly, NEARLY_RIGHT, torch.where(blobs, settings.blob_low, settings.coarse_low))
+    high = torch.where(nearly, 1.0, torch.where(blobs, settings.blob_high, settings.coarse_high))
+    return AskedFor(blobs, low, high)
 
 
 def _per_crop(rows: Tensor, count: int) -> Tensor:
@@ -130,22 +141,22 @@ def companion(crops: Crops) -> Tensor:
     count, side, _ = crops.ids.shape
     pixels = torch.zeros(count, 256, device=crops.ids.device)
     pixels.scatter_add_(1, crops.ids.flatten(1), torch.ones_like(crops.ids.flatten(1), dtype=pixels.dtype))
-    shares = (crops.members.float() @ pixels[:, :, None])[:, :, 0] / side**2
+    areas = (crops.members.float() @ pixels[:, :, None])[:, :, 0] / side**2
     covered = torch.zeros_like(pixels)
     covered.scatter_add_(1, crops.ids.flatten(1), crops.target.flatten(1).float())
     overlapping = (crops.members.float() @ covered[:, :, None])[:, :, 0] / side**2
-    fits = (shares > LEAST_SHARE) & (shares < LARGEST_SHARE) & (overlapping < 0.5 * shares)
+    fits = (areas > LEAST_COVER) & (areas < LARGEST_COVER) & (overlapping < 0.5 * areas)
     first = fits.int().argmax(1)
     chosen = lookup(crops.members[torch.arange(count, device=first.device), first], crops.ids)
     return torch.where(fits.any(1)[:, None, None], chosen, crops.target)
 
 
-def at_least_half(shares: Tensor) -> Tensor:
+def at_least_half(covered: Tensor) -> Tensor:
     """Cells at least half covered; all that are touched if there are none; the middle one if nothing is."""
-    good = shares >= 0.5
-    touched = shares > 0
+    good = covered >= 0.5
+    touched = covered > 0
     good = torch.where(good.flatten(2).any(2)[..., None, None], good, touched)
-    middle = shares.shape[-1] // 2
+    middle = covered.shape[-1] // 2
     good[..., middle, middle] |= ~good.flatten(2).any(2)
     return good
 
