@@ -23,6 +23,7 @@ from refinetool.corrupt.goals import Attempt, Corrupted, CorruptionInfo, Goal, r
 from refinetool.corrupt.mixtures import compose, training_mix
 from refinetool.corrupt.shapes import (
     coarse_polygon,
+    drawn_polygon,
     holes_and_islands,
     leak,
     merge_neighbour,
@@ -50,6 +51,7 @@ __all__ = [
     "boundary_noise",
     "coarse_polygon",
     "compose",
+    "drawn_polygon",
     "grow_or_shrink",
     "holes_and_islands",
     "label_maps",

@@ -73,8 +73,26 @@ def merge_neighbour(
 # --- by severity
 
 
+CORNER_TOLERANCE = (0.05, 0.25)
+"""Tolerance of the corners as a fraction of r: 1 to 4 % of the circumference of a disc of the mask's area."""
+CORNER_JITTER = 0.05
+"""Standard deviation of how far a corner is off, as a fraction of r."""
+
+
+def drawn_polygon(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+    """Redraw each outline with few corners (Douglas-Peucker), slightly misplaced: how people annotate polygons."""
+    r = radius(mask)
+    outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
+    canvas = np.zeros(mask.shape, np.uint8)
+    for outline in outlines:
+        corners = cv2.approxPolyDP(outline, r * rng.uniform(*CORNER_TOLERANCE) * severity, True)
+        moved = corners + rng.normal(0, CORNER_JITTER * r * severity, corners.shape)
+        cv2.fillPoly(canvas, [moved.round().astype(np.int32)], 1)
+    return canvas.astype(bool)
+
+
 def coarse_polygon(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
-    """Redraw the outline with straight edges and misplaced corners, like a hurried annotator.
+    """Redraw the outline with straight edges and misplaced corners, the way that batches of masks allow.
 
     The signed distance is kept on a coarse lattice and interpolated linearly on triangles: its zero line is a polygon.
     Some masks become the convex polygon that touches them from ten sides instead.

@@ -243,7 +243,7 @@ KINDS: Mapping[GeneratorName, Kind] = {
     "noise-band": Kind(_noise_band, 0.60, 1.00),
     "cam-like": Kind(_cam_like, 0.40, 0.65),
     "clip-like": Kind(_clip_like, 0.60, 0.80),
-    "polygon": Kind(_by_severity("polygon", shapes.coarse_polygon), 0.85, 0.95),
+    "polygon": Kind(_by_severity("polygon", shapes.drawn_polygon), 0.85, 0.95),
     "shift-scale": Kind(_by_severity("shift-scale", shapes.shift_and_scale), 0.60, 0.90),
     "low-res": Kind(_by_severity("low-res", activations.mask_head), 0.85, 0.95),
     "partial": Kind(_partial, 0.20, 0.60),
