@@ -20,22 +20,23 @@ from refinetool.records import Region, Sample
 
 
 def predictions(folder: Path) -> Iterator[Sample]:
-    """What a model says about each image; here a square around a cat."""
-    path = folder / "photos" / "cat.png"
+    """What a model says about each image; here a rough ellipse around a cup."""
+    path = folder / "photos" / "coffee.png"
     path.parent.mkdir(parents=True, exist_ok=True)
-    image = data.chelsea()
+    image = data.coffee()
     Image.fromarray(image).save(path)
 
-    found = np.zeros(image.shape[:2], dtype=np.bool_)
-    found[20:280, 80:350] = True
-    yield Sample("cat", path, found.shape, (Region(1, 17, masks.encode(found)),))
+    height, width = image.shape[:2]
+    rows, columns = np.mgrid[:height, :width]
+    cup = ((columns - 340) / 190) ** 2 + ((rows - 190) / 150) ** 2 < 1
+    yield Sample("coffee", path, (height, width), (Region(1, 47, masks.encode(cup)),))
 
 
 def main(folder: Path) -> None:
     photos = folder / "photos"
-    write_coco(predictions(folder), folder / "coarse.json", images=photos, categories={17: "cat"})
+    write_coco(predictions(folder), folder / "coarse.json", images=photos, categories={47: "cup"})
     summary = refinetool.refine_dataset(folder / "coarse.json", images=photos, output=folder / "refined.json")
-    print(f"{summary.refined} of {summary.masks} masks refined, {dict(summary.kept)} kept")
+    print(f"{summary.refined} of {summary.masks} masks refined, written to {summary.output}")
 
 
 if __name__ == "__main__":

@@ -29,6 +29,9 @@ Box: TypeAlias = tuple[int, int, int, int]
 FOREGROUND, BACKGROUND, ABSENT = 1, 0, -1
 """Point labels, as segment-anything numbers them."""
 
+VOID = 255
+"""The value of pixels in a map that count for nothing, as in PASCAL VOC."""
+
 Layout: TypeAlias = Literal["instances", "indexed", "semantic"]
 """How the regions of a sample relate: `instances` may overlap; `indexed` ones share one map, so they may not;
 `semantic` ones share a map and are classes, so each is split into parts before it is refined."""
@@ -70,7 +73,7 @@ class Sample:
     """One image, by path, and its coarse regions in the order of the file.
 
     `size` is what the annotations say the image measures, (H, W). `void` marks pixels that no region may claim or
-    lose (the 255 of PASCAL VOC).
+    lose (`VOID` in a map).
     """
 
     key: str

@@ -24,10 +24,10 @@ from refinetool.formats import VOC_CLASS, VOC_OBJECT, Written
 from refinetool.formats.folders import MaskFolder, find_images
 from refinetool.formats.image_files import existing_folder, header_size
 from refinetool.formats.png import Values, read_values, with_values
-from refinetool.records import Layout, Outcome, Region, Sample
+from refinetool.records import VOID, Layout, Outcome, Region, Sample
 from refinetool.statuses import Reason
 
-BACKGROUND, VOID = 0, 255
+BACKGROUND = 0
 
 _FOLDERS = {VOC_CLASS: "SegmentationClass", VOC_OBJECT: "SegmentationObject"}
 

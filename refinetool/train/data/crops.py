@@ -15,8 +15,8 @@ from refinetool.corrupt.defects import WINDOW_MARGIN
 from refinetool.train.data.draws import Draws
 from refinetool.train.data.store import PictureStore
 
-IGNORE, PASTED = 255, 254
-"""Ids of pixels that nothing is known about, and of an object pasted from another picture."""
+PASTED = 254
+"""The id of an object pasted from another picture."""
 WHOLE = 256
 """What the weights of one pass of a resampling add up to."""
 LEAST_SHARE = 0.006

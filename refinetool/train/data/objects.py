@@ -14,9 +14,8 @@ from PIL import Image, UnidentifiedImageError
 
 from refinetool.errors import DataError
 from refinetool.masks import bounding_box
-from refinetool.records import BoolArray
+from refinetool.records import VOID, BoolArray
 
-IGNORE = 255
 MIN_OBJECT_PX = 150
 
 
@@ -33,7 +32,7 @@ def find_objects(ids: NDArray[np.uint8], *, by_class: bool) -> list[TrainObject]
     """The objects of an id map, uint8 (H, W); ids that are classes are also split into their connected parts."""
     objects = []
     for value in np.unique(ids):
-        if value in (0, IGNORE):
+        if value in (0, VOID):
             continue
         whole = ids == value
         box = bounding_box(whole)

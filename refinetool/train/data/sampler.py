@@ -13,9 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from refinetool.corrupt.defects import NEARLY_RIGHT, SUPERPIXEL_COUNTS
+from refinetool.records import VOID
 from refinetool.settings import TrainSettings
 from refinetool.train.data.corruptions import REACH, Scene, corrupt, overlap, superpixels
-from refinetool.train.data.crops import IGNORE, Crops, cut, draw_windows, lookup, paste
+from refinetool.train.data.crops import Crops, cut, draw_windows, lookup, paste
 from refinetool.train.data.distance import signed_distance
 from refinetool.train.data.draws import Draws, draws_for
 from refinetool.train.data.examples import Example
@@ -99,7 +100,7 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
     asked = coarse_masks_asked_for(rows, settings=settings)
     coarse = corrupt(scene, rows.fork("corrupt"), **asked._asdict(), tries=settings.corruption_tries)
     prompts = mine(coarse, rows.fork("prompts").to(device))
-    known = F.max_pool2d((crops.ids == IGNORE).float()[:, None], 2)[:, 0] == 0
+    known = F.max_pool2d((crops.ids == VOID).float()[:, None], 2)[:, 0] == 0
     weights = (1 + 3 * torch.exp(-((scene.depth / EDGE_SIGMA) ** 2))) * known[crop]
     return Example(
         image=image.byte(),
@@ -166,7 +167,7 @@ def meeting_lines(ids: Tensor, *, cell: int) -> Tensor:
 
     ids (B, S, S) → uint8 (B, S / cell, S / cell), 0 or 1.
     """
-    known = ids != IGNORE
+    known = ids != VOID
     edges = torch.zeros(ids.shape, device=ids.device)
     edges[:, 1:] = ((ids[:, 1:] != ids[:, :-1]) & known[:, 1:] & known[:, :-1]).float()
     across = ((ids[:, :, 1:] != ids[:, :, :-1]) & known[:, :, 1:] & known[:, :, :-1]).float()

@@ -19,8 +19,8 @@ from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.formats import VOC_OBJECT, open_dataset
 from refinetool.images import read_image
-from refinetool.records import BoolArray, ImageArray, Sample
-from refinetool.train.data.objects import IGNORE, find_objects, object_mask, read_ids
+from refinetool.records import VOID, BoolArray, ImageArray, Sample
+from refinetool.train.data.objects import find_objects, object_mask, read_ids
 
 SPLIT_FILE = "split.json"
 LARGEST_WHOLE_CLASS = 3
@@ -103,7 +103,7 @@ def _read_folder_picture(image: Path, mask: Path, *, by_class: bool, max_pixels:
     ids = read_ids(mask)
     pixels = read_image(image, size=(ids.shape[0], ids.shape[1]), max_pixels=max_pixels)
     things = find_objects(ids, by_class=by_class)
-    return AnnotatedPicture(pixels, tuple(object_mask(ids, thing) for thing in things), ids == IGNORE)
+    return AnnotatedPicture(pixels, tuple(object_mask(ids, thing) for thing in things), ids == VOID)
 
 
 # --- COCO, VOC, mask folders
@@ -224,7 +224,7 @@ def _numbered(ids: NDArray[np.int32], owners: Sequence[tuple[int, ...]], *, coun
     while len(numbers := _combinations(owners, pixels, frozenset(kept))) > LAST_ID:
         kept = kept[: max(1, len(kept) - max(1, (len(numbers) - LAST_ID) // 2))]
     table = np.zeros(len(owners) + 1, np.uint8)
-    table[-1] = IGNORE
+    table[-1] = VOID
     members = np.zeros((len(kept), 256), np.bool_)
     place = {n: row for row, n in enumerate(kept)}
     for atom in np.flatnonzero(pixels):
