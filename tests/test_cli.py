@@ -21,7 +21,6 @@ from refinetool import cli
 from refinetool.backends import weights
 from refinetool.cli import options
 from refinetool.errors import Interrupted
-from refinetool.formats import FORMATS
 from refinetool.running import run as runners
 from refinetool.running.run import Summary
 from refinetool.settings import FINE_TUNE_RATE, METHODS, NO_GUARD, RELEASE, JobSettings, RefineSettings, TrainSettings
@@ -104,7 +103,6 @@ def test_a_setting_that_takes_words_refuses_others(command: Command, passed_on: 
 
 
 def test_other_choices_are_those_of_the_library() -> None:
-    assert literals_of(options.Format) == {("auto", *FORMATS)}
     assert literals_of(options.Precision) == literals_of(get_type_hints(JobSettings)["precision"])
 
 

@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 
 import typer
 
+from refinetool.formats import FORMATS
 from refinetool.settings import BATCHES, JobSettings, RefineSettings
 
 JOB, REFINE = JobSettings(), RefineSettings()
@@ -57,13 +58,8 @@ Output: TypeAlias = Annotated[
     ),
 ]
 Format: TypeAlias = Annotated[
-    Literal["auto", "coco", "coco-results", "voc-class", "voc-object", "davis", "masks"],
-    typer.Option(
-        "--format",
-        help="coco, coco-results, voc-class, voc-object, davis or masks.",
-        metavar="NAME",
-        rich_help_panel=FILES,
-    ),
+    str,
+    typer.Option("--format", help=f"auto, {', '.join(FORMATS)}.", metavar="NAME", rich_help_panel=FILES),
 ]
 Sizes: TypeAlias = Annotated[
     Path | None,

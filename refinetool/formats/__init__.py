@@ -4,15 +4,18 @@ A data set knows one file or folder of masks and where its images are. It is rea
 masks; it is written by looking up one outcome at a time. What is not refined comes back byte for byte.
 """
 
+import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
+from typing import TYPE_CHECKING, Protocol
 
 from refinetool.errors import UsageError
-from refinetool.records import Outcome, Sample
 
-COCO, COCO_RESULTS, VOC_CLASS, VOC_OBJECT, DAVIS, MASKS = FORMATS = (
+if TYPE_CHECKING:
+    from refinetool.records import Outcome, Sample
+
+COCO, COCO_RESULTS, VOC_CLASS, VOC_OBJECT, DAVIS, MASKS = (
     "coco",
     "coco-results",
     "voc-class",
@@ -20,8 +23,34 @@ COCO, COCO_RESULTS, VOC_CLASS, VOC_OBJECT, DAVIS, MASKS = FORMATS = (
     "davis",
     "masks",
 )
-"""Names to force a format by: COCO instances, COCO results, VOC's SegmentationClass and SegmentationObject, index PNGs
-in folders as DAVIS has them, and folders of two-valued PNGs."""
+
+FORMATS: Mapping[str, str] = {
+    COCO: "refinetool.formats.coco:open_coco",
+    COCO_RESULTS: "refinetool.formats.coco:open_coco_results",
+    VOC_CLASS: "refinetool.formats.voc:open_voc_class",
+    VOC_OBJECT: "refinetool.formats.voc:open_voc_object",
+    DAVIS: "refinetool.formats.voc:open_davis",
+    MASKS: "refinetool.formats.masks_dir:open_masks",
+}
+"""What opens a file or folder of each format, as `module:function(path, request) -> Dataset`: COCO instances, COCO
+results, VOC's SegmentationClass and SegmentationObject, index PNGs in folders as DAVIS has them, and folders of
+two-valued PNGs. A new format is a file and a line here; `detection` tells those apart that nobody names."""
+
+
+@dataclass(frozen=True, slots=True)
+class Request:
+    """What is asked of a data set beside its path.
+
+    images: Folder of the images; None looks in the usual places beside the masks.
+    sizes: For COCO results, any COCO file that lists the images; None finds images by their number.
+    include_crowd: Whether COCO's crowds are refined like single objects.
+    need_images: Whether it is an error if no image can be found; masks can be measured without any.
+    """
+
+    images: Path | None = None
+    sizes: Path | None = None
+    include_crowd: bool = False
+    need_images: bool = True
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,10 +72,10 @@ class Dataset(Protocol):
     def __len__(self) -> int:
         """Number of images."""
 
-    def samples(self) -> Iterator[Sample]:
+    def samples(self) -> "Iterator[Sample]":
         """The images in the order of the file, those without masks included; from the start at every call."""
 
-    def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
+    def write(self, find: "Callable[[str], Outcome | None]", destination: Path, notes: Mapping[str, object]) -> Written:
         """Write the same file with refined masks; it appears at `destination` when it is complete.
 
         Args:
@@ -74,28 +103,18 @@ def open_dataset(
 
     Args:
         path: A COCO JSON file, a VOC root, or a folder of PNGs.
-        images: Folder of the images; None looks in the usual places beside the masks.
         format: One of FORMATS; None finds out.
-        sizes: For COCO results, any COCO file that lists the images; None finds images by their number.
-        include_crowd: Whether COCO's crowds are refined like single objects.
-        need_images: Whether it is an error if no image can be found; masks can be measured without any.
+        images, sizes, include_crowd, need_images: See `Request`.
 
     Raises:
         UsageError: A format that doesn't exist, or one that can't be told from the files.
         DataError: Files that are broken, or that have no images.
     """
-    from refinetool.formats import coco, masks_dir, voc
-    from refinetool.formats.detection import detect
+    if format is None:
+        from refinetool.formats.detection import detect
 
-    name = detect(path) if format is None else format
-    if name == COCO:
-        return coco.open_coco(path, images=images, include_crowd=include_crowd, need_images=need_images)
-    if name == COCO_RESULTS:
-        return coco.open_coco_results(
-            path, images=images, sizes=sizes, include_crowd=include_crowd, need_images=need_images
-        )
-    if name == MASKS:
-        return masks_dir.open_masks(path, images=images, need_images=need_images)
-    if name in FORMATS:
-        return voc.open_index_maps(path, format=name, images=images, need_images=need_images)
-    raise UsageError(f"there is no format {name!r}; choose one of {', '.join(FORMATS)}.")
+        format = detect(path)
+    if format not in FORMATS:
+        raise UsageError(f"there is no format {format!r}; choose one of {', '.join(FORMATS)}.")
+    opener: Callable[[Path, Request], Dataset] = pkgutil.resolve_name(FORMATS[format])
+    return opener(path, Request(images, sizes, include_crowd, need_images))

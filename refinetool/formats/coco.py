@@ -13,7 +13,7 @@ from typing import BinaryIO
 import numpy as np
 
 from refinetool.errors import DataError
-from refinetool.formats import COCO, COCO_RESULTS, Written
+from refinetool.formats import COCO, COCO_RESULTS, Request, Written
 from refinetool.formats.coco_images import CocoImages, ImageEntry, listed_images, numbered_images
 from refinetool.formats.coco_index import AnnotationRecords, read_images, read_instances, read_results, rows_of
 from refinetool.formats.coco_masks import read_segmentation, refined_values
@@ -26,29 +26,28 @@ from refinetool.statuses import Reason
 _COPY_BYTES = 1 << 20
 
 
-def open_coco(path: Path, *, images: Path | None, include_crowd: bool, need_images: bool) -> "CocoDataset":
+def open_coco(path: Path, request: Request) -> "CocoDataset":
     """COCO instances. Raises DataError for a file that is broken, or whose images are needed and nowhere."""
     stamp = _stamp(path)
     records, annotations = read_instances(path)
     rows = rows_of(annotations, records.rows)
-    found = listed_images(records, images, path, needed=need_images)
-    return CocoDataset(COCO, annotations, rows, found, (path,), stamp, include_crowd)
+    found = listed_images(records, request.images, path, needed=request.need_images)
+    return CocoDataset(COCO, annotations, rows, found, (path,), stamp, request.include_crowd)
 
 
-def open_coco_results(
-    path: Path, *, images: Path | None, sizes: Path | None, include_crowd: bool, need_images: bool
-) -> "CocoDataset":
-    """COCO results; `sizes` is any COCO file that lists the images, without which they are found by their number."""
+def open_coco_results(path: Path, request: Request) -> "CocoDataset":
+    """COCO results. Raises DataError for a file that is broken, or whose images are needed and nowhere."""
+    images, sizes, needed = request.images, request.sizes, request.need_images
     stamp = _stamp(path)
     results = read_results(path)
     found: CocoImages
     if sizes is None:
-        found = numbered_images(results.named, images, path, needed=need_images)
+        found = numbered_images(results.named, images, path, needed=needed)
     else:
-        found = listed_images(read_images(sizes), images, sizes, needed=need_images)
+        found = listed_images(read_images(sizes), images, sizes, needed=needed)
     sources = (path,) if sizes is None else (path, sizes)
     rows = rows_of(results, found.rows)
-    return CocoDataset(COCO_RESULTS, results, rows, found, sources, stamp, include_crowd)
+    return CocoDataset(COCO_RESULTS, results, rows, found, sources, stamp, request.include_crowd)
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,7 +13,7 @@ import numpy as np
 
 from refinetool import masks
 from refinetool.errors import MaskError
-from refinetool.formats import DAVIS, MASKS, VOC_CLASS, VOC_OBJECT, Written
+from refinetool.formats import DAVIS, MASKS, VOC_CLASS, VOC_OBJECT, Request, Written
 from refinetool.formats.folders import MaskFolder, find_images
 from refinetool.formats.image_files import existing_folder, header_size
 from refinetool.formats.png import Values, mostly_black_and_white, read_header, read_values, with_values
@@ -24,13 +24,13 @@ SOFT_THRESHOLD = 128
 """Grey values above it count as mask."""
 
 
-def open_masks(path: Path, *, images: Path | None, need_images: bool) -> "BinaryMasks":
+def open_masks(path: Path, request: Request) -> "BinaryMasks":
     """A folder of two-valued PNGs.
 
     Raises:
         DataError: No masks, or no images for them where they are needed.
     """
-    source = find_images(path, existing_folder(path), images, needed=need_images)
+    source = find_images(path, existing_folder(path), request.images, needed=request.need_images)
     members: dict[str, list[Path]] = {}
     for file in source.files:
         own = source.stem(file)

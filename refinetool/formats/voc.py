@@ -20,7 +20,7 @@ import numpy as np
 
 from refinetool import masks
 from refinetool.errors import DataError, MaskError
-from refinetool.formats import VOC_CLASS, VOC_OBJECT, Written
+from refinetool.formats import DAVIS, VOC_CLASS, VOC_OBJECT, Request, Written
 from refinetool.formats.folders import MaskFolder, find_images
 from refinetool.formats.image_files import existing_folder, header_size
 from refinetool.formats.png import Values, read_values, with_values
@@ -29,19 +29,27 @@ from refinetool.statuses import Reason
 
 BACKGROUND = 0
 
-_FOLDERS = {VOC_CLASS: "SegmentationClass", VOC_OBJECT: "SegmentationObject"}
+
+def open_voc_class(path: Path, request: Request) -> "IndexMaps":
+    """Class maps of a VOC data set, or of any folder. Raises DataError without masks, or without images if needed."""
+    return _open(path, request, format=VOC_CLASS, layout="semantic", inner="SegmentationClass")
 
 
-def open_index_maps(path: Path, *, format: str, images: Path | None, need_images: bool) -> "IndexMaps":
-    """Index PNGs in a folder, which may also be the root of a VOC data set.
+def open_voc_object(path: Path, request: Request) -> "IndexMaps":
+    """Object maps of a VOC data set, or of any folder; likewise."""
+    return _open(path, request, format=VOC_OBJECT, layout="indexed", inner="SegmentationObject")
 
-    Raises:
-        DataError: No masks, or no images for them where they are needed.
-    """
-    inner = existing_folder(path) / _FOLDERS.get(format, "")
-    folder = inner if inner.is_dir() else path
-    layout: Layout = "semantic" if format == VOC_CLASS else "indexed"
-    return IndexMaps(format, layout, find_images(path, folder, images, needed=need_images))
+
+def open_davis(path: Path, request: Request) -> "IndexMaps":
+    """Index PNGs in folders, one per clip; likewise."""
+    return _open(path, request, format=DAVIS, layout="indexed", inner="")
+
+
+def _open(path: Path, request: Request, *, format: str, layout: Layout, inner: str) -> "IndexMaps":
+    """Index PNGs in a folder, or in the folder `inner` of it."""
+    within = existing_folder(path) / inner
+    folder = within if within.is_dir() else path
+    return IndexMaps(format, layout, find_images(path, folder, request.images, needed=request.need_images))
 
 
 @dataclass(frozen=True, slots=True)
