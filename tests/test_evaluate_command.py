@@ -102,6 +102,44 @@ def test_results_against_annotations(command: Command, files: dict[str, Path]) -
     assert "no annotation ids" in report["remarks"][0]
 
 
+@pytest.mark.parametrize("outlined", [False, True], ids=["run lengths", "polygons"])
+def test_results_take_their_sizes_from_the_ground_truth(
+    command: Command, files: dict[str, Path], tmp_path: Path, outlined: bool
+) -> None:
+    """Results state no image sizes, and a picture whose name ends in an id need not be the image."""
+    (tmp_path / "vis" / "deep").mkdir(parents=True)
+    for id in (0, 1):
+        Image.new("RGB", (32, 24)).save(tmp_path / "vis" / "deep" / f"thumb_{id}.png")
+    results = json.loads(files["results"].read_text())
+    for result, x0 in zip(results, (10, 20), strict=True):
+        if outlined:
+            result["segmentation"] = [[x0, 5, x0 + 20, 5, x0 + 20, 25, x0, 25]]
+    files["results"].write_text(json.dumps(results))
+    said = command("eval", files["results"], files["truth"], "--coarse", files["results"], "--json")
+    assert said.code == 0, said.err
+    named = {measure["name"]: measure for measure in json.loads(said.out)["measures"]}
+    assert (named["AP"]["value"], named["AP"]["before"]) == (1.0, 1.0)
+
+
+def test_results_of_another_size_than_the_ground_truth_are_refused(command: Command, files: dict[str, Path]) -> None:
+    text = files["results"].read_text()
+    small = masks.encode(np.ones((4, 6), dtype=np.bool_)).counts.decode()
+    results = [result | {"segmentation": {"size": [4, 6], "counts": small}} for result in json.loads(text)]
+    files["results"].write_text(json.dumps(results))
+    said = command("eval", files["results"], files["truth"])
+    assert said.code == 1
+    assert "Image 0: masks are 6 x 4 in the prediction, 60 x 40 in the ground truth" in said.err
+
+
+def test_results_against_results_go_by_the_sizes_of_their_masks(
+    command: Command, files: dict[str, Path], tmp_path: Path
+) -> None:
+    Image.new("RGB", (32, 24)).save(tmp_path / "thumb_0.png")
+    said = command("eval", files["results"], files["results"], "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["counts"]["scored"] == 2
+
+
 def test_candidates(command: Command, files: dict[str, Path], tmp_path: Path) -> None:
     offers = [{"id": 0, "selected": 1, "single": 0, "scores": [0.1, 0.9, 0.2], "candidates": [rectangle(10, 30)] * 3}]
     path = tmp_path / "candidates.jsonl"

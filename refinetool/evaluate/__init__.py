@@ -17,7 +17,7 @@ from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from typing import Protocol
+from typing import Protocol, TypeGuard
 
 from refinetool.errors import DataError, UsageError
 from refinetool.evaluate.clips import ClipTally
@@ -100,9 +100,9 @@ def evaluate(
         UsageError: Label maps on one side, instances on the other; files that the protocol is not made for; or COCO
             results, which have no ids, where ids are needed.
     """
-    sources = (prediction, truth) if coarse is None else (prediction, truth, coarse)
+    sources = _sized((prediction, truth) if coarse is None else (prediction, truth, coarse))
     with nullcontext() if candidates is None else candidates_file(candidates) as lines:
-        paired = matches(prediction.samples(), truth.samples(), None if coarse is None else coarse.samples())
+        paired = matches(*(source.samples() for source in sources))
         found = paired if lines is None else (replace(match, candidates=lines.find(match.key)) for match in paired)
         first = next(found, None)
         if first is None:
@@ -120,6 +120,19 @@ def evaluate(
     report = joined([tally.result() for tally in tallies])
     unknown = {} if lines is None else {"selection_images_unknown": lines.never_found}
     return replace(report, counts={**report.counts, **unknown}, remarks=(*_without_ids(families), *report.remarks))
+
+
+def _sized(sources: tuple[Source, ...]) -> tuple[Source, ...]:
+    """COCO results, which state no sizes of images, with those of the ground truth; any other data set as it is."""
+    if not any(_is_results(source) for source in sources):
+        return sources
+    truth = sources[1]
+    sizes = truth.sizes() if isinstance(truth, CocoDataset) and not _is_results(truth) else {}
+    return tuple(source.with_sizes(sizes) if _is_results(source) else source for source in sources)
+
+
+def _is_results(source: Source) -> TypeGuard[CocoDataset]:
+    return isinstance(source, CocoDataset) and source.format == COCO_RESULTS
 
 
 def _families(

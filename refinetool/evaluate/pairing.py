@@ -65,7 +65,9 @@ class Match:
         return {name: sample for name, sample in named.items() if sample is not None}
 
 
-def matches(prediction: Iterable[Sample], truth: Iterable[Sample], coarse: Iterable[Sample] | None) -> Iterator[Match]:
+def matches(
+    prediction: Iterable[Sample], truth: Iterable[Sample], coarse: Iterable[Sample] | None = None
+) -> Iterator[Match]:
     """Join the samples of two or three files by key, as `formats.joining` does."""
     for key, found in joined(prediction, truth, *(() if coarse is None else (coarse,))):
         yield Match(key=key, prediction=found.get(0), truth=found.get(1), coarse=found.get(2))
