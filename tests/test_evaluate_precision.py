@@ -203,6 +203,48 @@ def test_worked_values(tmp_path: Path) -> None:
     assert (value(report, "AP medium"), value(report, "AP large")) == (None, None), "undefined, not -1"
 
 
+def broken(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+    """The truth with run lengths of some annotations that nobody can decode."""
+    record = copy.deepcopy(truth)
+    for annotation in record["annotations"]:
+        if annotation["id"] in ids:
+            annotation["segmentation"]["counts"] = "zz"
+    return record
+
+
+def without_a_match(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+    """The truth with empty masks in place of some: objects of their category and area that nothing matches."""
+    record = copy.deepcopy(truth)
+    for annotation in record["annotations"]:
+        if annotation["id"] in ids:
+            annotation["segmentation"] = rle(np.zeros(annotation["segmentation"]["size"], bool))
+    return record
+
+
+def test_ground_truth_that_cannot_be_decoded_counts_as_missed(tmp_path: Path) -> None:
+    truth, found = scene(4, images=14, tied=False)
+    lost = {a["id"] for a in truth["annotations"] if not a["iscrowd"]} - set(range(0, 60, 3))
+    report = measured(tmp_path, broken(truth, lost), found)
+    reference = without_a_match(truth, lost)
+    for kind, prefix in ((COCOeval, ""), (BoundaryEvaluation, "boundary ")):
+        expected = by_pycocotools(reference, found, kind)
+        assert expected[0] > 0
+        assert [value(report, prefix + name) for name in NAMES] == [pytest.approx(ap, abs=1e-9) for ap in expected]
+    assert value(report, "AP") < value(measured(tmp_path, truth, found), "AP") - 0.1
+    assert report.counts["truths_unreadable"] == len(lost)
+    assert any(note.startswith(f"{len(lost)} objects of the ground truth without a mask") for note in report.notes())
+
+
+def test_where_no_ground_truth_can_be_decoded_nothing_is_found(tmp_path: Path) -> None:
+    """Nor does any file know the size of the second image then."""
+    truth, found = scene(4, images=4, tied=False)
+    everything = broken(truth, {a["id"] for a in truth["annotations"]})
+    for image in everything["images"]:
+        del image["height"], image["width"]
+    for results in (found, [{**result, "segmentation": {}} for result in found]):
+        assert value(measured(tmp_path, everything, results), "AP") == 0.0
+
+
 # --- files
 
 

@@ -4,7 +4,6 @@ Overlaps are measured image by image and kept as numbers, so no mask outlives it
 processes can be merged. Matching and precision are faster-coco-eval's.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ from refinetool.evaluate.pairing import Match
 from refinetool.evaluate.report import PRECISION, Measure, Report
 from refinetool.evaluate.shapes import Canvas, common
 from refinetool.formats.coco_lvis import Federation
-from refinetool.records import Region, Rle, Sample, Size
+from refinetool.records import Region, Rle, Sample
 
 MATCHING = 0.5
 """The lowest IoU threshold: pairs below it are never matched, whatever their boundaries."""
@@ -70,8 +69,9 @@ class ApTally:
 
     Detections are the annotations of the prediction; those without a score count as sure of themselves (1.0), and ties
     are broken by the order of images and annotations, as pycocotools does it. An empty or unreadable mask stays a
-    detection, which can only be wrong. Crowds of the prediction are no detections; those of the ground truth are
-    ignored as COCO has it. A true object has the area that its file states, a detection that of its mask.
+    detection, which can only be wrong; such a true object stays one, which can only be missed. Crowds of the prediction
+    are no detections; those of the ground truth are ignored as COCO has it. A true object has the area that its file
+    states, a detection that of its mask.
 
     federation: What LVIS says about its images and categories; None for COCO's rules.
     """
@@ -90,7 +90,8 @@ class ApTally:
         if match.truth is None:
             self.counts["detections_elsewhere"] += len(detections[0])
             return
-        truths = [region for region in match.truth.regions if region.mask is not None]
+        truths = match.truth.regions
+        self.counts["truths_unreadable"] += sum(region.mask is None and region.keep != CROWD for region in truths)
         self.counts["uncategorised"] += sum(region.category is None for region in (*truths, *detections[0]))
         canvas = match.canvas(self.boundary_ratio)
         of_truth = _by_category(truths)
@@ -283,10 +284,10 @@ def _measured(
 
 def _detections_of(found: Sequence[Region], truths: Sequence[Region], canvas: Canvas) -> Detections:
     mask_iou = np.zeros((len(found), len(truths)))
-    if truths:
-        crowds = [int(region.keep == CROWD) for region in truths]
-        runs = ([_runs(region.mask, canvas.size) for region in regions] for regions in (found, truths))
-        mask_iou[:] = coco_mask.iou(*runs, crowds)
+    (rows, guesses), (columns, references) = _decodable(found), _decodable(truths)
+    if rows and columns:
+        crowds = [int(truths[column].keep == CROWD) for column in columns]
+        mask_iou[np.ix_(rows, columns)] = coco_mask.iou(guesses, references, crowds)
     boundary_iou = mask_iou.copy()
     for row, column in zip(*np.nonzero(mask_iou >= MATCHING), strict=True):
         if truths[column].keep != CROWD:
@@ -308,11 +309,8 @@ def _area(rle: Rle | None) -> int:
     return 0 if rle is None else masks.area(rle)
 
 
-def _runs(rle: Rle | None, size: Size) -> dict[str, Any]:
-    given = _blank(size) if rle is None else rle
-    return {"size": list(given.size), "counts": given.counts}
-
-
-@functools.lru_cache(maxsize=64)
-def _blank(size: Size) -> Rle:
-    return masks.encode(np.zeros(size, dtype=np.bool_))
+def _decodable(regions: Sequence[Region]) -> tuple[list[int], list[dict[str, Any]]]:
+    """The places of those whose mask can be decoded, and their masks for pycocotools; the others overlap nothing."""
+    places = [place for place, region in enumerate(regions) if region.mask is not None]
+    runs = [region.mask for region in regions if region.mask is not None]
+    return places, [{"size": list(rle.size), "counts": rle.counts} for rle in runs]

@@ -128,6 +128,7 @@ PRECISION = {
     "detections_unreadable": "of them empty or unreadable: they can only be wrong",
     "detections_elsewhere": "detections in images that the ground truth does not have, left out",
     "crowd_detections": "crowds in the prediction, no detections",
+    "truths_unreadable": "objects of the ground truth without a mask that can be decoded: AP counts them as missed",
 }
 SELECTION = {
     "selections": "selections among candidates",
