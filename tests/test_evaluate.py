@@ -375,9 +375,18 @@ def test_results_without_ids_do_not_compare_with_annotations() -> None:
 
 def test_files_with_nothing_in_common_are_refused() -> None:
     square = box_mask(0, 0, 3, 3)
+    seven, eight = instances("7", {1: square}), instances("8", {1: square})
+    with pytest.raises(DataError, match=r"the prediction and the ground truth have no image in common \('7' and '8', "):
+        score([seven], [eight], None)
+    with pytest.raises(
+        DataError, match=r"the coarse file and the ground truth have no image in common \('8' and '7', "
+    ):
+        score([seven], [seven], [eight])
+    with pytest.raises(DataError, match=r"no image in common \('7', for example, and none\)"):
+        score([seven], [], None)
     with pytest.raises(DataError, match="no object in common"):
-        score([instances("7", {1: square})], [instances("8", {1: square})], None)
-    with pytest.raises(DataError, match="no object in common"):
+        score([instances("7", {2: square})], [seven], None)
+    with pytest.raises(DataError, match="hold no images"):
         score([], [], None)
 
 

@@ -166,6 +166,53 @@ def test_what_cannot_be_done_is_refused(
     assert sentence in said.err
 
 
+# --- class maps
+
+
+def class_maps(folder: Path, maps: dict[str, list[list[int]]]) -> Path:
+    """A folder of class maps as VOC has them, in shades of grey."""
+    target = folder / "SegmentationClass"
+    target.mkdir(parents=True)
+    for name, rows in maps.items():
+        Image.fromarray(np.uint8(rows)).save(target / f"{name}.png")
+    return folder
+
+
+@pytest.mark.parametrize("coarse", [False, True], ids=["prediction", "coarse"])
+def test_class_maps_without_a_common_image_are_refused(command: Command, tmp_path: Path, coarse: bool) -> None:
+    truth = class_maps(tmp_path / "truth", {"a": [[0, 1]], "b": [[0, 1]]})
+    others = class_maps(tmp_path / "others", {"c": [[0, 1]]})
+    said = command("eval", truth, truth, "--coarse", others) if coarse else command("eval", others, truth)
+    assert (said.code, said.out) == (1, "")
+    name = "coarse file" if coarse else "prediction"
+    assert f"the {name} and the ground truth have no image in common ('c' and 'a', for example)" in said.err
+    assert "Images are matched by the names of their files" in said.err
+
+
+@pytest.mark.parametrize("order", [("maps", "truth"), ("truth", "maps")], ids=["prediction", "truth"])
+def test_class_maps_beside_annotations_are_refused(
+    command: Command, files: dict[str, Path], tmp_path: Path, order: tuple[str, str]
+) -> None:
+    """However the images are called: no common image is needed to see it."""
+    both = files | {"maps": class_maps(tmp_path / "maps", {"2007_000032": [[0, 1]]})}
+    said = command("eval", *(both[name] for name in order))
+    assert (said.code, said.out) == (2, "")
+    sides = {"maps": "voc-class", "truth": "coco"}
+    assert f"The prediction is {sides[order[0]]} and the ground truth {sides[order[1]]}" in said.err
+    assert "class maps can only be compared with class maps" in said.err
+
+
+def test_a_folder_of_masks_beside_annotations_of_other_images(
+    command: Command, files: dict[str, Path], tmp_path: Path
+) -> None:
+    (tmp_path / "masks").mkdir()
+    Image.fromarray(np.uint8([[0, 255]])).save(tmp_path / "masks" / "street.png")
+    said = command("eval", tmp_path / "masks", files["truth"])
+    assert (said.code, said.out) == (1, "")
+    assert "no image in common ('street' and '0', for example)" in said.err
+    assert "Images are matched by the id in COCO files and the name of the file in folders" in said.err
+
+
 # --- the plot
 
 

@@ -25,12 +25,12 @@ from refinetool.evaluate.families import Families, Tallies, Tally, tally_all
 from refinetool.evaluate.gains import GainBin
 from refinetool.evaluate.instances import InstanceTally, MaskScore, ObjectScore
 from refinetool.evaluate.labels import LabelTally
-from refinetool.evaluate.pairing import Match, matches
+from refinetool.evaluate.pairing import COARSE, PREDICTION, TRUTH, Match, SharedImages, matches
 from refinetool.evaluate.precision import ApTally
 from refinetool.evaluate.report import Measure, Report, joined
 from refinetool.evaluate.selection import SelectionTally, candidates_file
 from refinetool.evaluate.shapes import Overlap, overlaps
-from refinetool.formats import COCO, COCO_RESULTS, DAVIS, MASKS
+from refinetool.formats import COCO, COCO_RESULTS, DAVIS, MASKS, VOC_CLASS
 from refinetool.formats.coco import CocoDataset
 from refinetool.formats.coco_lvis import Federation, read_federation
 from refinetool.records import Sample
@@ -101,8 +101,10 @@ def evaluate(
             results, which have no ids, where ids are needed.
     """
     sources = _sized((prediction, truth) if coarse is None else (prediction, truth, coarse))
+    _refuse_other_layouts(sources)
+    shared = SharedImages()
     with nullcontext() if candidates is None else candidates_file(candidates) as lines:
-        paired = matches(*(source.samples() for source in sources))
+        paired = shared.watch(matches(*(source.samples() for source in sources)))
         found = paired if lines is None else (replace(match, candidates=lines.find(match.key)) for match in paired)
         first = next(found, None)
         if first is None:
@@ -116,6 +118,7 @@ def evaluate(
             workers=workers,
             on_progress=on_progress,
         )
+    shared.refuse_strangers(matched_by=_matched_by(sources))
     _refuse_strangers(tallies)
     report = joined([tally.result() for tally in tallies])
     unknown = {} if lines is None else {"selection_images_unknown": lines.never_found}
@@ -180,18 +183,35 @@ def _federation(truth: Source) -> Federation:
     return read_federation(truth.annotations.path)
 
 
+def _refuse_other_layouts(sources: tuple[Source, ...]) -> None:
+    """Raise UsageError if some files are class maps and others are not, whatever their images are called."""
+    named = dict(zip((PREDICTION, TRUTH, COARSE), (source.format for source in sources), strict=False))
+    if VOC_CLASS in named.values() and set(named.values()) != {VOC_CLASS}:
+        (first, format), *others = named.items()
+        rest = " and ".join(f"the {name} {other}" for name, other in others)
+        raise UsageError(
+            f"The {first} is {format} and {rest}: class maps can only be compared with class maps; name folders of "
+            "such maps on all sides, or another --format if their values number objects."
+        )
+
+
+def _matched_by(sources: tuple[Source, ...]) -> str:
+    """What images are known by, in words."""
+    listed = {source.format in (COCO, COCO_RESULTS) for source in sources}
+    if listed == {True}:
+        return "id"
+    return "the id in COCO files and the name of the file in folders" if True in listed else "the names of their files"
+
+
 def _refuse_strangers(tallies: Tallies) -> None:
-    """Raise DataError if the files share nothing, which means that they don't belong together."""
+    """Raise DataError if the files share no object, which means that they don't belong together."""
     counts = {name: count for tally in tallies for name, count in tally.counts.items()}
-    if "scored" in counts:
-        nothing_found = "detections" in counts and not counts["detections"]
-        if not counts["scored"] and not nothing_found:
-            raise DataError(
-                "Nothing to score: the files have no object in common. "
-                "Objects are matched by image and id, so both files must come from the same annotations."
-            )
-    elif counts.get("detections") and counts["detections"] == counts.get("detections_elsewhere"):
-        raise DataError("Nothing to score: the files have no image in common. Images are matched by id.")
+    nothing_found = "detections" in counts and not counts["detections"]
+    if counts.get("scored") == 0 and not nothing_found:
+        raise DataError(
+            "Nothing to score: the files have no object in common. "
+            "Objects are matched by image and id, so both files must come from the same annotations."
+        )
 
 
 def _without_ids(families: Families) -> Iterator[str]:

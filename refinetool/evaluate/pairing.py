@@ -9,6 +9,9 @@ from refinetool.evaluate.shapes import Canvas
 from refinetool.formats.joining import joined
 from refinetool.records import Sample, Size
 
+PREDICTION, TRUTH, COARSE = "prediction", "ground truth", "coarse file"
+"""The files, in the order in which they are read, as messages call them."""
+
 UNKNOWN_SIZE = (0, 0)
 """What a sample says whose masks and image can't be read."""
 
@@ -29,7 +32,7 @@ class Match:
     canvases: dict[int, Canvas] = field(default_factory=dict, compare=False, repr=False)
 
     def __post_init__(self) -> None:
-        samples = self._samples()
+        samples = self.samples()
         if len({sample.layout == "semantic" for sample in samples.values()}) > 1:
             layouts = " and ".join(f"{sample.layout} in the {name}" for name, sample in samples.items())
             raise UsageError(
@@ -45,12 +48,12 @@ class Match:
 
     @property
     def semantic(self) -> bool:
-        return any(sample.layout == "semantic" for sample in self._samples().values())
+        return any(sample.layout == "semantic" for sample in self.samples().values())
 
     @property
     def size(self) -> Size:
         """(H, W), (0, 0) if no file knows it."""
-        return next((s.size for s in self._samples().values() if s.size != UNKNOWN_SIZE), UNKNOWN_SIZE)
+        return next((s.size for s in self.samples().values() if s.size != UNKNOWN_SIZE), UNKNOWN_SIZE)
 
     def canvas(self, boundary_ratio: float) -> Canvas:
         """Where the masks of this image are drawn, for all who compare them; void is that of the ground truth."""
@@ -60,9 +63,47 @@ class Match:
             self.canvases[band_px] = Canvas(self.size, void, band_px)
         return self.canvases[band_px]
 
-    def _samples(self) -> dict[str, Sample]:
-        named = {"prediction": self.prediction, "ground truth": self.truth, "coarse file": self.coarse}
+    def samples(self) -> dict[str, Sample]:
+        """What the files that have this image say of it, by the names of the files."""
+        named = {PREDICTION: self.prediction, TRUTH: self.truth, COARSE: self.coarse}
         return {name: sample for name, sample in named.items() if sample is not None}
+
+
+@dataclass(frozen=True, slots=True)
+class SharedImages:
+    """Which files have an image in common with the ground truth, as far as their matches have gone by.
+
+    examples: The first image of each file that has any, by the name of the file.
+    sharing: The names of those that share an image with the ground truth.
+    """
+
+    examples: dict[str, str] = field(default_factory=dict)
+    sharing: set[str] = field(default_factory=set)
+
+    def watch(self, found: Iterable[Match]) -> Iterator[Match]:
+        """The same matches, one after the other."""
+        for match in found:
+            names = match.samples().keys()
+            for name in names:
+                self.examples.setdefault(name, match.key)
+            if TRUTH in names:
+                self.sharing.update(names)
+            yield match
+
+    def refuse_strangers(self, *, matched_by: str) -> None:
+        """Raise DataError if a file has images but none that the ground truth has.
+
+        Args:
+            matched_by: What images are matched by, for the message.
+        """
+        for name in (PREDICTION, COARSE):
+            if name in self.examples and name not in self.sharing:
+                ours, theirs = self.examples[name], self.examples.get(TRUTH)
+                examples = f"{ours!r} and {theirs!r}, for example" if theirs else f"{ours!r}, for example, and none"
+                raise DataError(
+                    f"Nothing to score: the {name} and the ground truth have no image in common ({examples}). Images "
+                    f"are matched by {matched_by}; name files of the same images."
+                )
 
 
 def matches(
