@@ -273,7 +273,8 @@ def miou_by_definition(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarra
             if t != 255:
                 confusion[t, 0 if g == 255 else g] += 1
     union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    return float(np.mean(np.diag(confusion)[union > 0] / union[union > 0]))
+    there = confusion.sum(1) > 0  # the classes that the ground truth has
+    return float(np.mean(np.diag(confusion)[there] / union[there]))
 
 
 def random_labels(seed: int) -> np.ndarray:
@@ -310,19 +311,64 @@ def test_merged_label_tallies_equal_one() -> None:
     assert_same_report(first.result(), whole.result())
 
 
-def test_a_lost_label_map_counts_as_background() -> None:
-    truth = np.uint8([[0, 0, 3, 3]])
-    report = score(
-        [label_map("a", truth)],
-        [label_map("a", truth), label_map("b", truth)],
-        [label_map("a", truth), label_map("b", truth)],
-    )
+def test_classes_that_the_ground_truth_lacks_stay_out_of_the_mean() -> None:
+    """Their pixels are wrong, which the classes they hide have to bear."""
+    truth = np.uint8([[0, 0, 0, 0, 1, 1, 1, 1, 255, 255]])
+    guess = np.uint8([[0, 0, 0, 60, 1, 1, 1, 1, 61, 61]])
+    coarse = np.uint8([[0, 7, 7, 7, 1, 1, 1, 1, 0, 0]])
+    report = score([label_map("a", guess)], [label_map("a", truth)], [label_map("a", coarse)])
     assert figures(report) == {
-        "mIoU": (pytest.approx((4 / 6 + 2 / 4) / 2), 1.0),
-        "IoU of class 0": (pytest.approx(4 / 6), 1.0),
-        "IoU of class 3": (0.5, 1.0),
+        "mIoU": ((3 / 4 + 1) / 2, (1 / 4 + 1) / 2),
+        "IoU of class 0": (3 / 4, 1 / 4),
+        "IoU of class 1": (1.0, 1.0),
+        "IoU of class 7": (None, 0.0),
+        "IoU of class 60": (0.0, None),
     }
-    assert (report.counts["scored"], report.counts["lost"]) == (2, 1)
+    assert (report.counts["unknown_classes"], report.counts["unknown_classes_px"]) == (1, 1), "void hides class 61"
+    assert report.notes()[-2:] == [
+        "1 classes of the prediction that the ground truth does not have, left out of the mean",
+        "1 pixels of the prediction of such classes, counted as wrong",
+    ]
+
+
+def filled(maps: dict[str, np.ndarray]) -> list[Sample]:
+    """All six maps of a set, background in place of those that are not there."""
+    return [label_map(key, maps.get(key, np.zeros((9, 11), np.uint8))) for key in "abcdef"]
+
+
+def test_images_that_class_maps_lack_count_as_background() -> None:
+    """In the prediction and in the coarse file alike, whichever of them has more."""
+    truth, guess, coarse = ({key: random_labels(10 * n + i) for i, key in enumerate("abcdef")} for n in range(3))
+    del guess["b"], guess["f"], coarse["f"], coarse["c"], coarse["d"]
+    truths = filled(truth)
+    partial = score(*[[label_map(key, labels) for key, labels in maps.items()] for maps in (guess, truth, coarse)])
+    assert partial.measures == score(filled(guess), truths, filled(coarse)).measures
+    whole = [np.zeros((9, 11), np.uint8) if key not in guess else guess[key] for key in "abcdef"]
+    assert partial.measures[0].value == pytest.approx(miou_by_definition(list(truth.values()), whole))
+    assert {name: partial.counts[name] for name in ("scored", "lost", "lost_coarse")} == {
+        "scored": 6,
+        "lost": 2,
+        "lost_coarse": 3,
+    }
+    assert "3 missing or unreadable in the coarse file, scored as if nothing was found" in partial.notes()
+
+
+def test_half_a_prediction_scores_no_better_than_all_of_it() -> None:
+    good, poor = np.uint8([[0, 0, 3, 3]]), np.uint8([[3, 0, 3, 0]])
+    truth = [label_map("a", good), label_map("b", good)]
+    half, all_of_it = (score(maps, truth, None) for maps in ([label_map("a", good)], [truth[0], label_map("b", poor)]))
+    assert half.measures[0].value < all_of_it.measures[0].value
+    assert half.measures[0].value == pytest.approx((4 / 6 + 2 / 4) / 2)
+    assert all_of_it.measures[0].value == pytest.approx((3 / 5 + 3 / 5) / 2)
+    assert (half.counts["scored"], half.counts["lost"]) == (2, 1)
+
+
+def test_class_maps_without_ground_truth_are_left_out() -> None:
+    labels = np.uint8([[0, 0, 3, 3]])
+    one, two = ([label_map(key, labels) for key in keys] for keys in ("a", "ab"))
+    for report in (score(two, one, None), score(two, one, two), score(one, one, two)):
+        assert figures(report)["mIoU"][0] == 1.0
+        assert (report.counts["scored"], report.counts["extra"], report.counts["lost"]) == (1, 1, 0)
 
 
 # --- pairing, errors, output

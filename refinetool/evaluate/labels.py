@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.evaluate.pairing import Match
-from refinetool.evaluate.report import Measure, Report, share
+from refinetool.evaluate.report import PIXELS, Measure, Report, share
 from refinetool.records import BoolArray, Sample
 
 LABELS = 256
@@ -43,13 +43,23 @@ class LabelCounts:
         union = self.truth + self.guess - self.right
         return {int(label): float(self.right[label] / union[label]) for label in np.flatnonzero(union)}
 
+    def mean_iou(self) -> float | None:
+        """The mean over the labels that the ground truth has; None where it has none."""
+        ious = [iou for label, iou in self.iou().items() if self.truth[label]]
+        return share(sum(ious), len(ious))
+
+    def unknown(self) -> dict[int, int]:
+        """Pixels of each label that occurs in the prediction alone."""
+        return {int(label): int(self.guess[label]) for label in np.flatnonzero(self.guess * (self.truth == 0))}
+
 
 @dataclass(slots=True)
 class LabelTally:
-    """Mean IoU over the classes of label maps.
+    """Mean IoU over the classes that the ground truth has somewhere in the data set.
 
-    Pixels that are void in the ground truth are left out. Elsewhere a prediction can't abstain: what is void there is
-    counted as background, as is common for pseudo-labels.
+    Pixels that are void in the ground truth are left out. Elsewhere a prediction can't abstain: void pixels count as
+    background, as is common for pseudo-labels, and so does every pixel of an image that it lacks. The same holds for
+    the coarse file, so both are compared with all of the ground truth.
     """
 
     with_coarse: bool
@@ -58,10 +68,8 @@ class LabelTally:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, match: Match) -> None:
-        scored = match.coarse if self.with_coarse else match.prediction
-        if scored is None or match.truth is None:
-            kind = "extra" if scored is not None else "missing" if match.truth is not None else "added"
-            self.counts[kind] += 1
+        if match.truth is None:
+            self.counts["extra"] += 1
             return
         if _unreadable(match.truth):
             self.counts["unreadable"] += 1
@@ -70,11 +78,12 @@ class LabelTally:
         valid = truth != VOID
         guess = _guess(match.prediction, valid)
         self.counts["scored"] += 1
-        self.counts["lost"] += match.prediction is None or _unreadable(match.prediction)
+        self.counts["lost"] += _lost(match.prediction)
         self.counts["compared_px"] += len(guess)
         self.counts["void_in_prediction_px"] += int(np.count_nonzero(guess == VOID))
         self.after.add(_without_void(guess), truth[valid])
         if self.with_coarse:
+            self.counts["lost_coarse"] += _lost(match.coarse)
             self.before.add(_without_void(_guess(match.coarse, valid)), truth[valid])
 
     def merge(self, other: Self) -> None:
@@ -87,8 +96,8 @@ class LabelTally:
         mean = Measure(
             name="mIoU",
             reduction="mean over classes",
-            value=share(sum(after.values()), len(after)),
-            before=share(sum(before.values()), len(before)) if self.with_coarse else None,
+            value=self.after.mean_iou(),
+            before=self.before.mean_iou() if self.with_coarse else None,
         )
         classes = tuple(
             Measure(
@@ -99,15 +108,18 @@ class LabelTally:
             )
             for label in sorted(after.keys() | before.keys())
         )
+        unknown = self.after.unknown()
+        counts = self.counts | Counter(unknown_classes=len(unknown), unknown_classes_px=sum(unknown.values()))
         return Report(
-            measures=(mean, *classes),
-            better=None,
-            worse=None,
-            counts={name: self.counts[name] for name in (*IMAGE_COUNTS, "compared_px", "void_in_prediction_px")},
+            measures=(mean, *classes), better=None, worse=None, counts={name: counts[name] for name in LABEL_COUNTS}
         )
 
 
-IMAGE_COUNTS = ("scored", "missing", "lost", "added", "extra", "unreadable")
+LABEL_COUNTS = ("scored", "lost", "lost_coarse", "extra", "unreadable", *PIXELS)
+
+
+def _lost(sample: Sample | None) -> bool:
+    return sample is None or _unreadable(sample)
 
 
 def _unreadable(sample: Sample) -> bool:

@@ -105,6 +105,7 @@ OBJECTS = {
     "scored": "scored",
     "missing": "in the ground truth but not in the file that is scored, left out",
     "lost": "missing or unreadable in the prediction, scored as if nothing was found",
+    "lost_coarse": "missing or unreadable in the coarse file, scored as if nothing was found",
     "added": "in the prediction but not in the coarse file, left out",
     "extra": "without ground truth, left out",
     "crowd": "crowds in the ground truth, left out",
@@ -116,6 +117,8 @@ OBJECTS = {
 PIXELS = {
     "compared_px": "pixels compared",
     "void_in_prediction_px": "pixels void or lost in the prediction alone, counted as background",
+    "unknown_classes": "classes of the prediction that the ground truth does not have, left out of the mean",
+    "unknown_classes_px": "pixels of the prediction of such classes, counted as wrong",
 }
 CLIPS = {
     "clips": "clips",
