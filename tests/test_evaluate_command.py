@@ -11,10 +11,10 @@ from matplotlib.axes import Axes
 from PIL import Image
 
 from refinetool import masks
-from refinetool.errors import UsageError
+from refinetool.errors import StorageError, UsageError
 from refinetool.evaluate import Report
 from refinetool.evaluate.gains import GainBin
-from refinetool.evaluate.plot import gain_figure, write_plot
+from refinetool.evaluate.plot import check_plot, gain_figure, write_plot
 
 SIZE = (40, 60)
 
@@ -252,6 +252,76 @@ def test_bars_are_as_high_as_the_gains() -> None:
     labels = [label.get_text() for label in left.get_xticklabels()]
     assert labels[0].splitlines() == ["0 to 0.1", "n 10", "+70%", "-20%"]
     assert labels[1].splitlines() == ["0.1 to 0.2", "n 0"]
+
+
+@pytest.mark.parametrize("kind", ["class maps", "results"])
+def test_a_plot_of_files_without_gains_is_refused_before_the_work(
+    command: Command, files: dict[str, Path], tmp_path: Path, kind: str
+) -> None:
+    if kind == "class maps":
+        maps = class_maps(tmp_path / "maps", {"a": [[0, 1]]})
+        arguments: list[object] = [maps, maps, "--coarse", maps]
+    else:
+        arguments = [files["results"], files["truth"], "--coarse", files["results"]]
+    said = command("eval", *arguments, "--plot", tmp_path / "gain.png")
+    assert (said.code, said.out) == (2, "")
+    assert "--plot shows gains of objects that are matched by id" in said.err
+    assert "measuring" not in said.err
+
+
+@pytest.mark.parametrize("place", ["folder", "text.txt/gain.png", "text.txt/deeper/gain.png"])
+def test_a_plot_that_cannot_be_written_is_refused_before_the_work(
+    command: Command, files: dict[str, Path], tmp_path: Path, place: str
+) -> None:
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "text.txt").write_text("")
+    said = command("eval", files["refined"], files["truth"], "--coarse", files["coarse"], "--plot", tmp_path / place)
+    assert (said.code, said.out) == (1, "")
+    assert str(tmp_path / place) in said.err
+    assert "measuring" not in said.err
+
+
+def test_a_plot_replaces_none_of_the_files_compared(command: Command, files: dict[str, Path]) -> None:
+    said = command("eval", files["refined"], files["truth"], "--coarse", files["coarse"], "--plot", files["truth"])
+    assert said.code == 2
+    assert "truth.json: is the input itself" in said.err
+    assert "measuring" not in said.err
+
+
+def test_a_folder_that_must_not_be_written_to_has_no_plot(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Permissions do not stop an administrator, who may well run the tests."""
+    asked: list[Path] = []
+    monkeypatch.setattr("os.access", lambda path, _: asked.append(path))
+    with pytest.raises(StorageError, match=f"{tmp_path} can't be written to"):
+        check_plot({"coco"}, tmp_path / "new" / "gain.png")
+    assert asked == [tmp_path]
+    assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("form", ["--json", "--markdown", "--quiet"])
+def test_figures_are_printed_even_if_the_plot_fails(
+    command: Command, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path, form: str
+) -> None:
+    def full_disk(*_: object) -> None:
+        raise StorageError("gain.png: the disk is full")
+
+    monkeypatch.setattr("refinetool.evaluate.plot.write_plot", full_disk)
+    arguments = ("eval", files["refined"], files["truth"], "--coarse", files["coarse"], form)
+    said = command(*arguments, "--plot", tmp_path / "gain.png")
+    assert said.code == 1
+    assert "disk is full" in said.err
+    assert said.out == command(*arguments).out
+
+
+def test_a_plot_without_a_single_object_comes_after_the_table(
+    command: Command, files: dict[str, Path], tmp_path: Path
+) -> None:
+    nothing = coco(tmp_path / "nothing.json", {})
+    said = command("eval", nothing, files["truth"], "--coarse", nothing, "--plot", tmp_path / "gain.png")
+    assert "AP50" in said.out
+    assert said.code == 2
+    assert "no gains to plot" in said.err
+    assert not (tmp_path / "gain.png").exists()
 
 
 def test_without_gains_there_is_no_plot(tmp_path: Path) -> None:

@@ -1,7 +1,7 @@
 """`refinetool eval`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -9,6 +9,9 @@ from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.errors import UsageError
 from refinetool.settings import EvaluateSettings
+
+if TYPE_CHECKING:
+    from refinetool.evaluate import Report
 
 EVALUATE = EvaluateSettings()
 
@@ -57,6 +60,7 @@ def evaluate(
     from refinetool.evaluate import evaluate as measure
     from refinetool.formats import open_dataset
 
+    paths = (prediction, truth) if coarse is None else (prediction, truth, coarse)
     opened = [
         open_dataset(
             path,
@@ -65,8 +69,15 @@ def evaluate(
             sizes=sizes,
             need_images=False,
         )
-        for path in (prediction, truth, *(() if coarse is None else (coarse,)))
+        for path in paths
     ]
+    if plot is not None:
+        from refinetool.evaluate import plot as plots
+        from refinetool.formats.storage import refuse_overlap
+
+        for path in paths:
+            refuse_overlap(path, plot)
+        plots.check_plot({dataset.format for dataset in opened}, plot)
     total = len(opened[1])
     with console.counting("measuring", unit="images", quiet=quiet) as tell:
         report = measure(
@@ -79,16 +90,18 @@ def evaluate(
             workers=EVALUATE.workers if workers is None else workers,
             on_progress=lambda done: tell(done, max(done, total)),
         )
+    _print_report(report, with_coarse=coarse is not None, as_json=as_json, as_markdown=as_markdown)
     if plot is not None:
-        from refinetool.evaluate.plot import write_plot
+        plots.write_plot(report, plot)
 
-        write_plot(report, plot)
+
+def _print_report(report: "Report", *, with_coarse: bool, as_json: bool, as_markdown: bool) -> None:
     if as_json:
         console.dump(report.to_dict())
         return
     headings: tuple[str, ...] = ("", "coarse", "refined", "gain")
     rows: list[tuple[str, ...]] = [*report.rows()]
-    if coarse is None:
+    if not with_coarse:
         headings, rows = ("", "value"), [(name, value) for name, _, value, _ in report.rows()]
     if as_markdown:
         console.markdown("", headings, rows, numbers=range(1, len(headings)))

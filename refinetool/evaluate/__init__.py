@@ -25,7 +25,7 @@ from refinetool.evaluate.families import Families, Tallies, Tally, tally_all
 from refinetool.evaluate.gains import GainBin
 from refinetool.evaluate.instances import InstanceTally, MaskScore, ObjectScore
 from refinetool.evaluate.labels import LabelTally
-from refinetool.evaluate.pairing import COARSE, PREDICTION, TRUTH, Match, SharedImages, matches
+from refinetool.evaluate.pairing import COARSE, PREDICTION, TRUTH, Match, SharedImages, matches, share_ids
 from refinetool.evaluate.precision import ApTally
 from refinetool.evaluate.report import Measure, Report, joined
 from refinetool.evaluate.selection import SelectionTally, candidates_file
@@ -144,7 +144,7 @@ def _families(
     """What can be measured of these files by this protocol; raises UsageError if that is not what was asked for."""
     formats = {source.format for source in sources}
     truth = sources[1]
-    same_ids = len({format == COCO_RESULTS for format in formats}) == 1
+    same_ids = share_ids(formats)
     detections = truth.format == COCO and formats <= {COCO, COCO_RESULTS}
     clips = formats == {DAVIS} and "/" in first.key
     if protocol in ("coco", "lvis") and not detections:

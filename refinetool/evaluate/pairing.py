@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from refinetool import masks
 from refinetool.errors import DataError, UsageError
 from refinetool.evaluate.shapes import Canvas
+from refinetool.formats import COCO_RESULTS
 from refinetool.formats.joining import joined
 from refinetool.records import Sample, Size
 
@@ -104,6 +105,11 @@ class SharedImages:
                     f"Nothing to score: the {name} and the ground truth have no image in common ({examples}). Images "
                     f"are matched by {matched_by}; name files of the same images."
                 )
+
+
+def share_ids(formats: Iterable[str]) -> bool:
+    """Whether files of these formats number objects alike: COCO results go by place, anything else by id."""
+    return len({format == COCO_RESULTS for format in formats}) == 1
 
 
 def matches(

@@ -1,29 +1,56 @@
 """A picture of what refinement gained, and where."""
 
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from refinetool.errors import UsageError
+from refinetool.errors import StorageError, UsageError
 from refinetool.evaluate.gains import NOTABLE_CHANGE, GainBin
+from refinetool.evaluate.pairing import share_ids
 from refinetool.evaluate.report import Report
+from refinetool.formats import VOC_CLASS
 from refinetool.formats.storage import new_file
 
 WIDTH_INCHES, HEIGHT_INCHES, DOTS_PER_INCH = 11.0, 4.8, 150
 GAIN, LOSS, WHISKER = "#2f7d5b", "#b5482f", "#333333"
 
 
+def check_plot(formats: set[str], path: Path) -> None:
+    """Raise before the work what would keep a plot from being written after it.
+
+    Args:
+        formats: Those of the files that are compared.
+
+    Raises:
+        UsageError: Files of these formats have no objects that are matched by id.
+        StorageError: A folder stands where the plot should, or the plot's folder can't be made or written to.
+    """
+    if VOC_CLASS in formats or not share_ids(formats):
+        raise UsageError(
+            "--plot shows gains of objects that are matched by id; class maps have no objects, and COCO results no "
+            "ids. Leave --plot out, or compare files of objects with ids."
+        )
+    if path.is_dir():
+        raise StorageError(f"{path}: is a folder; name the PNG to write.")
+    above = next(folder for folder in path.absolute().parents if folder.exists())
+    if not above.is_dir():
+        raise StorageError(f"{path}: can't be written, since {above} is no folder; name another place.")
+    if not os.access(above, os.W_OK):
+        raise StorageError(f"{path}: can't be written, since {above} can't be written to; name another place.")
+
+
 def write_plot(report: Report, path: Path) -> None:
     """Write the gain of IoU by size of the objects and by IoU of their coarse masks as a PNG.
 
     Raises:
-        UsageError: The report has no gains: there was no coarse file, or it is about label maps.
+        UsageError: The report has no gains: there was no coarse file, it is about label maps, or no object was scored.
         StorageError: The file can't be written.
     """
-    if not report.gain_by_size:
+    if not any(bin.objects for bin in report.gain_by_size):
         raise UsageError("There are no gains to plot: that takes coarse masks, of objects that are matched by id.")
     with new_file(path) as file:
         gain_figure(report).savefig(file, format="png")
