@@ -358,6 +358,18 @@ def test_frames_that_the_prediction_lacks_count_as_empty(tmp_path: Path) -> None
     assert report.counts["clip_frames_lost"] == 1
 
 
+def test_frames_whose_ground_truth_cannot_be_read_are_left_out() -> None:
+    """Nothing is known about them, so finding an object there is no mistake."""
+    tally = ClipTally(with_coarse=True, rule="davis")
+    for number in range(5):
+        key, shown = f"a/{number}", sample(f"a/{number}", {1: disc((30, 40), 15, 15, 8)})
+        broken = Sample(key, Path(key), (30, 40), (Region(0, None, None, "unreadable-mask"),))
+        tally.add(Match(key, shown, broken if number == 2 else shown, shown))
+    report = tally.result()
+    assert (value(report, "J&F"), report.measures[0].before) == (1.0, 1.0)
+    assert report.counts["clip_frames_unreadable"] == 1
+
+
 def test_objects_that_the_ground_truth_never_shows_are_an_error(tmp_path: Path) -> None:
     guess = TRUTH | {"b/01": frame((1, 5, 15), (9, 20, 30))}
     files = clips(tmp_path / "guess", guess), clips(tmp_path / "truth", TRUTH)

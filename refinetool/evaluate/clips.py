@@ -90,6 +90,9 @@ class ClipTally:
         if match.truth is None:
             self.counts["clip_frames_added"] += match.prediction is not None
             return
+        if _unreadable(match.truth):
+            self.counts["clip_frames_unreadable"] += 1
+            return
         self.counts["clip_frames_lost"] += match.prediction is None or _unreadable(match.prediction)
         self.after.setdefault(clip, {})[frame] = _scores(match.truth, match.prediction)
         if self.with_coarse:

@@ -124,6 +124,7 @@ CLIPS = {
     "clips": "clips",
     "clip_objects": "objects in them, from the second to the last but one frame",
     "clip_frames_added": "frames of the prediction without ground truth, left out",
+    "clip_frames_unreadable": "frames unreadable in the ground truth, left out",
     "clip_frames_lost": "frames missing or unreadable in the prediction, scored as if nothing was found",
 }
 PRECISION = {
