@@ -17,7 +17,15 @@ from scipy import ndimage
 
 from refinetool import masks
 from refinetool.errors import DataError, UsageError
-from refinetool.evaluate import InstanceTally, LabelTally, Match, Report, evaluate, matches, overlaps
+from refinetool.evaluate import (
+    InstanceEvaluator,
+    LabelMapEvaluator,
+    Match,
+    Report,
+    evaluate,
+    match_images,
+    measure_overlaps,
+)
 from refinetool.formats import open_dataset
 from refinetool.records import BoolArray, Region, Sample
 
@@ -108,7 +116,7 @@ def test_overlaps_equal_the_definition(pair: tuple[BoolArray, BoolArray], ratio:
     truth, guess = pair
     width_px = max(1, round(ratio * np.hypot(*truth.shape)))
     bands = boundary_by_definition(truth, width_px), boundary_by_definition(guess, width_px)
-    (overlap,) = overlaps(truth, [guess], boundary_ratio=ratio)
+    (overlap,) = measure_overlaps(truth, [guess], boundary_ratio=ratio)
     assert overlap.iou == iou_by_definition(truth, guess)
     assert overlap.boundary_iou == iou_by_definition(*bands)
 
@@ -116,9 +124,11 @@ def test_overlaps_equal_the_definition(pair: tuple[BoolArray, BoolArray], ratio:
 @given(pair=mask_pairs)
 def test_overlaps_are_symmetric_and_blind_to_flips(pair: tuple[BoolArray, BoolArray]) -> None:
     a, b = pair
-    assert overlaps(a, [b], boundary_ratio=0.1) == overlaps(b, [a], boundary_ratio=0.1)
-    assert overlaps(a, [b], boundary_ratio=0.1) == overlaps(a[::-1, ::-1], [b[::-1, ::-1]], boundary_ratio=0.1)
-    (own,) = overlaps(a, [a], boundary_ratio=0.1)
+    assert measure_overlaps(a, [b], boundary_ratio=0.1) == measure_overlaps(b, [a], boundary_ratio=0.1)
+    assert measure_overlaps(a, [b], boundary_ratio=0.1) == measure_overlaps(
+        a[::-1, ::-1], [b[::-1, ::-1]], boundary_ratio=0.1
+    )
+    (own,) = measure_overlaps(a, [a], boundary_ratio=0.1)
     assert (own.iou, own.boundary_iou) == (1.0, 1.0)
 
 
@@ -132,7 +142,7 @@ def test_overlaps_equal_pycocotools_and_faster_coco_eval(size: tuple[int, int]) 
     from faster_coco_eval.core import mask as faster_mask
 
     truth, guess = blobs(1, size), np.roll(blobs(1, size), (3, -5), axis=(0, 1))
-    (overlap,) = overlaps(truth, [guess], boundary_ratio=0.02)
+    (overlap,) = measure_overlaps(truth, [guess], boundary_ratio=0.02)
     runs = [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in (truth, guess)]
     assert overlap.iou == pytest.approx(coco_mask.iou(runs[:1], runs[1:], [0])[0, 0], abs=1e-12)
     bands = [faster_mask.rleToBoundary(run, 0.02) for run in runs]
@@ -245,7 +255,7 @@ def assert_same_report(a: Report, b: Report) -> None:
 
 def test_merged_instance_tallies_equal_one() -> None:
     triples = [random_triple(str(seed), seed) for seed in range(1, 4)]
-    whole, first, rest = (InstanceTally(with_coarse=True, boundary_ratio=0.02) for _ in range(3))
+    whole, first, rest = (InstanceEvaluator(with_coarse=True, boundary_ratio=0.02) for _ in range(3))
     for match in triples:
         whole.add(match)
     first.add(triples[0])
@@ -259,7 +269,7 @@ def test_merged_instance_tallies_equal_one() -> None:
 def test_scores_of_single_objects_can_be_had() -> None:
     square = box_mask(3, 4, 12, 15)
     match = Match("a", instances("a", {5: square}), instances("a", {5: square}), None)
-    (only,) = InstanceTally(with_coarse=False, boundary_ratio=0.02).scores(match)
+    (only,) = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02).score_objects(match)
     assert (only.key, only.id, only.after.overlap.iou, only.before) == ("a", 5, 1.0, None)
 
 
@@ -301,7 +311,7 @@ def test_merged_label_tallies_equal_one() -> None:
         Match(str(i), label_map(str(i), random_labels(i)), label_map(str(i), random_labels(9 - i)), None)
         for i in range(3)
     ]
-    whole, first, rest = (LabelTally(with_coarse=False) for _ in range(3))
+    whole, first, rest = (LabelMapEvaluator(with_coarse=False) for _ in range(3))
     for match in images:
         whole.add(match)
     first.add(images[0])
@@ -350,7 +360,7 @@ def test_images_that_class_maps_lack_count_as_background() -> None:
         "lost": 2,
         "lost_coarse": 3,
     }
-    assert "3 missing or unreadable in the coarse file, scored as if nothing was found" in partial.notes()
+    assert "3 missing or unreadable in the coarse file, scored as if nothing had been found there" in partial.notes()
 
 
 def test_half_a_prediction_scores_no_better_than_all_of_it() -> None:
@@ -395,7 +405,7 @@ def test_pairing_holds_back_nothing_when_orders_agree() -> None:
             yield instances(key, {1: box_mask(0, 0, 3, 3)})
 
     keys = []
-    for match in matches(reading("p"), reading("t"), reading("c")):
+    for match in match_images(reading("p"), reading("t"), reading("c")):
         keys.append(match.key)
         assert len(read) == 3 * len(keys)
     assert keys == ["a", "b", "c"]

@@ -14,7 +14,7 @@ from refinetool import masks
 from refinetool.errors import StorageError, UsageError
 from refinetool.evaluate import Report
 from refinetool.evaluate.gains import GainBin
-from refinetool.evaluate.plot import check_plot, gain_figure, write_plot
+from refinetool.evaluate.plot import check_plot, draw_gains, write_plot
 
 SIZE = (40, 60)
 
@@ -141,18 +141,20 @@ def test_results_against_results_go_by_the_sizes_of_their_masks(
 
 
 def test_candidates(command: Command, files: dict[str, Path], tmp_path: Path) -> None:
-    offers = [{"id": 0, "selected": 1, "single": 0, "scores": [0.1, 0.9, 0.2], "candidates": [rectangle(10, 30)] * 3}]
+    annotations = [
+        {"id": 0, "selected": 1, "single": 0, "scores": [0.1, 0.9, 0.2], "candidates": [rectangle(10, 30)] * 3}
+    ]
     path = tmp_path / "candidates.jsonl"
-    path.write_text(json.dumps({"image": "0", "annotations": offers}) + "\n")
+    path.write_text(json.dumps({"image": "0", "annotations": annotations}) + "\n")
     said = command("eval", files["refined"], files["truth"], "--candidates", path)
     assert "top-1 accuracy, highest predicted IoU" in said.out
-    assert "1 selections among candidates" in said.out
+    assert "1 objects with candidates to select from" in said.out
 
 
 @pytest.mark.parametrize(
     ("more", "sentence"),
     [
-        (["--plot", "gain.png"], "name the masks before with --coarse"),
+        (["--plot", "gain.png"], "name them with --coarse"),
         (["--json", "--markdown"], "choose one"),
         (["--protocol", "lvis"], "neg_category_ids"),
         (["--protocol", "davis"], "index PNGs in folders"),
@@ -241,7 +243,7 @@ def test_the_plot_is_a_png(command: Command, files: dict[str, Path], tmp_path: P
 
 
 def test_bars_are_as_high_as_the_gains() -> None:
-    figure = gain_figure(Report((), gain_by_size=bins(0.2, None, -0.1), gain_by_coarse_iou=bins(0.05)))
+    figure = draw_gains(Report((), gain_by_size=bins(0.2, None, -0.1), gain_by_coarse_iou=bins(0.05)))
     left, right = figure.axes
 
     def heights(axes: Axes) -> list[float]:

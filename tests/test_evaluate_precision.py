@@ -15,7 +15,7 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
 from refinetool.errors import DataError, UsageError
-from refinetool.evaluate import ApTally, Report, evaluate, matches
+from refinetool.evaluate import ApEvaluator, Report, evaluate, match_images
 from refinetool.formats import open_dataset
 
 RATIO = 0.02
@@ -423,8 +423,8 @@ def test_merged_tallies_equal_one(tmp_path: Path) -> None:
     truth, found = scene(2, images=20, tied=True)
     files = [write(tmp_path / "found.json", found), write(tmp_path / "truth.json", truth)]
     opened = [open_dataset(path, need_images=False) for path in files]
-    pairs = list(matches(opened[0].samples(), opened[1].samples(), None))
-    whole, first, rest = (ApTally(False, RATIO, None) for _ in range(3))
+    pairs = list(match_images(opened[0].samples(), opened[1].samples(), None))
+    whole, first, rest = (ApEvaluator(False, RATIO, None) for _ in range(3))
     for match in pairs:
         whole.add(match)
     for match in pairs[::2]:

@@ -19,26 +19,26 @@ EVALUATE = EvaluateSettings()
 @app.command("eval")
 def evaluate(
     *,
-    prediction: Annotated[Path, typer.Argument(metavar="PRED", help="Masks to measure.")],
-    truth: Annotated[Path, typer.Argument(metavar="GT", help="Their ground truth: the same ids.")],
+    prediction: Annotated[Path, typer.Argument(metavar="PRED", help="Masks to evaluate.")],
+    truth: Annotated[Path, typer.Argument(metavar="GT", help="Their ground truth, with the same ids.")],
     coarse: Annotated[
-        Path | None, typer.Option("--coarse", help="What PRED was refined from: adds before and gain.")
+        Path | None, typer.Option("--coarse", help="What PRED was refined from; adds values before and gains.")
     ] = None,
     candidates: Annotated[
         Path | None,
-        typer.Option("--candidates", help="What refine --candidates wrote: adds how well masks were chosen."),
+        typer.Option("--candidates", help="File written by refine --candidates; adds how well masks were selected."),
     ] = None,
     images: options.Images = None,
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
     protocol: Annotated[
         Literal["auto", "coco", "lvis", "davis", "lvos", "none"],
-        typer.Option("--protocol", help="Rules of AP (coco, lvis) or of J&F (davis, lvos)."),
+        typer.Option("--protocol", help="Rules for AP (coco, lvis) or for J&F (davis, lvos)."),
     ] = EVALUATE.protocol,
     boundary_ratio: Annotated[
         float,
         typer.Option(
-            "--boundary-ratio", min=0, max=1, help="Width of the boundary band, as a share of the image diagonal."
+            "--boundary-ratio", min=0, max=1, help="Width of the boundary band, as a fraction of the image diagonal."
         ),
     ] = EVALUATE.boundary_ratio,
     workers: Annotated[
@@ -54,9 +54,9 @@ def evaluate(
 ) -> None:
     """Measure masks against ground truth: AP, IoU, boundary IoU, mBA; mIoU for class maps, J&F for clips."""
     if plot is not None and coarse is None:
-        raise UsageError("--plot shows what was gained: name the masks before with --coarse.")
+        raise UsageError("--plot shows the gain over the coarse masks; name them with --coarse.")
     if as_json and as_markdown:
-        raise UsageError("--json and --markdown: choose one.")
+        raise UsageError("--json and --markdown exclude each other; choose one.")
     from refinetool.evaluate import evaluate as measure
     from refinetool.formats import open_dataset
 

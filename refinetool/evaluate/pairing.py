@@ -11,18 +11,18 @@ from refinetool.formats.joining import joined
 from refinetool.records import Sample, Size
 
 PREDICTION, TRUTH, COARSE = "prediction", "ground truth", "coarse file"
-"""The files, in the order in which they are read, as messages call them."""
+"""What messages call the files, in the order in which they are read."""
 
 UNKNOWN_SIZE = (0, 0)
-"""What a sample says whose masks and image can't be read."""
+"""The size of a sample whose masks and image can't be read."""
 
 
 @dataclass(frozen=True, slots=True)
 class Match:
     """One image in up to three files, None where a file does not have it.
 
-    candidates: Its line of a file of candidates, as `refine --candidates` writes it.
-    canvases: What `canvas` has drawn, by width of the band; empty it when the image is done.
+    candidates: Its line in a file of candidates, as `refine --candidates` writes it.
+    canvases: The canvases that `canvas` has made, by width of the band; cleared when the image is done.
     """
 
     key: str
@@ -57,7 +57,7 @@ class Match:
         return next((s.size for s in self.samples().values() if s.size != UNKNOWN_SIZE), UNKNOWN_SIZE)
 
     def canvas(self, boundary_ratio: float) -> Canvas:
-        """Where the masks of this image are drawn, for all who compare them; void is that of the ground truth."""
+        """The canvas that all evaluators of this image share; its void pixels are those of the ground truth."""
         band_px = masks.boundary_width(self.size, boundary_ratio)
         if band_px not in self.canvases:
             void = None if self.truth is None or self.truth.void is None else masks.decode(self.truth.void)
@@ -65,24 +65,24 @@ class Match:
         return self.canvases[band_px]
 
     def samples(self) -> dict[str, Sample]:
-        """What the files that have this image say of it, by the names of the files."""
+        """The samples of the files that have this image, by the names of the files."""
         named = {PREDICTION: self.prediction, TRUTH: self.truth, COARSE: self.coarse}
         return {name: sample for name, sample in named.items() if sample is not None}
 
 
 @dataclass(frozen=True, slots=True)
 class SharedImages:
-    """Which files have an image in common with the ground truth, as far as their matches have gone by.
+    """Which files have an image in common with the ground truth, going by the matches seen so far.
 
     examples: The first image of each file that has any, by the name of the file.
-    sharing: The names of those that share an image with the ground truth.
+    sharing: The names of the files that share an image with the ground truth.
     """
 
     examples: dict[str, str] = field(default_factory=dict)
     sharing: set[str] = field(default_factory=set)
 
     def watch(self, found: Iterable[Match]) -> Iterator[Match]:
-        """The same matches, one after the other."""
+        """Pass matches on, taking note of which files they come from."""
         for match in found:
             names = match.samples().keys()
             for name in names:
@@ -108,13 +108,16 @@ class SharedImages:
 
 
 def share_ids(formats: Iterable[str]) -> bool:
-    """Whether files of these formats number objects alike: COCO results go by place, anything else by id."""
+    """Whether objects in files of these formats can be matched by id.
+
+    COCO results have no ids and go by their places in the list, so they match only one another.
+    """
     return len({format == COCO_RESULTS for format in formats}) == 1
 
 
-def matches(
+def match_images(
     prediction: Iterable[Sample], truth: Iterable[Sample], coarse: Iterable[Sample] | None = None
 ) -> Iterator[Match]:
-    """Join the samples of two or three files by key, as `formats.joining` does."""
+    """Join the samples of two or three files by key, in the way of `formats.joining`."""
     for key, found in joined(prediction, truth, *(() if coarse is None else (coarse,))):
         yield Match(key=key, prediction=found.get(0), truth=found.get(1), coarse=found.get(2))
