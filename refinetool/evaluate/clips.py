@@ -140,7 +140,7 @@ class ClipEvaluator:
 
 def _average_objects(objects: Sequence[tuple[float, float]]) -> tuple[float | None, float | None, float | None]:
     """J&F, J and F of a data set, given (J, F) of its objects."""
-    region, contour = (divide(sum(figures[place] for figures in objects), len(objects)) for place in (0, 1))
+    region, contour = (divide(sum(scores[place] for scores in objects), len(objects)) for place in (0, 1))
     return (None if region is None or contour is None else (region + contour) / 2), region, contour
 
 
