@@ -1,5 +1,6 @@
 """The evaluation against slow definitions, pycocotools, faster-coco-eval and figures worked out by hand."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -212,6 +213,41 @@ def test_empty_masks() -> None:
     assert (report.counts["empty_prediction"], report.counts["empty_ground_truth"]) == (2, 2)
 
 
+def with_region(sample: Sample, region: Region) -> Sample:
+    return dataclasses.replace(sample, regions=(*sample.regions, region))
+
+
+def test_what_the_prediction_lost_scores_nothing_even_if_the_ground_truth_is_empty() -> None:
+    """An empty mask, be it drawn or left out of the record, is an answer; none at all, or a broken one, is not."""
+    square, empty = box_mask(3, 4, 12, 15), np.zeros((40, 50), dtype=np.bool_)
+    truth = instances("a", {1: square, 2: empty})
+    answers = {
+        "empty mask": instances("a", {1: square, 2: empty}),
+        "empty record": with_region(instances("a", {1: square}), Region(2, 1, None, "empty")),
+        "no record": instances("a", {1: square}),
+        "broken record": instances("a", {1: square, 2: None}),
+    }
+    found = {name: score([answer], [truth], [truth]) for name, answer in answers.items()}
+    ious = {name: (figures(report)["IoU"][0], report.counts["lost"]) for name, report in found.items()}
+    assert ious == {
+        "empty mask": (1.0, 0),
+        "empty record": (1.0, 0),
+        "no record": (0.5, 1),
+        "broken record": (0.5, 1),
+    }
+
+
+def test_tiny_changes_are_neither_better_nor_worse() -> None:
+    """100 x 20 px: a column more or less changes the IoU by less than 0.01 twice, by 0.05 in the last object."""
+    truth = instances("a", {n: box_mask(0, 0, 110, 20, (20, 120)) for n in (1, 2, 3)})
+    ends = {1: (109, 110), 2: (110, 109), 3: (110, 100)}
+    coarse, refined = (
+        instances("a", {n: box_mask(0, 0, end[k], 20, (20, 120)) for n, end in ends.items()}) for k in (0, 1)
+    )
+    report = score([refined], [truth], [coarse])
+    assert (report.better, report.worse) == (0.0, pytest.approx(1 / 3))
+
+
 def test_annotation_id_0_is_an_id_like_any_other() -> None:
     square = box_mask(3, 4, 12, 15)
     report = score([instances("a", {0: square})], [instances("a", {0: square})], None)
@@ -249,8 +285,10 @@ def random_triple(key: str, seed: int) -> Match:
 def assert_same_report(a: Report, b: Report) -> None:
     assert a.counts == b.counts
     assert (a.better, a.worse) == (b.better, b.worse)
-    for one, other in zip(a.measures, b.measures, strict=True):
+    for one, other in zip(a.measures + a.per_class, b.measures + b.per_class, strict=True):
         assert (one.value, one.before) == (pytest.approx(other.value), pytest.approx(other.before))
+    for mine, theirs in zip(a.gain_by_size + a.gain_by_coarse_iou, b.gain_by_size + b.gain_by_coarse_iou, strict=True):
+        assert dataclasses.asdict(mine) == pytest.approx(dataclasses.asdict(theirs), abs=1e-9)
 
 
 def test_merged_instance_tallies_equal_one() -> None:
@@ -264,6 +302,7 @@ def test_merged_instance_tallies_equal_one() -> None:
     first.merge(rest)
     assert_same_report(first.result(), whole.result())
     assert whole.result().counts["scored"] == 9
+    assert sum(bin.objects for bin in whole.result().gain_by_size) == 9
 
 
 def test_scores_of_single_objects_can_be_had() -> None:
@@ -381,6 +420,13 @@ def test_class_maps_without_ground_truth_are_left_out() -> None:
         assert (report.counts["scored"], report.counts["extra"], report.counts["lost"]) == (1, 1, 0)
 
 
+def test_a_class_that_no_label_map_can_hold_is_told() -> None:
+    mask = masks.encode(np.ones((1, 4), dtype=np.bool_))
+    wrong = Sample("a", Path("a.jpg"), (1, 4), (Region(255, 255, mask),), layout="semantic")
+    with pytest.raises(DataError, match="Image a has a class 255; label maps hold classes from 0 to 254"):
+        score([wrong], [label_map("a", np.uint8([[0, 0, 3, 3]]))], None)
+
+
 # --- pairing, errors, output
 
 
@@ -488,6 +534,9 @@ def test_label_maps_that_cannot_be_read() -> None:
     report = score([good, label_map("b", truth)], [good, broken], None)
     assert figures(report)["IoU of class 3"] == (1.0, None)
     assert (report.counts["scored"], report.counts["unreadable"]) == (1, 1)
+    report = score([good], [good], [dataclasses.replace(broken, key="a")])
+    assert figures(report)["IoU of class 3"] == (1.0, 0.0)
+    assert (report.counts["lost"], report.counts["lost_coarse"]) == (0, 1)
 
 
 # --- through real files

@@ -87,7 +87,10 @@ def test_json_has_figures_bins_and_remarks(command: Command, files: dict[str, Pa
     named = {measure["name"]: measure for measure in report["measures"]}
     assert named["IoU"]["gain"] == pytest.approx(0.35)
     assert named["AP large"]["value"] is None
-    assert report["per_class"][0]["name"] == "IoU of category 3"
+    category = report["per_class"][0]
+    assert (category["name"], category["value"], category["before"]) == ("IoU of category 3", 0.85, 0.5)
+    (size,) = (bin for bin in report["gain_by_size"] if bin["objects"])
+    assert (size["low"], size["high"], size["objects"]) == (16.0, 32.0, 2), "objects of 20 x 20 px"
     (bin,) = (bin for bin in report["gain_by_coarse_iou"] if bin["objects"])
     assert (bin["low"], bin["high"], bin["gain"]) == (0.5, 0.6, pytest.approx(0.35))
     assert report["gain_by_size"][-1]["high"] is None

@@ -70,7 +70,7 @@ def ellipse_by_definition(radius: int) -> BoolArray:
     return kernel
 
 
-def accuracy_by_definition(truth: BoolArray, guess: BoolArray) -> float | None:
+def accuracy_by_definition(truth: BoolArray, guess: BoolArray, void: BoolArray) -> float | None:
     """Pixel by pixel: near the outline is where the kernel finds both mask and background within the image."""
     height, width = truth.shape
     accuracies = []
@@ -85,7 +85,7 @@ def accuracy_by_definition(truth: BoolArray, guess: BoolArray) -> float | None:
                     for dx in range(-radius, radius + 1)
                     if kernel[dy + radius, dx + radius] and 0 <= y + dy < height and 0 <= x + dx < width
                 }
-                if len(seen) == 2:
+                if len(seen) == 2 and not void[y, x]:
                     near += 1
                     right += bool(truth[y, x] == guess[y, x])
         if not near:
@@ -94,18 +94,21 @@ def accuracy_by_definition(truth: BoolArray, guess: BoolArray) -> float | None:
     return sum(accuracies) / 5
 
 
-def accuracy(truth: BoolArray, guess: BoolArray) -> float | None:
+def accuracy(truth: BoolArray, guess: BoolArray, void: BoolArray | None = None) -> float | None:
     size = (truth.shape[0], truth.shape[1])
     found = compute_boundary_accuracies(
-        *(make_shape(truth, (0, 0), band_px=1), [make_shape(guess, (0, 0), band_px=1)]), size=size, void=None
+        *(make_shape(truth, (0, 0), band_px=1), [make_shape(guess, (0, 0), band_px=1)]), size=size, void=void
     )
     return None if found is None else found[0]
 
 
 @given(size=st.tuples(st.integers(1, 9), st.integers(1, 9)), data=st.data())
 def test_boundary_accuracy_equals_its_definition(size: tuple[int, int], data: st.DataObject) -> None:
-    truth, guess = data.draw(arrays(np.bool_, size)), data.draw(arrays(np.bool_, size))
-    assert accuracy(truth, guess) == pytest.approx(accuracy_by_definition(truth, guess))
+    truth, guess, void = (data.draw(arrays(np.bool_, size)) for _ in range(3))
+    nowhere = np.zeros(size, np.bool_)
+    assert accuracy(truth, guess) == pytest.approx(accuracy_by_definition(truth, guess, nowhere))
+    truth, guess = truth & ~void, guess & ~void
+    assert accuracy(truth, guess, void) == pytest.approx(accuracy_by_definition(truth, guess, void))
 
 
 @pytest.mark.parametrize("size", [(20, 1400), (1300, 12)])
@@ -114,7 +117,8 @@ def test_boundary_accuracy_of_wide_regions(size: tuple[int, int]) -> None:
     assert len(set(compute_radii(size))) > 2
     truth = disc(size, 6, 4, 9) | disc(size, size[1] - 2, size[0] - 1, 5)
     guess = disc(size, 8, 4, 9)
-    assert accuracy(truth, guess) == pytest.approx(accuracy_by_definition(truth, guess))
+    nowhere = np.zeros(size, np.bool_)
+    assert accuracy(truth, guess) == pytest.approx(accuracy_by_definition(truth, guess, nowhere))
 
 
 @pytest.mark.parametrize("size", [(300, 374), (427, 640), (1080, 1920), (2160, 3840), (3, 5)])
@@ -209,18 +213,19 @@ def test_a_mask_is_drawn_once() -> None:
 
 def test_gain_bins() -> None:
     histogram, other = GainHistogram(IOUS), GainHistogram(IOUS)
-    for before, after in ((0.45, 0.65), (0.41, 0.51), (1.0, 0.9)):
+    for before, after in ((0.45, 0.65), (0.41, 0.51), (1.0, 0.9), (0.7, 0.691)):
         histogram.add(before, before=before, after=after)
     other.add(0.5, before=0.5, after=0.505)
     histogram.merge(other)
     bins = {bin.low: bin for bin in histogram.result()}
-    assert [bin.objects for bin in bins.values()] == [0, 2, 1, 0, 0, 0, 0, 1]
+    assert [bin.objects for bin in bins.values()] == [0, 2, 1, 0, 1, 0, 0, 1]
     assert bins[0.0].gain is None
     assert bins[0.4].gain == pytest.approx(0.15)
     assert bins[0.4].gain_error == pytest.approx(np.std([0.2, 0.1], ddof=1) / math.sqrt(2))
     assert bins[0.4].before == pytest.approx(0.43)
     assert (bins[0.4].better, bins[0.4].worse) == (1.0, 0.0)
     assert (bins[0.5].better, bins[0.5].worse) == (0.0, 0.0), "0.005 is no notable change"
+    assert (bins[0.7].better, bins[0.7].worse) == (0.0, 0.0), "nor is -0.009"
     assert bins[0.5].gain_error is None
     assert bins[0.95].worse == 1.0
 
@@ -368,6 +373,28 @@ def test_frames_whose_ground_truth_cannot_be_read_are_left_out() -> None:
     report = evaluator.result()
     assert (value(report, "J&F"), report.measures[0].before) == (1.0, 1.0)
     assert report.counts["clip_frames_unreadable"] == 1
+
+
+def test_frames_whose_prediction_cannot_be_read_count_as_empty() -> None:
+    shown = sample("a/1", {1: disc((30, 40), 15, 15, 8)})
+    broken = Sample("a/1", Path("a/1"), (30, 40), (Region(0, None, None, "unreadable-mask"),))
+    evaluator = ClipEvaluator(with_coarse=False, rule="davis")
+    for key, prediction in (("a/0", shown), ("a/1", broken), ("a/2", shown)):
+        evaluator.add(Match(key, prediction, shown, None))
+    assert value(evaluator.result(), "J&F") == 0.0
+    assert evaluator.result().counts["clip_frames_lost"] == 1
+
+
+def test_void_pixels_do_not_count_in_clips() -> None:
+    """Object 2 of the prediction lies where nothing is known, so it is not there at all."""
+    core, whole = disc((30, 40), 12, 15, 6), disc((30, 40), 12, 15, 9)
+    elsewhere = disc((30, 40), 33, 15, 4)
+    truth = sample("a/1", {1: core}, void=(whole & ~core) | elsewhere)
+    evaluator = ClipEvaluator(with_coarse=False, rule="davis")
+    for key in ("a/0", "a/1", "a/2"):
+        evaluator.add(Match(key, sample(key, {1: whole, 2: elsewhere}), truth, None))
+    report = evaluator.result()
+    assert (value(report, "J"), value(report, "F"), report.counts["clip_objects"]) == (1.0, 1.0, 1)
 
 
 def test_objects_that_the_ground_truth_never_shows_are_an_error(tmp_path: Path) -> None:
@@ -552,6 +579,11 @@ def test_folders_of_several_objects_have_none() -> None:
     evaluator = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02, folder=True)
     evaluator.add(Match("a", truth, truth, None))
     assert not any(measure.name == "mBIoU" for measure in evaluator.result().measures)
+    single = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02, folder=True)
+    single.add(Match("b", *(sample("b", {0: disc((9, 9), 2, 2, 1)}) for _ in range(2)), None))
+    assert any(measure.name == "mBIoU" for measure in single.result().measures)
+    single.merge(evaluator)
+    assert not any(measure.name == "mBIoU" for measure in single.result().measures), "images of several objects merge"
 
 
 # --- processes

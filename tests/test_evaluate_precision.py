@@ -406,6 +406,34 @@ def test_lvis_takes_300_detections_of_an_image_over_all_categories(tmp_path: Pat
     assert value(report, "AP") == pytest.approx(expected["AP"], abs=1e-9)
 
 
+def lvis_with_a_late_hit(*, decoys: int, of_category: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An object of category 1, found exactly but with the lowest score; decoys with higher scores miss everything."""
+    size = (20, 30)
+    there, nowhere = np.zeros(size, bool), np.zeros(size, bool)
+    there[:5, :5], nowhere[10:, 20:] = True, True
+    truth = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 20, "width": 30}],
+        "categories": [{"id": number, "name": str(number), "frequency": "f"} for number in (1, 2)],
+        "annotations": [{"id": 0, "image_id": 1, "category_id": 1, "area": 25, "segmentation": rle(there)}],
+    }
+    truth["images"][0] |= {"neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    found = [{"image_id": 1, "category_id": 1, "score": 0.1, "segmentation": rle(there)}]
+    decoy = {"image_id": 1, "category_id": of_category, "score": 0.9, "segmentation": rle(nowhere)}
+    return truth, found + [decoy] * decoys
+
+
+@pytest.mark.parametrize(("decoys", "expected"), [(299, 1.0), (300, 0.0)])
+def test_lvis_cuts_detections_of_all_categories_together(tmp_path: Path, decoys: int, expected: float) -> None:
+    truth, found = lvis_with_a_late_hit(decoys=decoys, of_category=2)
+    assert value(measured(tmp_path, truth, found, protocol="lvis"), "AP") == expected
+
+
+def test_lvis_takes_more_than_a_hundred_of_one_category(tmp_path: Path) -> None:
+    truth, found = lvis_with_a_late_hit(decoys=199, of_category=1)
+    assert value(measured(tmp_path, truth, found, protocol="lvis"), "AP") == pytest.approx(1 / 200)
+    assert value(measured(tmp_path, truth, found, protocol="coco"), "AP") == 0.0, "COCO takes a hundred"
+
+
 def test_what_is_not_lvis_is_refused(tmp_path: Path) -> None:
     truth, found = scene(1, images=3, tied=False)
     with pytest.raises(UsageError, match="neg_category_ids"):
