@@ -15,6 +15,7 @@ from refinetool.errors import StorageError, UsageError
 from refinetool.evaluate import Report
 from refinetool.evaluate.gains import GainBin
 from refinetool.evaluate.plot import check_plot, draw_gains, write_plot
+from refinetool.settings import EvaluateSettings
 
 SIZE = (40, 60)
 
@@ -152,6 +153,57 @@ def test_candidates(command: Command, files: dict[str, Path], tmp_path: Path) ->
     said = command("eval", files["refined"], files["truth"], "--candidates", path)
     assert "top-1 accuracy, highest predicted IoU" in said.out
     assert "1 objects with candidates to select from" in said.out
+
+
+def test_options_arrive(command: Command, files: dict[str, Path]) -> None:
+    def named(*options: str) -> dict[str, float]:
+        said = command("eval", files["refined"], files["truth"], "--json", *options)
+        return {measure["name"]: measure["value"] for measure in json.loads(said.out)["measures"]}
+
+    plain, wide, bare = named(), named("--boundary-ratio", "0.3"), named("--protocol", "none")
+    assert wide["boundary IoU"] == wide["IoU"] != plain["boundary IoU"], "a band so wide is the whole object"
+    assert "AP" in plain
+    assert "AP" not in bare
+
+
+def test_the_number_of_processes_arrives(
+    command: Command, files: dict[str, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[object] = []
+
+    def measure(*_: object, workers: int, **__: object) -> Report:
+        asked.append(workers)
+        return Report(())
+
+    monkeypatch.setattr("refinetool.evaluate.evaluate", measure)
+    command("eval", files["refined"], files["truth"], "--workers", "3")
+    command("eval", files["refined"], files["truth"])
+    assert asked == [3, EvaluateSettings().workers]
+
+
+def test_a_format_that_only_the_user_knows(command: Command, tmp_path: Path) -> None:
+    folder = tmp_path / "maps"
+    folder.mkdir()
+    Image.fromarray(np.uint8([[0, 3, 7, 255]])).save(folder / "a.png")
+    assert "name the format" in command("eval", folder, folder).err
+    assert "IoU of class 7" in command("eval", folder, folder, "--format", "voc-class").out
+
+
+@pytest.mark.parametrize("named", ["--sizes", "--images"])
+def test_polygons_against_polygons_need_sizes_from_somewhere(
+    command: Command, files: dict[str, Path], tmp_path: Path, named: str
+) -> None:
+    polygon = [{"image_id": 0, "category_id": 3, "score": 0.5, "segmentation": [[10, 5, 30, 5, 30, 25, 10, 25]]}]
+    results = tmp_path / "alone" / "results.json"
+    results.parent.mkdir()
+    results.write_text(json.dumps(polygon))
+    (tmp_path / "photos").mkdir()
+    Image.new("RGB", (SIZE[1], SIZE[0])).save(tmp_path / "photos" / "0.png")
+    places = {"--sizes": files["truth"], "--images": tmp_path / "photos"}
+    said = command("eval", results, results, named, places[named], "--json")
+    assert said.code == 0, said.err
+    assert json.loads(said.out)["counts"]["empty_prediction"] == 0
+    assert "no object in common" in command("eval", results, results).err
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +28,7 @@ from refinetool.evaluate import (
 )
 from refinetool.evaluate.boundary_accuracy import compute_boundary_accuracies, compute_radii, find_outline_region
 from refinetool.evaluate.clips import compute_contour_f, find_contour
-from refinetool.evaluate.evaluators import Metrics, evaluate_all
+from refinetool.evaluate.evaluators import Metrics, evaluate_all, score_images
 from refinetool.evaluate.gains import IOUS, SIDES_PX, GainHistogram
 from refinetool.evaluate.shapes import Canvas, make_shape
 from refinetool.formats import open_dataset
@@ -488,6 +489,40 @@ def test_merged_selection_tallies_equal_one() -> None:
     assert [m.value for m in ours.measures] == [pytest.approx(m.value) for m in theirs.measures]
 
 
+def test_the_single_mask_output_is_where_the_file_says() -> None:
+    """The last candidate is perfect and scores highest, but it does not compete."""
+    truth = sample("a", {1: stripes(20)[0]})
+    candidates = candidate_set(1, (10, 15, 20), (0.2, 0.3, 0.9), 0) | {"single": 2}
+    evaluator = SelectionEvaluator(with_coarse=False)
+    evaluator.add(Match("a", truth, truth, None, line("a", candidates)))
+    report = evaluator.result()
+    assert value(report, "IoU of the candidate, highest predicted IoU") == 0.75
+    assert value(report, "IoU of the candidate, single-mask output") == 1.0
+
+
+def test_candidates_within_a_millionth_of_the_best_are_as_good() -> None:
+    full = np.ones((1200, 1000), np.bool_)
+    results = []
+    for missing in (1, 2):
+        less = full.copy()
+        less[0, :missing] = False
+        runs = [masks.encode(mask) for mask in (full, full, less)]
+        candidates = [{"size": [1200, 1000], "counts": rle.counts.decode()} for rle in runs]
+        record = {"id": 1, "selected": 0, "scores": [0.1, 0.2, 0.9], "candidates": candidates}
+        evaluator = SelectionEvaluator(with_coarse=False)
+        evaluator.add(Match("a", None, sample("a", {1: full}), None, line("a", record)))
+        results.append(value(evaluator.result(), "top-1 accuracy, highest predicted IoU"))
+    assert results == [1.0, 0.0], "one pixel of 1.2 million is less than a millionth, two are more"
+
+
+def test_crowds_have_no_candidates() -> None:
+    crowd = Region(1, 1, masks.encode(stripes(20)[0]), "crowd")
+    truth = Sample("a", Path("a.jpg"), (10, 40), (crowd,))
+    evaluator = SelectionEvaluator(with_coarse=False)
+    evaluator.add(Match("a", truth, truth, None, line("a", CANDIDATE_SETS[0])))
+    assert evaluator.result().counts == {"selections": 0, "selections_hopeless": 0, "selections_unknown": 1}
+
+
 def test_void_pixels_do_not_count_for_candidates() -> None:
     truth = sample("a", {1: stripes(20)[0]}, void=stripes(40)[0] & ~stripes(20)[0])
     evaluator = SelectionEvaluator(with_coarse=False)
@@ -559,6 +594,16 @@ def test_class_maps_have_no_candidates(tmp_path: Path) -> None:
         evaluate(opened, opened, candidates=tmp_path / "c.jsonl")
 
 
+def test_results_have_no_candidates(tmp_path: Path, coco: Any) -> None:
+    runs = masks.encode(stripes(20)[0])
+    result = {"image_id": 1, "category_id": 1, "score": 0.5}
+    result |= {"segmentation": {"size": [10, 40], "counts": runs.counts.decode()}}
+    (tmp_path / "results.json").write_text(json.dumps([result]))
+    (tmp_path / "c.jsonl").write_text("")
+    with pytest.raises(UsageError, match="class maps and COCO results have none"):
+        evaluate(open_dataset(tmp_path / "results.json", need_images=False), coco, candidates=tmp_path / "c.jsonl")
+
+
 # --- mask folders
 
 
@@ -589,6 +634,20 @@ def test_folders_of_several_objects_have_none() -> None:
 # --- processes
 
 
+def instance_metrics() -> Metrics:
+    return Metrics(
+        with_coarse=True,
+        boundary_ratio=0.02,
+        label_maps=False,
+        objects=True,
+        folder=False,
+        clips=None,
+        precision=True,
+        federation=None,
+        selection=False,
+    )
+
+
 def test_processes_and_tasks_change_nothing() -> None:
     rng = np.random.default_rng(0)
 
@@ -600,23 +659,32 @@ def test_processes_and_tasks_change_nothing() -> None:
             found.append(Match(str(number), *(sample(str(number), {1: m}) for m in (refined, truth, coarse))))
         return found
 
-    metrics = Metrics(
-        with_coarse=True,
-        boundary_ratio=0.02,
-        label_maps=False,
-        objects=True,
-        folder=False,
-        clips=None,
-        precision=True,
-        federation=None,
-        selection=False,
-    )
+    metrics = instance_metrics()
     given_matches, told = matches(), []
     alone, shared = (
         evaluate_all(metrics, iter(given_matches), workers=workers, on_progress=told.append) for workers in (1, 2)
     )
     assert [evaluator.result() for evaluator in alone] == [evaluator.result() for evaluator in shared]
     assert told == [32, 64, 96, 128, 160, 170] * 2
+
+
+def test_masks_are_forgotten_once_their_image_is_scored() -> None:
+    match = Match("a", *(sample("a", {1: disc((30, 40), 15, 15, 8)}) for _ in range(3)))
+    InstanceEvaluator(with_coarse=True, boundary_ratio=0.02).add(match)
+    assert match.canvases, "the evaluators share them"
+    score_images(instance_metrics(), [match])
+    assert not match.canvases
+
+
+def test_a_process_that_dies_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr("refinetool.evaluate.evaluators.ProcessPoolExecutor.submit", die)
+    shown = sample("a", {1: disc((30, 40), 15, 15, 8)})
+    many = (Match(str(number), shown, shown, None) for number in range(170))
+    with pytest.raises(UsageError, match="could not be started or was killed"):
+        evaluate_all(instance_metrics(), many, workers=2, on_progress=lambda _: None)
 
 
 def test_coco_mask_agrees_on_overlaps() -> None:

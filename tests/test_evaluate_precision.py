@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from scipy import ndimage
 from refinetool.errors import DataError, UsageError
 from refinetool.evaluate import ApEvaluator, Report, evaluate, match_images
 from refinetool.formats import open_dataset
+from refinetool.records import Sample
 
 RATIO = 0.02
 NAMES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
@@ -254,6 +256,8 @@ def test_results_have_ap_and_nothing_that_takes_ids(tmp_path: Path) -> None:
     assert {measure.name for measure in report.measures} == {*NAMES, *(f"boundary {name}" for name in NAMES)}
     assert any("no annotation ids" in note for note in report.notes())
     assert report.counts["detections"] == len(found)
+    empty = sum(not coco_mask.area(result["segmentation"]) for result in found)
+    assert report.counts["detections_unreadable"] == empty > 0
 
 
 def test_annotations_have_both_and_say_that_scores_are_missing(tmp_path: Path) -> None:
@@ -428,14 +432,39 @@ def test_lvis_cuts_detections_of_all_categories_together(tmp_path: Path, decoys:
     assert value(measured(tmp_path, truth, found, protocol="lvis"), "AP") == expected
 
 
+@pytest.mark.parametrize(("looked_for", "expected"), [(True, 0.5), (False, 1.0)])
+def test_lvis_counts_detections_where_their_category_was_looked_for(
+    tmp_path: Path, looked_for: bool, expected: float
+) -> None:
+    """A false alarm in an image without such objects scores higher than the only hit, which is in another image."""
+    truth, found = lvis_with_a_late_hit(decoys=0, of_category=1)
+    truth["images"].append(truth["images"][0] | {"id": 2, "neg_category_ids": [1] if looked_for else [2]})
+    found.append(found[0] | {"image_id": 2, "score": 0.9})
+    assert value(measured(tmp_path, truth, found, protocol="lvis"), "AP") == pytest.approx(expected)
+
+
 def test_lvis_takes_more_than_a_hundred_of_one_category(tmp_path: Path) -> None:
     truth, found = lvis_with_a_late_hit(decoys=199, of_category=1)
     assert value(measured(tmp_path, truth, found, protocol="lvis"), "AP") == pytest.approx(1 / 200)
     assert value(measured(tmp_path, truth, found, protocol="coco"), "AP") == 0.0, "COCO takes a hundred"
 
 
+@dataclass(frozen=True)
+class Listed:
+    """COCO annotations that come from no file, so there is nothing to read LVIS's lists from."""
+
+    content: tuple[Sample, ...]
+    format: str = "coco"
+
+    def samples(self) -> tuple[Sample, ...]:
+        return self.content
+
+
 def test_what_is_not_lvis_is_refused(tmp_path: Path) -> None:
     truth, found = scene(1, images=3, tied=False)
+    listed = Listed((Sample("1", Path("1.png"), (20, 30), ()),))
+    with pytest.raises(UsageError, match="needs a file of LVIS annotations"):
+        evaluate(listed, listed, protocol="lvis")
     with pytest.raises(UsageError, match="neg_category_ids"):
         measured(tmp_path, truth, found, protocol="lvis")
     broken = federated(truth)
