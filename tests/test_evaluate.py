@@ -201,6 +201,7 @@ def test_without_coarse_masks_the_prediction_says_what_is_scored() -> None:
     assert set(figures(report).values()) == {(1.0, None)}
     assert (report.counts["scored"], report.counts["missing"]) == (1, 1)
     assert (report.better, report.worse) == (None, None)
+    assert [(measure.name, measure.value) for measure in report.per_class] == [("IoU of category 1", 1.0)]
     assert report.rows()[0] == ("IoU, mean over objects", "-", "100.00", "-")
 
 
@@ -291,7 +292,7 @@ def assert_same_report(a: Report, b: Report) -> None:
         assert dataclasses.asdict(mine) == pytest.approx(dataclasses.asdict(theirs), abs=1e-9)
 
 
-def test_merged_instance_tallies_equal_one() -> None:
+def test_merged_instance_evaluators_equal_one() -> None:
     triples = [random_triple(str(seed), seed) for seed in range(1, 4)]
     whole, first, rest = (InstanceEvaluator(with_coarse=True, boundary_ratio=0.02) for _ in range(3))
     for match in triples:
@@ -345,7 +346,7 @@ def test_miou_equals_the_confusion_matrix_over_the_whole_data_set() -> None:
     assert (report.better, report.worse) == (None, None)
 
 
-def test_merged_label_tallies_equal_one() -> None:
+def test_merged_label_evaluators_equal_one() -> None:
     images = [
         Match(str(i), label_map(str(i), random_labels(i)), label_map(str(i), random_labels(9 - i)), None)
         for i in range(3)

@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from commands import Command
 from matplotlib.axes import Axes
+from matplotlib.colors import to_hex
 from PIL import Image
 
 from refinetool import masks
 from refinetool.errors import StorageError, UsageError
 from refinetool.evaluate import Report
 from refinetool.evaluate.gains import GainBin
-from refinetool.evaluate.plot import check_plot, draw_gains, write_plot
+from refinetool.evaluate.plot import GAIN, LOSS, check_plot, draw_gains, write_plot
 from refinetool.settings import EvaluateSettings
 
 SIZE = (40, 60)
@@ -306,6 +307,12 @@ def test_bars_are_as_high_as_the_gains() -> None:
 
     assert heights(left) == pytest.approx([20.0, 0.0, -10.0])
     assert heights(right) == pytest.approx([5.0])
+    colours = [to_hex(patch.get_facecolor()) for patch in left.patches]
+    assert colours == [GAIN, GAIN, LOSS]
+    (whiskers,) = left.collections
+    assert [ends[:, 1].tolist() for ends in whiskers.get_segments()] == [  # type: ignore[attr-defined]
+        pytest.approx(span) for span in ([19.0, 21.0], [0.0, 0.0], [-11.0, -9.0])
+    ]
     labels = [label.get_text() for label in left.get_xticklabels()]
     assert labels[0].splitlines() == ["0 to 0.1", "n 10", "+70%", "-20%"]
     assert labels[1].splitlines() == ["0.1 to 0.2", "n 0"]

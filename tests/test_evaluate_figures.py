@@ -406,7 +406,14 @@ def test_objects_that_the_ground_truth_never_shows_are_an_error(tmp_path: Path) 
     assert value(evaluate(*files, protocol="none"), "IoU") == 1.0
 
 
-def test_merged_clip_tallies_equal_one() -> None:
+def test_frames_of_no_clip_have_no_j_and_f(tmp_path: Path) -> None:
+    frames = {key.rpartition("/")[2]: labels for key, labels in TRUTH.items() if key.startswith("a/")}
+    report = evaluate(clips(tmp_path / "guess", frames), clips(tmp_path / "truth", frames))
+    assert value(report, "IoU") == 1.0
+    assert not any(measure.name == "J" for measure in report.measures)
+
+
+def test_merged_clip_evaluators_equal_one() -> None:
     whole, first, rest = (ClipEvaluator(with_coarse=False, rule="davis") for _ in range(3))
     for number, (key, labels) in enumerate(TRUTH.items()):
         objects = {id: labels == id for id in (1, 2)}
@@ -479,7 +486,7 @@ def test_without_coarse_masks_there_is_one_criterion() -> None:
     assert not any("coarse" in measure.name for measure in evaluator.result().measures)
 
 
-def test_merged_selection_tallies_equal_one() -> None:
+def test_merged_selection_evaluators_equal_one() -> None:
     whole, first, rest = (SelectionEvaluator(with_coarse=True) for _ in range(3))
     for evaluator in (whole, whole, first, rest):
         evaluator.add(selection_match(coarse=True))
@@ -562,6 +569,7 @@ def test_a_file_of_candidates(tmp_path: Path, coco: Any) -> None:
         (line("1", {"id": 1}), "expected id, selected, scores and candidates"),
         (line("1", CANDIDATE_SETS[0] | {"scores": [0.1]}), "has 4 candidates, 1 scores, and takes number 2"),
         (line("1", CANDIDATE_SETS[0] | {"selected": 4}), "takes number 4"),
+        (line("1", CANDIDATE_SETS[0] | {"single": "x"}), "expected a score for each, and one of them taken"),
         (line("1", CANDIDATE_SETS[0] | {"candidates": [1, 2, 3, 4]}), "candidates that can't be read"),
         (
             line("1", CANDIDATE_SETS[0] | {"candidates": [{"size": [10, 40], "counts": "zz"}] * 4}),

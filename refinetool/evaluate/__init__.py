@@ -133,7 +133,7 @@ def _add_sizes(sources: tuple[Source, ...]) -> tuple[Source, ...]:
     if not any(_is_results(source) for source in sources):
         return sources
     truth = sources[1]
-    sizes = truth.sizes() if isinstance(truth, CocoDataset) and not _is_results(truth) else {}
+    sizes = truth.sizes() if isinstance(truth, CocoDataset) else {}
     return tuple(source.with_sizes(sizes) if _is_results(source) else source for source in sources)
 
 
