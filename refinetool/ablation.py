@@ -17,10 +17,10 @@ from refinetool.backends import Backend, Embedding, Prediction
 from refinetool.backends.models import load_backend
 from refinetool.baselines.classical import CLASSICAL, NoModel
 from refinetool.errors import DataError, UsageError
-from refinetool.evaluate.labels import LabelTally
-from refinetool.evaluate.pairing import Match, matches
+from refinetool.evaluate.labels import LabelMapEvaluator
+from refinetool.evaluate.pairing import Match, match_images
 from refinetool.evaluate.selection import TIE
-from refinetool.evaluate.shapes import Canvas, common
+from refinetool.evaluate.shapes import Canvas, count_common
 from refinetool.formats import VOC_CLASS, open_dataset
 from refinetool.images import read_image
 from refinetool.records import Annotation, ImageArray, Outcome, Prompts, Region, Rle, Sample
@@ -161,7 +161,7 @@ def ablate(
 
 
 def _class_maps(coarse: Iterable[Sample], truth: Iterable[Sample]) -> Iterator[tuple[Sample, Sample]]:
-    for match in matches(coarse, truth, None):
+    for match in match_images(coarse, truth, None):
         if not match.semantic:
             raise UsageError(f"Image {match.key} holds objects; the table split is about class maps")
         if match.prediction is not None and match.truth is not None:
@@ -327,22 +327,22 @@ def score_splits(
     """
     once = EmbedOnce(backend)
     refiners = [Refiner(once, row.settings) for row in rows]
-    tallies = [LabelTally(with_coarse=False) for _ in (None, *rows)]
+    evaluators = [LabelMapEvaluator(with_coarse=False) for _ in (None, *rows)]
     images = 0
     for coarse, truth in pairs:
         image = read_image(coarse.image, size=coarse.size, max_pixels=max_pixels)
-        tallies[0].add(Match(coarse.key, coarse, truth, None))
-        for refiner, tally in zip(refiners, tallies[1:], strict=True):
+        evaluators[0].add(Match(coarse.key, coarse, truth, None))
+        for refiner, evaluator in zip(refiners, evaluators[1:], strict=True):
             prepared = refiner.prepare_pixels(coarse, image)
             outcome = refiner.finish(prepared, refiner.segment(prepared.jobs))
-            tally.add(Match(coarse.key, with_masks(coarse, outcome), truth, None))
+            evaluator.add(Match(coarse.key, with_masks(coarse, outcome), truth, None))
         once.forget()
         images += 1
         on_image()
     if not images:
         raise DataError("nothing to measure: no class map has a ground truth; both are matched by image")
     names = ["coarse mask", *(row.name for row in rows)]
-    found = [tally.result().measures[0].value for tally in tallies]
+    found = [evaluator.result().measures[0].value for evaluator in evaluators]
     return [SplitScore(name, images, value or 0.0) for name, value in zip(names, found, strict=True)]
 
 
@@ -406,7 +406,7 @@ class _Sums:
     seconds: float = 0.0
 
     def add(self, mask: Rle | None, region: Region, canvas: Canvas) -> None:
-        found = common(canvas.shape(region.truth), canvas.shape(mask)).overlap
+        found = count_common(canvas.get_shape(region.truth), canvas.get_shape(mask)).overlap
         self.objects += 1
         self.iou += found.iou
         self.boundary_iou += found.boundary_iou

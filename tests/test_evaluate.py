@@ -1,5 +1,6 @@
 """The evaluation against slow definitions, pycocotools, faster-coco-eval and figures worked out by hand."""
 
+import dataclasses
 import itertools
 import json
 from collections.abc import Callable, Sequence
@@ -17,7 +18,15 @@ from scipy import ndimage
 
 from refinetool import masks
 from refinetool.errors import DataError, UsageError
-from refinetool.evaluate import InstanceTally, LabelTally, Match, Report, evaluate, matches, overlaps
+from refinetool.evaluate import (
+    InstanceEvaluator,
+    LabelMapEvaluator,
+    Match,
+    Report,
+    evaluate,
+    match_images,
+    measure_overlaps,
+)
 from refinetool.formats import open_dataset
 from refinetool.records import BoolArray, Region, Sample
 
@@ -108,7 +117,7 @@ def test_overlaps_equal_the_definition(pair: tuple[BoolArray, BoolArray], ratio:
     truth, guess = pair
     width_px = max(1, round(ratio * np.hypot(*truth.shape)))
     bands = boundary_by_definition(truth, width_px), boundary_by_definition(guess, width_px)
-    (overlap,) = overlaps(truth, [guess], boundary_ratio=ratio)
+    (overlap,) = measure_overlaps(truth, [guess], boundary_ratio=ratio)
     assert overlap.iou == iou_by_definition(truth, guess)
     assert overlap.boundary_iou == iou_by_definition(*bands)
 
@@ -116,9 +125,11 @@ def test_overlaps_equal_the_definition(pair: tuple[BoolArray, BoolArray], ratio:
 @given(pair=mask_pairs)
 def test_overlaps_are_symmetric_and_blind_to_flips(pair: tuple[BoolArray, BoolArray]) -> None:
     a, b = pair
-    assert overlaps(a, [b], boundary_ratio=0.1) == overlaps(b, [a], boundary_ratio=0.1)
-    assert overlaps(a, [b], boundary_ratio=0.1) == overlaps(a[::-1, ::-1], [b[::-1, ::-1]], boundary_ratio=0.1)
-    (own,) = overlaps(a, [a], boundary_ratio=0.1)
+    assert measure_overlaps(a, [b], boundary_ratio=0.1) == measure_overlaps(b, [a], boundary_ratio=0.1)
+    assert measure_overlaps(a, [b], boundary_ratio=0.1) == measure_overlaps(
+        a[::-1, ::-1], [b[::-1, ::-1]], boundary_ratio=0.1
+    )
+    (own,) = measure_overlaps(a, [a], boundary_ratio=0.1)
     assert (own.iou, own.boundary_iou) == (1.0, 1.0)
 
 
@@ -132,7 +143,7 @@ def test_overlaps_equal_pycocotools_and_faster_coco_eval(size: tuple[int, int]) 
     from faster_coco_eval.core import mask as faster_mask
 
     truth, guess = blobs(1, size), np.roll(blobs(1, size), (3, -5), axis=(0, 1))
-    (overlap,) = overlaps(truth, [guess], boundary_ratio=0.02)
+    (overlap,) = measure_overlaps(truth, [guess], boundary_ratio=0.02)
     runs = [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in (truth, guess)]
     assert overlap.iou == pytest.approx(coco_mask.iou(runs[:1], runs[1:], [0])[0, 0], abs=1e-12)
     bands = [faster_mask.rleToBoundary(run, 0.02) for run in runs]
@@ -190,6 +201,7 @@ def test_without_coarse_masks_the_prediction_says_what_is_scored() -> None:
     assert set(figures(report).values()) == {(1.0, None)}
     assert (report.counts["scored"], report.counts["missing"]) == (1, 1)
     assert (report.better, report.worse) == (None, None)
+    assert [(measure.name, measure.value) for measure in report.per_class] == [("IoU of category 1", 1.0)]
     assert report.rows()[0] == ("IoU, mean over objects", "-", "100.00", "-")
 
 
@@ -200,6 +212,41 @@ def test_empty_masks() -> None:
     report = score([prediction], [truth], None)
     assert figures(report)["IoU"] == (pytest.approx(1 / 3), None)
     assert (report.counts["empty_prediction"], report.counts["empty_ground_truth"]) == (2, 2)
+
+
+def with_region(sample: Sample, region: Region) -> Sample:
+    return dataclasses.replace(sample, regions=(*sample.regions, region))
+
+
+def test_what_the_prediction_lost_scores_nothing_even_if_the_ground_truth_is_empty() -> None:
+    """An empty mask, be it drawn or left out of the record, is an answer; none at all, or a broken one, is not."""
+    square, empty = box_mask(3, 4, 12, 15), np.zeros((40, 50), dtype=np.bool_)
+    truth = instances("a", {1: square, 2: empty})
+    answers = {
+        "empty mask": instances("a", {1: square, 2: empty}),
+        "empty record": with_region(instances("a", {1: square}), Region(2, 1, None, "empty")),
+        "no record": instances("a", {1: square}),
+        "broken record": instances("a", {1: square, 2: None}),
+    }
+    found = {name: score([answer], [truth], [truth]) for name, answer in answers.items()}
+    ious = {name: (figures(report)["IoU"][0], report.counts["lost"]) for name, report in found.items()}
+    assert ious == {
+        "empty mask": (1.0, 0),
+        "empty record": (1.0, 0),
+        "no record": (0.5, 1),
+        "broken record": (0.5, 1),
+    }
+
+
+def test_tiny_changes_are_neither_better_nor_worse() -> None:
+    """100 x 20 px: a column more or less changes the IoU by less than 0.01 twice, by 0.05 in the last object."""
+    truth = instances("a", {n: box_mask(0, 0, 110, 20, (20, 120)) for n in (1, 2, 3)})
+    ends = {1: (109, 110), 2: (110, 109), 3: (110, 100)}
+    coarse, refined = (
+        instances("a", {n: box_mask(0, 0, end[k], 20, (20, 120)) for n, end in ends.items()}) for k in (0, 1)
+    )
+    report = score([refined], [truth], [coarse])
+    assert (report.better, report.worse) == (0.0, pytest.approx(1 / 3))
 
 
 def test_annotation_id_0_is_an_id_like_any_other() -> None:
@@ -239,13 +286,15 @@ def random_triple(key: str, seed: int) -> Match:
 def assert_same_report(a: Report, b: Report) -> None:
     assert a.counts == b.counts
     assert (a.better, a.worse) == (b.better, b.worse)
-    for one, other in zip(a.measures, b.measures, strict=True):
+    for one, other in zip(a.measures + a.per_class, b.measures + b.per_class, strict=True):
         assert (one.value, one.before) == (pytest.approx(other.value), pytest.approx(other.before))
+    for mine, theirs in zip(a.gain_by_size + a.gain_by_coarse_iou, b.gain_by_size + b.gain_by_coarse_iou, strict=True):
+        assert dataclasses.asdict(mine) == pytest.approx(dataclasses.asdict(theirs), abs=1e-9)
 
 
-def test_merged_instance_tallies_equal_one() -> None:
+def test_merged_instance_evaluators_equal_one() -> None:
     triples = [random_triple(str(seed), seed) for seed in range(1, 4)]
-    whole, first, rest = (InstanceTally(with_coarse=True, boundary_ratio=0.02) for _ in range(3))
+    whole, first, rest = (InstanceEvaluator(with_coarse=True, boundary_ratio=0.02) for _ in range(3))
     for match in triples:
         whole.add(match)
     first.add(triples[0])
@@ -254,12 +303,13 @@ def test_merged_instance_tallies_equal_one() -> None:
     first.merge(rest)
     assert_same_report(first.result(), whole.result())
     assert whole.result().counts["scored"] == 9
+    assert sum(bin.objects for bin in whole.result().gain_by_size) == 9
 
 
 def test_scores_of_single_objects_can_be_had() -> None:
     square = box_mask(3, 4, 12, 15)
     match = Match("a", instances("a", {5: square}), instances("a", {5: square}), None)
-    (only,) = InstanceTally(with_coarse=False, boundary_ratio=0.02).scores(match)
+    (only,) = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02).score_objects(match)
     assert (only.key, only.id, only.after.overlap.iou, only.before) == ("a", 5, 1.0, None)
 
 
@@ -273,7 +323,8 @@ def miou_by_definition(truths: Sequence[np.ndarray], guesses: Sequence[np.ndarra
             if t != 255:
                 confusion[t, 0 if g == 255 else g] += 1
     union = confusion.sum(0) + confusion.sum(1) - np.diag(confusion)
-    return float(np.mean(np.diag(confusion)[union > 0] / union[union > 0]))
+    there = confusion.sum(1) > 0  # the classes that the ground truth has
+    return float(np.mean(np.diag(confusion)[there] / union[there]))
 
 
 def random_labels(seed: int) -> np.ndarray:
@@ -295,12 +346,12 @@ def test_miou_equals_the_confusion_matrix_over_the_whole_data_set() -> None:
     assert (report.better, report.worse) == (None, None)
 
 
-def test_merged_label_tallies_equal_one() -> None:
+def test_merged_label_evaluators_equal_one() -> None:
     images = [
         Match(str(i), label_map(str(i), random_labels(i)), label_map(str(i), random_labels(9 - i)), None)
         for i in range(3)
     ]
-    whole, first, rest = (LabelTally(with_coarse=False) for _ in range(3))
+    whole, first, rest = (LabelMapEvaluator(with_coarse=False) for _ in range(3))
     for match in images:
         whole.add(match)
     first.add(images[0])
@@ -310,19 +361,71 @@ def test_merged_label_tallies_equal_one() -> None:
     assert_same_report(first.result(), whole.result())
 
 
-def test_a_lost_label_map_counts_as_background() -> None:
-    truth = np.uint8([[0, 0, 3, 3]])
-    report = score(
-        [label_map("a", truth)],
-        [label_map("a", truth), label_map("b", truth)],
-        [label_map("a", truth), label_map("b", truth)],
-    )
+def test_classes_that_the_ground_truth_lacks_stay_out_of_the_mean() -> None:
+    """Their pixels are wrong, which the classes they hide have to bear."""
+    truth = np.uint8([[0, 0, 0, 0, 1, 1, 1, 1, 255, 255]])
+    guess = np.uint8([[0, 0, 0, 60, 1, 1, 1, 1, 61, 61]])
+    coarse = np.uint8([[0, 7, 7, 7, 1, 1, 1, 1, 0, 0]])
+    report = score([label_map("a", guess)], [label_map("a", truth)], [label_map("a", coarse)])
     assert figures(report) == {
-        "mIoU": (pytest.approx((4 / 6 + 2 / 4) / 2), 1.0),
-        "IoU of class 0": (pytest.approx(4 / 6), 1.0),
-        "IoU of class 3": (0.5, 1.0),
+        "mIoU": ((3 / 4 + 1) / 2, (1 / 4 + 1) / 2),
+        "IoU of class 0": (3 / 4, 1 / 4),
+        "IoU of class 1": (1.0, 1.0),
+        "IoU of class 7": (None, 0.0),
+        "IoU of class 60": (0.0, None),
     }
-    assert (report.counts["scored"], report.counts["lost"]) == (2, 1)
+    assert (report.counts["unknown_classes"], report.counts["unknown_classes_px"]) == (1, 1), "void hides class 61"
+    assert report.notes()[-2:] == [
+        "1 classes of the prediction that the ground truth does not have, left out of the mean",
+        "1 pixels of the prediction of such classes, counted as wrong",
+    ]
+
+
+def filled(maps: dict[str, np.ndarray]) -> list[Sample]:
+    """All six maps of a set, background in place of those that are not there."""
+    return [label_map(key, maps.get(key, np.zeros((9, 11), np.uint8))) for key in "abcdef"]
+
+
+def test_images_that_class_maps_lack_count_as_background() -> None:
+    """In the prediction and in the coarse file alike, whichever of them has more."""
+    truth, guess, coarse = ({key: random_labels(10 * n + i) for i, key in enumerate("abcdef")} for n in range(3))
+    del guess["b"], guess["f"], coarse["f"], coarse["c"], coarse["d"]
+    truths = filled(truth)
+    partial = score(*[[label_map(key, labels) for key, labels in maps.items()] for maps in (guess, truth, coarse)])
+    assert partial.measures == score(filled(guess), truths, filled(coarse)).measures
+    whole = [np.zeros((9, 11), np.uint8) if key not in guess else guess[key] for key in "abcdef"]
+    assert partial.measures[0].value == pytest.approx(miou_by_definition(list(truth.values()), whole))
+    assert {name: partial.counts[name] for name in ("scored", "lost", "lost_coarse")} == {
+        "scored": 6,
+        "lost": 2,
+        "lost_coarse": 3,
+    }
+    assert "3 missing or unreadable in the coarse file, scored as if nothing had been found there" in partial.notes()
+
+
+def test_half_a_prediction_scores_no_better_than_all_of_it() -> None:
+    good, poor = np.uint8([[0, 0, 3, 3]]), np.uint8([[3, 0, 3, 0]])
+    truth = [label_map("a", good), label_map("b", good)]
+    half, all_of_it = (score(maps, truth, None) for maps in ([label_map("a", good)], [truth[0], label_map("b", poor)]))
+    assert half.measures[0].value < all_of_it.measures[0].value
+    assert half.measures[0].value == pytest.approx((4 / 6 + 2 / 4) / 2)
+    assert all_of_it.measures[0].value == pytest.approx((3 / 5 + 3 / 5) / 2)
+    assert (half.counts["scored"], half.counts["lost"]) == (2, 1)
+
+
+def test_class_maps_without_ground_truth_are_left_out() -> None:
+    labels = np.uint8([[0, 0, 3, 3]])
+    one, two = ([label_map(key, labels) for key in keys] for keys in ("a", "ab"))
+    for report in (score(two, one, None), score(two, one, two), score(one, one, two)):
+        assert figures(report)["mIoU"][0] == 1.0
+        assert (report.counts["scored"], report.counts["extra"], report.counts["lost"]) == (1, 1, 0)
+
+
+def test_a_class_that_no_label_map_can_hold_is_told() -> None:
+    mask = masks.encode(np.ones((1, 4), dtype=np.bool_))
+    wrong = Sample("a", Path("a.jpg"), (1, 4), (Region(255, 255, mask),), layout="semantic")
+    with pytest.raises(DataError, match="Image a has a class 255; label maps hold classes from 0 to 254"):
+        score([wrong], [label_map("a", np.uint8([[0, 0, 3, 3]]))], None)
 
 
 # --- pairing, errors, output
@@ -349,7 +452,7 @@ def test_pairing_holds_back_nothing_when_orders_agree() -> None:
             yield instances(key, {1: box_mask(0, 0, 3, 3)})
 
     keys = []
-    for match in matches(reading("p"), reading("t"), reading("c")):
+    for match in match_images(reading("p"), reading("t"), reading("c")):
         keys.append(match.key)
         assert len(read) == 3 * len(keys)
     assert keys == ["a", "b", "c"]
@@ -375,9 +478,18 @@ def test_results_without_ids_do_not_compare_with_annotations() -> None:
 
 def test_files_with_nothing_in_common_are_refused() -> None:
     square = box_mask(0, 0, 3, 3)
+    seven, eight = instances("7", {1: square}), instances("8", {1: square})
+    with pytest.raises(DataError, match=r"the prediction and the ground truth have no image in common \('7' and '8', "):
+        score([seven], [eight], None)
+    with pytest.raises(
+        DataError, match=r"the coarse file and the ground truth have no image in common \('8' and '7', "
+    ):
+        score([seven], [seven], [eight])
+    with pytest.raises(DataError, match=r"no image in common \('7', for example, and none\)"):
+        score([seven], [], None)
     with pytest.raises(DataError, match="no object in common"):
-        score([instances("7", {1: square})], [instances("8", {1: square})], None)
-    with pytest.raises(DataError, match="no object in common"):
+        score([instances("7", {2: square})], [seven], None)
+    with pytest.raises(DataError, match="hold no images"):
         score([], [], None)
 
 
@@ -423,6 +535,9 @@ def test_label_maps_that_cannot_be_read() -> None:
     report = score([good, label_map("b", truth)], [good, broken], None)
     assert figures(report)["IoU of class 3"] == (1.0, None)
     assert (report.counts["scored"], report.counts["unreadable"]) == (1, 1)
+    report = score([good], [good], [dataclasses.replace(broken, key="a")])
+    assert figures(report)["IoU of class 3"] == (1.0, 0.0)
+    assert (report.counts["lost"], report.counts["lost_coarse"]) == (0, 1)
 
 
 # --- through real files

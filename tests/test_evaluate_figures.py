@@ -3,6 +3,7 @@
 import json
 import math
 from collections.abc import Sequence
+from concurrent.futures.process import BrokenProcessPool
 from pathlib import Path
 from typing import Any
 
@@ -18,18 +19,18 @@ from skimage import morphology
 from refinetool import masks
 from refinetool.errors import DataError, UsageError
 from refinetool.evaluate import (
-    ClipTally,
-    InstanceTally,
+    ClipEvaluator,
+    InstanceEvaluator,
     Match,
     Report,
-    SelectionTally,
+    SelectionEvaluator,
     evaluate,
 )
-from refinetool.evaluate.boundary_accuracy import boundary_accuracies, near_outline, radii
-from refinetool.evaluate.clips import contour, contour_f
-from refinetool.evaluate.families import Families, tally_all
-from refinetool.evaluate.gains import IOUS, SIDES_PX, GainTally
-from refinetool.evaluate.shapes import Canvas, shape_of
+from refinetool.evaluate.boundary_accuracy import compute_boundary_accuracies, compute_radii, find_outline_region
+from refinetool.evaluate.clips import compute_contour_f, find_contour
+from refinetool.evaluate.evaluators import Metrics, evaluate_all, score_images
+from refinetool.evaluate.gains import IOUS, SIDES_PX, GainHistogram
+from refinetool.evaluate.shapes import Canvas, make_shape
 from refinetool.formats import open_dataset
 from refinetool.records import BoolArray, Region, Sample
 
@@ -70,7 +71,7 @@ def ellipse_by_definition(radius: int) -> BoolArray:
     return kernel
 
 
-def accuracy_by_definition(truth: BoolArray, guess: BoolArray) -> float | None:
+def accuracy_by_definition(truth: BoolArray, guess: BoolArray, void: BoolArray) -> float | None:
     """Pixel by pixel: near the outline is where the kernel finds both mask and background within the image."""
     height, width = truth.shape
     accuracies = []
@@ -85,7 +86,7 @@ def accuracy_by_definition(truth: BoolArray, guess: BoolArray) -> float | None:
                     for dx in range(-radius, radius + 1)
                     if kernel[dy + radius, dx + radius] and 0 <= y + dy < height and 0 <= x + dx < width
                 }
-                if len(seen) == 2:
+                if len(seen) == 2 and not void[y, x]:
                     near += 1
                     right += bool(truth[y, x] == guess[y, x])
         if not near:
@@ -94,33 +95,37 @@ def accuracy_by_definition(truth: BoolArray, guess: BoolArray) -> float | None:
     return sum(accuracies) / 5
 
 
-def accuracy(truth: BoolArray, guess: BoolArray) -> float | None:
+def accuracy(truth: BoolArray, guess: BoolArray, void: BoolArray | None = None) -> float | None:
     size = (truth.shape[0], truth.shape[1])
-    found = boundary_accuracies(
-        *(shape_of(truth, (0, 0), band_px=1), [shape_of(guess, (0, 0), band_px=1)]), size=size, void=None
+    found = compute_boundary_accuracies(
+        *(make_shape(truth, (0, 0), band_px=1), [make_shape(guess, (0, 0), band_px=1)]), size=size, void=void
     )
     return None if found is None else found[0]
 
 
 @given(size=st.tuples(st.integers(1, 9), st.integers(1, 9)), data=st.data())
 def test_boundary_accuracy_equals_its_definition(size: tuple[int, int], data: st.DataObject) -> None:
-    truth, guess = data.draw(arrays(np.bool_, size)), data.draw(arrays(np.bool_, size))
-    assert accuracy(truth, guess) == pytest.approx(accuracy_by_definition(truth, guess))
+    truth, guess, void = (data.draw(arrays(np.bool_, size)) for _ in range(3))
+    nowhere = np.zeros(size, np.bool_)
+    assert accuracy(truth, guess) == pytest.approx(accuracy_by_definition(truth, guess, nowhere))
+    truth, guess = truth & ~void, guess & ~void
+    assert accuracy(truth, guess, void) == pytest.approx(accuracy_by_definition(truth, guess, void))
 
 
 @pytest.mark.parametrize("size", [(20, 1400), (1300, 12)])
 def test_boundary_accuracy_of_wide_regions(size: tuple[int, int]) -> None:
     """Images so long that the five radii differ, objects that the frame cuts."""
-    assert len(set(radii(size))) > 2
+    assert len(set(compute_radii(size))) > 2
     truth = disc(size, 6, 4, 9) | disc(size, size[1] - 2, size[0] - 1, 5)
     guess = disc(size, 8, 4, 9)
-    assert accuracy(truth, guess) == pytest.approx(accuracy_by_definition(truth, guess))
+    nowhere = np.zeros(size, np.bool_)
+    assert accuracy(truth, guess) == pytest.approx(accuracy_by_definition(truth, guess, nowhere))
 
 
 @pytest.mark.parametrize("size", [(300, 374), (427, 640), (1080, 1920), (2160, 3840), (3, 5)])
 def test_radii(size: tuple[int, int]) -> None:
-    assert list(radii(size)) == radii_by_definition(*size)
-    assert (set(radii(size)) == {1}) == (sum(size) < 675)
+    assert list(compute_radii(size)) == radii_by_definition(*size)
+    assert (set(compute_radii(size)) == {1}) == (sum(size) < 675)
 
 
 @pytest.mark.parametrize("radius", [1, 2, 3, 7, 12])
@@ -129,28 +134,28 @@ def test_the_region_is_the_gradient_with_an_ellipse(radius: int) -> None:
     kernel = ellipse_by_definition(radius)
     grown, shrunk = morphology.dilation(mask, kernel), morphology.erosion(mask, kernel)
     inside = (slice(radius, -radius), slice(radius, -radius))  # skimage has its own idea of what is beyond the frame
-    assert np.array_equal(near_outline(mask, radius)[inside], (grown & ~shrunk)[inside])
+    assert np.array_equal(find_outline_region(mask, radius)[inside], (grown & ~shrunk)[inside])
 
 
 def test_masks_without_an_outline_are_left_out_of_mba() -> None:
     full, square = np.ones((20, 20), np.bool_), disc((20, 20), 8, 8, 4)
-    tally = InstanceTally(with_coarse=False, boundary_ratio=0.02)
-    tally.add(
+    evaluator = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02)
+    evaluator.add(
         Match("a", sample("a", {1: full, 2: square, 3: square}), sample("a", {1: full, 2: ~full, 3: square}), None)
     )
-    report = tally.result()
+    report = evaluator.result()
     assert value(report, "mBA") == 1.0
     assert report.counts["no_outline"] == 2
-    nothing = InstanceTally(with_coarse=False, boundary_ratio=0.02)
+    nothing = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02)
     nothing.add(Match("a", sample("a", {1: full}), sample("a", {1: full}), None))
     assert value(nothing.result(), "mBA") is None
 
 
 def test_void_pixels_do_not_count_for_mba() -> None:
     truth, ring = disc((40, 40), 20, 20, 10), disc((40, 40), 20, 20, 13) & ~disc((40, 40), 20, 20, 10)
-    tally = InstanceTally(with_coarse=False, boundary_ratio=0.02)
-    tally.add(Match("a", sample("a", {1: truth | ring}), sample("a", {1: truth}, void=ring), None))
-    assert value(tally.result(), "mBA") == 1.0
+    evaluator = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02)
+    evaluator.add(Match("a", sample("a", {1: truth | ring}), sample("a", {1: truth}, void=ring), None))
+    assert value(evaluator.result(), "mBA") == 1.0
 
 
 # --- figures of objects
@@ -167,9 +172,9 @@ def test_global_and_class_iou_are_sums_not_means() -> None:
         kinds = zip((7, 7, 8), found, strict=True)
         return Sample("a", Path("a"), (30, 30), tuple(Region(n, c, masks.encode(m)) for n, (c, m) in enumerate(kinds)))
 
-    tally = InstanceTally(with_coarse=False, boundary_ratio=0.02)
-    tally.add(Match("a", regions(half, small, ~np.ones_like(other)), regions(big, small, other), None))
-    report = tally.result()
+    evaluator = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02)
+    evaluator.add(Match("a", regions(half, small, ~np.ones_like(other)), regions(big, small, other), None))
+    report = evaluator.result()
     assert value(report, "IoU") == pytest.approx((0.5 + 1 + 0) / 3)
     assert value(report, "global IoU") == pytest.approx(54 / 129)
     assert value(report, "category mIoU") == pytest.approx((54 / 104 + 0) / 2)
@@ -184,16 +189,16 @@ def test_single_pixels_full_frames_and_strips() -> None:
     one[0, 3] = True
     full = np.ones((1, 17), np.bool_)
     for prediction, truth, iou in ((one, one, 1.0), (full, full, 1.0), (one, full, 1 / 17), (~full, full, 0.0)):
-        tally = InstanceTally(with_coarse=False, boundary_ratio=0.02)
-        tally.add(Match("a", sample("a", {0: prediction}), sample("a", {0: truth}), None))
-        assert value(tally.result(), "IoU") == value(tally.result(), "boundary IoU") == iou
+        evaluator = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02)
+        evaluator.add(Match("a", sample("a", {0: prediction}), sample("a", {0: truth}), None))
+        assert value(evaluator.result(), "IoU") == value(evaluator.result(), "boundary IoU") == iou
 
 
 def test_where_everything_is_void_all_masks_are_empty() -> None:
     full = np.ones((6, 9), np.bool_)
-    tally = InstanceTally(with_coarse=False, boundary_ratio=0.02)
-    tally.add(Match("a", sample("a", {1: full}), sample("a", {1: full}, void=full), None))
-    report = tally.result()
+    evaluator = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02)
+    evaluator.add(Match("a", sample("a", {1: full}), sample("a", {1: full}, void=full), None))
+    report = evaluator.result()
     assert (value(report, "IoU"), value(report, "global IoU"), value(report, "mBA")) == (1.0, None, None)
     assert (report.counts["empty_ground_truth"], report.counts["empty_prediction"]) == (1, 1)
 
@@ -201,36 +206,37 @@ def test_where_everything_is_void_all_masks_are_empty() -> None:
 def test_a_mask_is_drawn_once() -> None:
     canvas = Canvas((20, 20), None, 1)
     rle = masks.encode(disc((20, 20), 5, 5, 3))
-    assert canvas.shape(rle) is canvas.shape(rle)
+    assert canvas.get_shape(rle) is canvas.get_shape(rle)
 
 
 # --- gains
 
 
 def test_gain_bins() -> None:
-    tally, other = GainTally(IOUS), GainTally(IOUS)
-    for before, after in ((0.45, 0.65), (0.41, 0.51), (1.0, 0.9)):
-        tally.add(before, before=before, after=after)
+    histogram, other = GainHistogram(IOUS), GainHistogram(IOUS)
+    for before, after in ((0.45, 0.65), (0.41, 0.51), (1.0, 0.9), (0.7, 0.691)):
+        histogram.add(before, before=before, after=after)
     other.add(0.5, before=0.5, after=0.505)
-    tally.merge(other)
-    bins = {bin.low: bin for bin in tally.result()}
-    assert [bin.objects for bin in bins.values()] == [0, 2, 1, 0, 0, 0, 0, 1]
+    histogram.merge(other)
+    bins = {bin.low: bin for bin in histogram.result()}
+    assert [bin.objects for bin in bins.values()] == [0, 2, 1, 0, 1, 0, 0, 1]
     assert bins[0.0].gain is None
     assert bins[0.4].gain == pytest.approx(0.15)
     assert bins[0.4].gain_error == pytest.approx(np.std([0.2, 0.1], ddof=1) / math.sqrt(2))
     assert bins[0.4].before == pytest.approx(0.43)
     assert (bins[0.4].better, bins[0.4].worse) == (1.0, 0.0)
     assert (bins[0.5].better, bins[0.5].worse) == (0.0, 0.0), "0.005 is no notable change"
+    assert (bins[0.7].better, bins[0.7].worse) == (0.0, 0.0), "nor is -0.009"
     assert bins[0.5].gain_error is None
     assert bins[0.95].worse == 1.0
 
 
 def test_objects_are_binned_by_the_side_of_their_area() -> None:
-    tally = GainTally(SIDES_PX)
+    histogram = GainHistogram(SIDES_PX)
     for side in (1.0, 15.9, 16.0, 32.0, 96.0, 5000.0):
-        tally.add(side, before=0.0, after=0.0)
-    assert [bin.objects for bin in tally.result()] == [2, 1, 1, 0, 1, 1]
-    assert math.isinf(tally.result()[-1].high)
+        histogram.add(side, before=0.0, after=0.0)
+    assert [bin.objects for bin in histogram.result()] == [2, 1, 1, 0, 1, 1]
+    assert math.isinf(histogram.result()[-1].high)
 
 
 # --- J and F
@@ -268,17 +274,17 @@ def f_by_definition(truth: BoolArray, guess: BoolArray) -> float:
 @given(size=st.tuples(st.integers(1, 12), st.integers(1, 12)), data=st.data())
 def test_f_equals_its_definition(size: tuple[int, int], data: st.DataObject) -> None:
     truth, guess = data.draw(arrays(np.bool_, size)), data.draw(arrays(np.bool_, size))
-    assert np.array_equal(contour(truth), contour_by_definition(truth))
-    assert contour_f(truth, guess) == pytest.approx(f_by_definition(truth, guess))
+    assert np.array_equal(find_contour(truth), contour_by_definition(truth))
+    assert compute_contour_f(truth, guess) == pytest.approx(f_by_definition(truth, guess))
 
 
 def test_f_of_larger_masks() -> None:
     size = (120, 170)  # contours may be 2 px apart
     truth = disc(size, 80, 60, 32)
-    assert contour_f(truth, truth) == 1.0
+    assert compute_contour_f(truth, truth) == 1.0
     for guess in (disc(size, 82, 60, 32), disc(size, 80, 60, 35), disc(size, 4, 4, 25), disc(size, 90, 60, 24)):
-        assert contour_f(truth, guess) == pytest.approx(f_by_definition(truth, guess))
-    assert contour_f(truth, disc(size, 80, 60, 27)) == 0.0, "further off than contours may be"
+        assert compute_contour_f(truth, guess) == pytest.approx(f_by_definition(truth, guess))
+    assert compute_contour_f(truth, disc(size, 80, 60, 27)) == 0.0, "further off than contours may be"
 
 
 def frame(*objects: Sequence[int]) -> np.ndarray:
@@ -358,6 +364,40 @@ def test_frames_that_the_prediction_lacks_count_as_empty(tmp_path: Path) -> None
     assert report.counts["clip_frames_lost"] == 1
 
 
+def test_frames_whose_ground_truth_cannot_be_read_are_left_out() -> None:
+    """Nothing is known about them, so finding an object there is no mistake."""
+    evaluator = ClipEvaluator(with_coarse=True, rule="davis")
+    for number in range(5):
+        key, shown = f"a/{number}", sample(f"a/{number}", {1: disc((30, 40), 15, 15, 8)})
+        broken = Sample(key, Path(key), (30, 40), (Region(0, None, None, "unreadable-mask"),))
+        evaluator.add(Match(key, shown, broken if number == 2 else shown, shown))
+    report = evaluator.result()
+    assert (value(report, "J&F"), report.measures[0].before) == (1.0, 1.0)
+    assert report.counts["clip_frames_unreadable"] == 1
+
+
+def test_frames_whose_prediction_cannot_be_read_count_as_empty() -> None:
+    shown = sample("a/1", {1: disc((30, 40), 15, 15, 8)})
+    broken = Sample("a/1", Path("a/1"), (30, 40), (Region(0, None, None, "unreadable-mask"),))
+    evaluator = ClipEvaluator(with_coarse=False, rule="davis")
+    for key, prediction in (("a/0", shown), ("a/1", broken), ("a/2", shown)):
+        evaluator.add(Match(key, prediction, shown, None))
+    assert value(evaluator.result(), "J&F") == 0.0
+    assert evaluator.result().counts["clip_frames_lost"] == 1
+
+
+def test_void_pixels_do_not_count_in_clips() -> None:
+    """Object 2 of the prediction lies where nothing is known, so it is not there at all."""
+    core, whole = disc((30, 40), 12, 15, 6), disc((30, 40), 12, 15, 9)
+    elsewhere = disc((30, 40), 33, 15, 4)
+    truth = sample("a/1", {1: core}, void=(whole & ~core) | elsewhere)
+    evaluator = ClipEvaluator(with_coarse=False, rule="davis")
+    for key in ("a/0", "a/1", "a/2"):
+        evaluator.add(Match(key, sample(key, {1: whole, 2: elsewhere}), truth, None))
+    report = evaluator.result()
+    assert (value(report, "J"), value(report, "F"), report.counts["clip_objects"]) == (1.0, 1.0, 1)
+
+
 def test_objects_that_the_ground_truth_never_shows_are_an_error(tmp_path: Path) -> None:
     guess = TRUTH | {"b/01": frame((1, 5, 15), (9, 20, 30))}
     files = clips(tmp_path / "guess", guess), clips(tmp_path / "truth", TRUTH)
@@ -366,8 +406,15 @@ def test_objects_that_the_ground_truth_never_shows_are_an_error(tmp_path: Path) 
     assert value(evaluate(*files, protocol="none"), "IoU") == 1.0
 
 
-def test_merged_clip_tallies_equal_one() -> None:
-    whole, first, rest = (ClipTally(with_coarse=False, rule="davis") for _ in range(3))
+def test_frames_of_no_clip_have_no_j_and_f(tmp_path: Path) -> None:
+    frames = {key.rpartition("/")[2]: labels for key, labels in TRUTH.items() if key.startswith("a/")}
+    report = evaluate(clips(tmp_path / "guess", frames), clips(tmp_path / "truth", frames))
+    assert value(report, "IoU") == 1.0
+    assert not any(measure.name == "J" for measure in report.measures)
+
+
+def test_merged_clip_evaluators_equal_one() -> None:
+    whole, first, rest = (ClipEvaluator(with_coarse=False, rule="davis") for _ in range(3))
     for number, (key, labels) in enumerate(TRUTH.items()):
         objects = {id: labels == id for id in (1, 2)}
         shifted = {id: np.roll(labels == id, number, axis=1) for id in (1, 2)}
@@ -386,36 +433,40 @@ def stripes(*widths: int) -> list[BoolArray]:
     return [np.arange(40)[None].repeat(10, axis=0) < width for width in widths]
 
 
-def offer(id: int, widths: Sequence[int], scores: Sequence[float], selected: int) -> dict[str, Any]:
+def candidate_set(id: int, widths: Sequence[int], scores: Sequence[float], selected: int) -> dict[str, Any]:
     runs = [masks.encode(mask) for mask in stripes(*widths)]
     candidates = [{"size": list(rle.size), "counts": rle.counts.decode()} for rle in runs]
     return {"id": id, "selected": selected, "scores": list(scores), "candidates": candidates}
 
 
-def line(key: str, *offers: dict[str, Any]) -> str:
-    return json.dumps({"image": key, "annotations": offers})
+def line(key: str, *sets: dict[str, Any]) -> str:
+    return json.dumps({"image": key, "annotations": sets})
 
 
 # The truth is 20 columns wide, so the IoU of a stripe of w columns is w / 20 or 20 / w; coarse masks are 12 wide.
-OFFERS = [
-    offer(1, (20, 10, 15, 30), (0.99, 0.5, 0.9, 0.1), 2),  # predicted takes 15, the best; coarse takes 10
-    offer(2, (10, 25, 16, 5), (0.1, 0.9, 0.8, 0.2), 0),  # predicted takes 25: 0.8, a tie with 16; coarse takes 16
-    offer(3, (10, 10, 19, 5), (0.1, 0.9, 0.8, 0.2), 1),  # predicted takes 10: wrong, and so does coarse
-    offer(4, (40, 0, 0, 0), (0.1, 0.9, 0.8, 0.2), 1),  # hopeless: what might have met the truth does not compete
-    offer(99, (10, 10, 10, 10), (0.1, 0.9, 0.8, 0.2), 1),  # unknown
+CANDIDATE_SETS = [
+    candidate_set(1, (20, 10, 15, 30), (0.99, 0.5, 0.9, 0.1), 2),  # predicted takes 15, the best; coarse takes 10
+    candidate_set(
+        2, (10, 25, 16, 5), (0.1, 0.9, 0.8, 0.2), 0
+    ),  # predicted takes 25: 0.8, a tie with 16, which coarse takes
+    candidate_set(3, (10, 10, 19, 5), (0.1, 0.9, 0.8, 0.2), 1),  # predicted takes 10: wrong, and so does coarse
+    candidate_set(
+        4, (40, 0, 0, 0), (0.1, 0.9, 0.8, 0.2), 1
+    ),  # hopeless: what might have met the truth does not compete
+    candidate_set(99, (10, 10, 10, 10), (0.1, 0.9, 0.8, 0.2), 1),  # unknown
 ]
 
 
 def selection_match(*, coarse: bool) -> Match:
     truth = sample("a", dict.fromkeys((1, 2, 3, 4), stripes(20)[0]))
     loose = sample("a", dict.fromkeys((1, 2, 3, 4), stripes(12)[0]))
-    return Match("a", truth, truth, loose if coarse else None, line("a", *OFFERS))
+    return Match("a", truth, truth, loose if coarse else None, line("a", *CANDIDATE_SETS))
 
 
 def test_top_1_accuracy_worked_out_by_hand() -> None:
-    tally = SelectionTally(with_coarse=True)
-    tally.add(selection_match(coarse=True))
-    report = tally.result()
+    evaluator = SelectionEvaluator(with_coarse=True)
+    evaluator.add(selection_match(coarse=True))
+    report = evaluator.result()
     assert {measure.name: measure.value for measure in report.measures} == {
         "top-1 accuracy, highest predicted IoU": pytest.approx(2 / 3),
         "top-1 accuracy, most like the coarse mask": pytest.approx(1 / 3),
@@ -430,26 +481,60 @@ def test_top_1_accuracy_worked_out_by_hand() -> None:
 
 
 def test_without_coarse_masks_there_is_one_criterion() -> None:
-    tally = SelectionTally(with_coarse=False)
-    tally.add(selection_match(coarse=False))
-    assert not any("coarse" in measure.name for measure in tally.result().measures)
+    evaluator = SelectionEvaluator(with_coarse=False)
+    evaluator.add(selection_match(coarse=False))
+    assert not any("coarse" in measure.name for measure in evaluator.result().measures)
 
 
-def test_merged_selection_tallies_equal_one() -> None:
-    whole, first, rest = (SelectionTally(with_coarse=True) for _ in range(3))
-    for tally in (whole, whole, first, rest):
-        tally.add(selection_match(coarse=True))
+def test_merged_selection_evaluators_equal_one() -> None:
+    whole, first, rest = (SelectionEvaluator(with_coarse=True) for _ in range(3))
+    for evaluator in (whole, whole, first, rest):
+        evaluator.add(selection_match(coarse=True))
     first.merge(rest)
     ours, theirs = first.result(), whole.result()
     assert ours.counts == theirs.counts
     assert [m.value for m in ours.measures] == [pytest.approx(m.value) for m in theirs.measures]
 
 
+def test_the_single_mask_output_is_where_the_file_says() -> None:
+    """The last candidate is perfect and scores highest, but it does not compete."""
+    truth = sample("a", {1: stripes(20)[0]})
+    candidates = candidate_set(1, (10, 15, 20), (0.2, 0.3, 0.9), 0) | {"single": 2}
+    evaluator = SelectionEvaluator(with_coarse=False)
+    evaluator.add(Match("a", truth, truth, None, line("a", candidates)))
+    report = evaluator.result()
+    assert value(report, "IoU of the candidate, highest predicted IoU") == 0.75
+    assert value(report, "IoU of the candidate, single-mask output") == 1.0
+
+
+def test_candidates_within_a_millionth_of_the_best_are_as_good() -> None:
+    full = np.ones((1200, 1000), np.bool_)
+    results = []
+    for missing in (1, 2):
+        less = full.copy()
+        less[0, :missing] = False
+        runs = [masks.encode(mask) for mask in (full, full, less)]
+        candidates = [{"size": [1200, 1000], "counts": rle.counts.decode()} for rle in runs]
+        record = {"id": 1, "selected": 0, "scores": [0.1, 0.2, 0.9], "candidates": candidates}
+        evaluator = SelectionEvaluator(with_coarse=False)
+        evaluator.add(Match("a", None, sample("a", {1: full}), None, line("a", record)))
+        results.append(value(evaluator.result(), "top-1 accuracy, highest predicted IoU"))
+    assert results == [1.0, 0.0], "one pixel of 1.2 million is less than a millionth, two are more"
+
+
+def test_crowds_have_no_candidates() -> None:
+    crowd = Region(1, 1, masks.encode(stripes(20)[0]), "crowd")
+    truth = Sample("a", Path("a.jpg"), (10, 40), (crowd,))
+    evaluator = SelectionEvaluator(with_coarse=False)
+    evaluator.add(Match("a", truth, truth, None, line("a", CANDIDATE_SETS[0])))
+    assert evaluator.result().counts == {"selections": 0, "selections_hopeless": 0, "selections_unknown": 1}
+
+
 def test_void_pixels_do_not_count_for_candidates() -> None:
     truth = sample("a", {1: stripes(20)[0]}, void=stripes(40)[0] & ~stripes(20)[0])
-    tally = SelectionTally(with_coarse=False)
-    tally.add(Match("a", truth, truth, None, line("a", offer(1, (5, 40, 10), (0.5, 0.9, 0.1), 0))))
-    assert value(tally.result(), "IoU of the candidate, highest predicted IoU") == 1.0
+    evaluator = SelectionEvaluator(with_coarse=False)
+    evaluator.add(Match("a", truth, truth, None, line("a", candidate_set(1, (5, 40, 10), (0.5, 0.9, 0.1), 0))))
+    assert value(evaluator.result(), "IoU of the candidate, highest predicted IoU") == 1.0
 
 
 @pytest.fixture
@@ -468,7 +553,7 @@ def coco(tmp_path: Path) -> Any:
 
 def test_a_file_of_candidates(tmp_path: Path, coco: Any) -> None:
     path = tmp_path / "candidates.jsonl"
-    path.write_text("\n".join([line("7", OFFERS[0]), line("1", *OFFERS), line("2")]) + "\n")
+    path.write_text("\n".join([line("7", CANDIDATE_SETS[0]), line("1", *CANDIDATE_SETS), line("2")]) + "\n")
     report = evaluate(coco, coco, candidates=path)
     assert report.counts["selections"] == 3
     assert value(report, "top-1 accuracy, highest predicted IoU") == pytest.approx(2 / 3)
@@ -482,14 +567,18 @@ def test_a_file_of_candidates(tmp_path: Path, coco: Any) -> None:
         ("[]", "line 1: expected an object with image and annotations"),
         (f"{line('1')}\n{line('1')}", "line 2: a second record of image '1'"),
         (line("1", {"id": 1}), "expected id, selected, scores and candidates"),
-        (line("1", OFFERS[0] | {"scores": [0.1]}), "has 4 candidates, 1 scores, and takes number 2"),
-        (line("1", OFFERS[0] | {"selected": 4}), "takes number 4"),
-        (line("1", OFFERS[0] | {"candidates": [1, 2, 3, 4]}), "candidates that can't be read"),
+        (line("1", CANDIDATE_SETS[0] | {"scores": [0.1]}), "has 4 candidates, 1 scores, and takes number 2"),
+        (line("1", CANDIDATE_SETS[0] | {"selected": 4}), "takes number 4"),
+        (line("1", CANDIDATE_SETS[0] | {"single": "x"}), "expected a score for each, and one of them taken"),
+        (line("1", CANDIDATE_SETS[0] | {"candidates": [1, 2, 3, 4]}), "candidates that can't be read"),
         (
-            line("1", OFFERS[0] | {"candidates": [{"size": [10, 40], "counts": "zz"}] * 4}),
+            line("1", CANDIDATE_SETS[0] | {"candidates": [{"size": [10, 40], "counts": "zz"}] * 4}),
             "candidates that can't be read",
         ),
-        (line("1", OFFERS[0] | {"candidates": [{"size": [1, 4], "counts": "4"}] * 4}), "of another size"),
+        (
+            line("1", CANDIDATE_SETS[0] | {"candidates": [{"size": [1, 4], "counts": "4"}] * 4}),
+            "Image 1: a candidate of object 1 is 4 x 1, its ground truth 40 x 10",
+        ),
     ],
 )
 def test_broken_candidates_are_told_in_a_sentence(tmp_path: Path, coco: Any, text: str, sentence: str) -> None:
@@ -513,6 +602,16 @@ def test_class_maps_have_no_candidates(tmp_path: Path) -> None:
         evaluate(opened, opened, candidates=tmp_path / "c.jsonl")
 
 
+def test_results_have_no_candidates(tmp_path: Path, coco: Any) -> None:
+    runs = masks.encode(stripes(20)[0])
+    result = {"image_id": 1, "category_id": 1, "score": 0.5}
+    result |= {"segmentation": {"size": [10, 40], "counts": runs.counts.decode()}}
+    (tmp_path / "results.json").write_text(json.dumps([result]))
+    (tmp_path / "c.jsonl").write_text("")
+    with pytest.raises(UsageError, match="class maps and COCO results have none"):
+        evaluate(open_dataset(tmp_path / "results.json", need_images=False), coco, candidates=tmp_path / "c.jsonl")
+
+
 # --- mask folders
 
 
@@ -530,12 +629,31 @@ def test_folders_of_one_object_per_image_have_hq_sams_figures(tmp_path: Path) ->
 
 def test_folders_of_several_objects_have_none() -> None:
     truth = sample("a", {0: disc((9, 9), 2, 2, 1), 1: disc((9, 9), 6, 6, 1)})
-    tally = InstanceTally(with_coarse=False, boundary_ratio=0.02, folder=True)
-    tally.add(Match("a", truth, truth, None))
-    assert not any(measure.name == "mBIoU" for measure in tally.result().measures)
+    evaluator = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02, folder=True)
+    evaluator.add(Match("a", truth, truth, None))
+    assert not any(measure.name == "mBIoU" for measure in evaluator.result().measures)
+    single = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02, folder=True)
+    single.add(Match("b", *(sample("b", {0: disc((9, 9), 2, 2, 1)}) for _ in range(2)), None))
+    assert any(measure.name == "mBIoU" for measure in single.result().measures)
+    single.merge(evaluator)
+    assert not any(measure.name == "mBIoU" for measure in single.result().measures), "images of several objects merge"
 
 
 # --- processes
+
+
+def instance_metrics() -> Metrics:
+    return Metrics(
+        with_coarse=True,
+        boundary_ratio=0.02,
+        label_maps=False,
+        objects=True,
+        folder=False,
+        clips=None,
+        precision=True,
+        federation=None,
+        selection=False,
+    )
 
 
 def test_processes_and_tasks_change_nothing() -> None:
@@ -549,28 +667,37 @@ def test_processes_and_tasks_change_nothing() -> None:
             found.append(Match(str(number), *(sample(str(number), {1: m}) for m in (refined, truth, coarse))))
         return found
 
-    families = Families(
-        with_coarse=True,
-        boundary_ratio=0.02,
-        label_maps=False,
-        objects=True,
-        folder=False,
-        clips=None,
-        precision=True,
-        federation=None,
-        selection=False,
-    )
+    metrics = instance_metrics()
     given_matches, told = matches(), []
     alone, shared = (
-        tally_all(families, iter(given_matches), workers=workers, on_progress=told.append) for workers in (1, 2)
+        evaluate_all(metrics, iter(given_matches), workers=workers, on_progress=told.append) for workers in (1, 2)
     )
-    assert [tally.result() for tally in alone] == [tally.result() for tally in shared]
+    assert [evaluator.result() for evaluator in alone] == [evaluator.result() for evaluator in shared]
     assert told == [32, 64, 96, 128, 160, 170] * 2
+
+
+def test_masks_are_forgotten_once_their_image_is_scored() -> None:
+    match = Match("a", *(sample("a", {1: disc((30, 40), 15, 15, 8)}) for _ in range(3)))
+    InstanceEvaluator(with_coarse=True, boundary_ratio=0.02).add(match)
+    assert match.canvases, "the evaluators share them"
+    score_images(instance_metrics(), [match])
+    assert not match.canvases
+
+
+def test_a_process_that_dies_is_told_in_a_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    def die(*_: object) -> None:
+        raise BrokenProcessPool
+
+    monkeypatch.setattr("refinetool.evaluate.evaluators.ProcessPoolExecutor.submit", die)
+    shown = sample("a", {1: disc((30, 40), 15, 15, 8)})
+    many = (Match(str(number), shown, shown, None) for number in range(170))
+    with pytest.raises(UsageError, match="could not be started or was killed"):
+        evaluate_all(instance_metrics(), many, workers=2, on_progress=lambda _: None)
 
 
 def test_coco_mask_agrees_on_overlaps() -> None:
     truth, guess = disc((50, 60), 30, 25, 15), disc((50, 60), 34, 25, 15)
-    tally = InstanceTally(with_coarse=False, boundary_ratio=0.02)
-    tally.add(Match("a", sample("a", {1: guess}), sample("a", {1: truth}), None))
+    evaluator = InstanceEvaluator(with_coarse=False, boundary_ratio=0.02)
+    evaluator.add(Match("a", sample("a", {1: guess}), sample("a", {1: truth}), None))
     runs = [coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8)) for mask in (guess, truth)]
-    assert value(tally.result(), "global IoU") == pytest.approx(coco_mask.iou(runs[:1], runs[1:], [0])[0, 0])
+    assert value(evaluator.result(), "global IoU") == pytest.approx(coco_mask.iou(runs[:1], runs[1:], [0])[0, 0])

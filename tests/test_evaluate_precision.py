@@ -2,6 +2,7 @@
 
 import copy
 import json
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,9 @@ from pycocotools.cocoeval import COCOeval
 from scipy import ndimage
 
 from refinetool.errors import DataError, UsageError
-from refinetool.evaluate import ApTally, Report, evaluate, matches
+from refinetool.evaluate import ApEvaluator, Report, evaluate, match_images
 from refinetool.formats import open_dataset
+from refinetool.records import Sample
 
 RATIO = 0.02
 NAMES = ("AP", "AP50", "AP75", "AP small", "AP medium", "AP large")
@@ -203,6 +205,48 @@ def test_worked_values(tmp_path: Path) -> None:
     assert (value(report, "AP medium"), value(report, "AP large")) == (None, None), "undefined, not -1"
 
 
+def broken(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+    """The truth with run lengths of some annotations that nobody can decode."""
+    record = copy.deepcopy(truth)
+    for annotation in record["annotations"]:
+        if annotation["id"] in ids:
+            annotation["segmentation"]["counts"] = "zz"
+    return record
+
+
+def without_a_match(truth: dict[str, Any], ids: set[int]) -> dict[str, Any]:
+    """The truth with empty masks in place of some: objects of their category and area that nothing matches."""
+    record = copy.deepcopy(truth)
+    for annotation in record["annotations"]:
+        if annotation["id"] in ids:
+            annotation["segmentation"] = rle(np.zeros(annotation["segmentation"]["size"], bool))
+    return record
+
+
+def test_ground_truth_that_cannot_be_decoded_counts_as_missed(tmp_path: Path) -> None:
+    truth, found = scene(4, images=14, tied=False)
+    lost = {a["id"] for a in truth["annotations"] if not a["iscrowd"]} - set(range(0, 60, 3))
+    report = measured(tmp_path, broken(truth, lost), found)
+    reference = without_a_match(truth, lost)
+    for kind, prefix in ((COCOeval, ""), (BoundaryEvaluation, "boundary ")):
+        expected = by_pycocotools(reference, found, kind)
+        assert expected[0] > 0
+        assert [value(report, prefix + name) for name in NAMES] == [pytest.approx(ap, abs=1e-9) for ap in expected]
+    assert value(report, "AP") < value(measured(tmp_path, truth, found), "AP") - 0.1
+    assert report.counts["truths_unreadable"] == len(lost)
+    assert any(note.startswith(f"{len(lost)} objects of the ground truth without a mask") for note in report.notes())
+
+
+def test_where_no_ground_truth_can_be_decoded_nothing_is_found(tmp_path: Path) -> None:
+    """Nor does any file know the size of the second image then."""
+    truth, found = scene(4, images=4, tied=False)
+    everything = broken(truth, {a["id"] for a in truth["annotations"]})
+    for image in everything["images"]:
+        del image["height"], image["width"]
+    for results in (found, [{**result, "segmentation": {}} for result in found]):
+        assert value(measured(tmp_path, everything, results), "AP") == 0.0
+
+
 # --- files
 
 
@@ -212,6 +256,8 @@ def test_results_have_ap_and_nothing_that_takes_ids(tmp_path: Path) -> None:
     assert {measure.name for measure in report.measures} == {*NAMES, *(f"boundary {name}" for name in NAMES)}
     assert any("no annotation ids" in note for note in report.notes())
     assert report.counts["detections"] == len(found)
+    empty = sum(not coco_mask.area(result["segmentation"]) for result in found)
+    assert report.counts["detections_unreadable"] == empty > 0
 
 
 def test_annotations_have_both_and_say_that_scores_are_missing(tmp_path: Path) -> None:
@@ -270,7 +316,7 @@ def test_images_that_one_side_lacks(tmp_path: Path) -> None:
     expected = by_pycocotools(truth, within, COCOeval)
     assert [value(missed, name) for name in NAMES] == [pytest.approx(figure, abs=1e-9) for figure in expected]
     strangers = [result | {"image_id": 10_000} for result in found]
-    with pytest.raises(DataError, match="no image in common"):
+    with pytest.raises(DataError, match=r"no image in common \(.*\)\. Images are matched by id;"):
         measured(tmp_path, truth, strangers)
 
 
@@ -364,8 +410,61 @@ def test_lvis_takes_300_detections_of_an_image_over_all_categories(tmp_path: Pat
     assert value(report, "AP") == pytest.approx(expected["AP"], abs=1e-9)
 
 
+def lvis_with_a_late_hit(*, decoys: int, of_category: int) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """An object of category 1, found exactly but with the lowest score; decoys with higher scores miss everything."""
+    size = (20, 30)
+    there, nowhere = np.zeros(size, bool), np.zeros(size, bool)
+    there[:5, :5], nowhere[10:, 20:] = True, True
+    truth = {
+        "images": [{"id": 1, "file_name": "1.png", "height": 20, "width": 30}],
+        "categories": [{"id": number, "name": str(number), "frequency": "f"} for number in (1, 2)],
+        "annotations": [{"id": 0, "image_id": 1, "category_id": 1, "area": 25, "segmentation": rle(there)}],
+    }
+    truth["images"][0] |= {"neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    found = [{"image_id": 1, "category_id": 1, "score": 0.1, "segmentation": rle(there)}]
+    decoy = {"image_id": 1, "category_id": of_category, "score": 0.9, "segmentation": rle(nowhere)}
+    return truth, found + [decoy] * decoys
+
+
+@pytest.mark.parametrize(("decoys", "expected"), [(299, 1.0), (300, 0.0)])
+def test_lvis_cuts_detections_of_all_categories_together(tmp_path: Path, decoys: int, expected: float) -> None:
+    truth, found = lvis_with_a_late_hit(decoys=decoys, of_category=2)
+    assert value(measured(tmp_path, truth, found, protocol="lvis"), "AP") == expected
+
+
+@pytest.mark.parametrize(("looked_for", "expected"), [(True, 0.5), (False, 1.0)])
+def test_lvis_counts_detections_where_their_category_was_looked_for(
+    tmp_path: Path, looked_for: bool, expected: float
+) -> None:
+    """A false alarm in an image without such objects scores higher than the only hit, which is in another image."""
+    truth, found = lvis_with_a_late_hit(decoys=0, of_category=1)
+    truth["images"].append(truth["images"][0] | {"id": 2, "neg_category_ids": [1] if looked_for else [2]})
+    found.append(found[0] | {"image_id": 2, "score": 0.9})
+    assert value(measured(tmp_path, truth, found, protocol="lvis"), "AP") == pytest.approx(expected)
+
+
+def test_lvis_takes_more_than_a_hundred_of_one_category(tmp_path: Path) -> None:
+    truth, found = lvis_with_a_late_hit(decoys=199, of_category=1)
+    assert value(measured(tmp_path, truth, found, protocol="lvis"), "AP") == pytest.approx(1 / 200)
+    assert value(measured(tmp_path, truth, found, protocol="coco"), "AP") == 0.0, "COCO takes a hundred"
+
+
+@dataclass(frozen=True)
+class Listed:
+    """COCO annotations that come from no file, so there is nothing to read LVIS's lists from."""
+
+    content: tuple[Sample, ...]
+    format: str = "coco"
+
+    def samples(self) -> tuple[Sample, ...]:
+        return self.content
+
+
 def test_what_is_not_lvis_is_refused(tmp_path: Path) -> None:
     truth, found = scene(1, images=3, tied=False)
+    listed = Listed((Sample("1", Path("1.png"), (20, 30), ()),))
+    with pytest.raises(UsageError, match="needs a file of LVIS annotations"):
+        evaluate(listed, listed, protocol="lvis")
     with pytest.raises(UsageError, match="neg_category_ids"):
         measured(tmp_path, truth, found, protocol="lvis")
     broken = federated(truth)
@@ -377,12 +476,12 @@ def test_what_is_not_lvis_is_refused(tmp_path: Path) -> None:
 # --- merging
 
 
-def test_merged_tallies_equal_one(tmp_path: Path) -> None:
+def test_merged_evaluators_equal_one(tmp_path: Path) -> None:
     truth, found = scene(2, images=20, tied=True)
     files = [write(tmp_path / "found.json", found), write(tmp_path / "truth.json", truth)]
     opened = [open_dataset(path, need_images=False) for path in files]
-    pairs = list(matches(opened[0].samples(), opened[1].samples(), None))
-    whole, first, rest = (ApTally(False, RATIO, None) for _ in range(3))
+    pairs = list(match_images(opened[0].samples(), opened[1].samples(), None))
+    whole, first, rest = (ApEvaluator(False, RATIO, None) for _ in range(3))
     for match in pairs:
         whole.add(match)
     for match in pairs[::2]:

@@ -24,6 +24,7 @@ from refinetool.statuses import Reason
 
 HEIGHT, WIDTH = 12, 16
 RING = [2, 2, 9, 2, 9, 8, 2, 8]
+SIDES = {"height": HEIGHT, "width": WIDTH}
 
 # What the COCO API's own files look like: no blanks after commas in lists, keys in no useful order, ids with gaps.
 INSTANCES = """{"info": {"description": "toy", "year": 2017, "url": "http:\\/\\/example.org"},
@@ -549,6 +550,32 @@ def test_results_keep_what_their_own_size_allows_when_the_image_is_broken(tmp_pa
     (tmp_path / "2.jpg").write_bytes(b"no image")
     samples = list(open_dataset(results_file(tmp_path, 1, 2)).samples())
     assert [sample.size for sample in samples] == [(HEIGHT, WIDTH)] * 2
+
+
+def test_results_can_be_read_by_sizes_that_are_known_from_elsewhere(tmp_path: Path) -> None:
+    """Run lengths state their own size; polygons take the one that is known, not that of a picture found by number."""
+    make_images(tmp_path, "thumb_1.png", "thumb_2.png", "thumb_3.png", size=(4, 3))
+    path = results_file(tmp_path, 1, 2, 3)
+    records = json.loads(path.read_text())
+    for record in records[1:]:
+        record["segmentation"] = [RING]
+    path.write_text(json.dumps(records))
+    listed = write_json(tmp_path, {"images": [{"id": 2, "file_name": "2.png"} | SIDES], "annotations": []})
+    results = open_dataset(path, need_images=False)
+    sized = results.with_sizes(open_dataset(listed, need_images=False).sizes())
+    assert [sample.size for sample in results.samples()] == [(3, 4)] * 3
+    assert [sample.size for sample in sized.samples()] == [(HEIGHT, WIDTH), (HEIGHT, WIDTH), (3, 4)]
+
+
+def test_sizes_are_those_stated_or_those_of_the_listed_images(tmp_path: Path) -> None:
+    make_images(tmp_path, "b.jpg", size=(7, 5))
+    images = [
+        {"id": 1, "file_name": "a.jpg"} | SIDES,
+        {"id": 2, "file_name": "b.jpg"},
+        {"id": 3, "file_name": "no.jpg"},
+    ]
+    listed = write_json(tmp_path, {"images": images, "annotations": []})
+    assert open_dataset(listed).sizes() == {"1": (HEIGHT, WIDTH), "2": (5, 7)}
 
 
 # --- storage

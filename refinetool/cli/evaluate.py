@@ -1,7 +1,7 @@
 """`refinetool eval`."""
 
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
@@ -10,32 +10,35 @@ from refinetool.cli.app import app
 from refinetool.errors import UsageError
 from refinetool.settings import EvaluateSettings
 
+if TYPE_CHECKING:
+    from refinetool.evaluate import Report
+
 EVALUATE = EvaluateSettings()
 
 
 @app.command("eval")
 def evaluate(
     *,
-    prediction: Annotated[Path, typer.Argument(metavar="PRED", help="Masks to measure.")],
-    truth: Annotated[Path, typer.Argument(metavar="GT", help="Their ground truth: the same ids.")],
+    prediction: Annotated[Path, typer.Argument(metavar="PRED", help="Masks to evaluate.")],
+    truth: Annotated[Path, typer.Argument(metavar="GT", help="Their ground truth, with the same ids.")],
     coarse: Annotated[
-        Path | None, typer.Option("--coarse", help="What PRED was refined from: adds before and gain.")
+        Path | None, typer.Option("--coarse", help="What PRED was refined from; adds values before and gains.")
     ] = None,
     candidates: Annotated[
         Path | None,
-        typer.Option("--candidates", help="What refine --candidates wrote: adds how well masks were chosen."),
+        typer.Option("--candidates", help="File written by refine --candidates; adds how well masks were selected."),
     ] = None,
     images: options.Images = None,
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
     protocol: Annotated[
         Literal["auto", "coco", "lvis", "davis", "lvos", "none"],
-        typer.Option("--protocol", help="Rules of AP (coco, lvis) or of J&F (davis, lvos)."),
+        typer.Option("--protocol", help="Rules for AP (coco, lvis) or for J&F (davis, lvos)."),
     ] = EVALUATE.protocol,
     boundary_ratio: Annotated[
         float,
         typer.Option(
-            "--boundary-ratio", min=0, max=1, help="Width of the boundary band, as a share of the image diagonal."
+            "--boundary-ratio", min=0, max=1, help="Width of the boundary band, as a fraction of the image diagonal."
         ),
     ] = EVALUATE.boundary_ratio,
     workers: Annotated[
@@ -51,12 +54,13 @@ def evaluate(
 ) -> None:
     """Measure masks against ground truth: AP, IoU, boundary IoU, mBA; mIoU for class maps, J&F for clips."""
     if plot is not None and coarse is None:
-        raise UsageError("--plot shows what was gained: name the masks before with --coarse.")
+        raise UsageError("--plot shows the gain over the coarse masks; name them with --coarse.")
     if as_json and as_markdown:
-        raise UsageError("--json and --markdown: choose one.")
+        raise UsageError("--json and --markdown exclude each other; choose one.")
     from refinetool.evaluate import evaluate as measure
     from refinetool.formats import open_dataset
 
+    paths = (prediction, truth) if coarse is None else (prediction, truth, coarse)
     opened = [
         open_dataset(
             path,
@@ -65,8 +69,15 @@ def evaluate(
             sizes=sizes,
             need_images=False,
         )
-        for path in (prediction, truth, *(() if coarse is None else (coarse,)))
+        for path in paths
     ]
+    if plot is not None:
+        from refinetool.evaluate import plot as plots
+        from refinetool.formats.storage import refuse_overlap
+
+        for path in paths:
+            refuse_overlap(path, plot)
+        plots.check_plot({dataset.format for dataset in opened}, plot)
     total = len(opened[1])
     with console.counting("measuring", unit="images", quiet=quiet) as tell:
         report = measure(
@@ -79,16 +90,18 @@ def evaluate(
             workers=EVALUATE.workers if workers is None else workers,
             on_progress=lambda done: tell(done, max(done, total)),
         )
+    _print_report(report, with_coarse=coarse is not None, as_json=as_json, as_markdown=as_markdown)
     if plot is not None:
-        from refinetool.evaluate.plot import write_plot
+        plots.write_plot(report, plot)
 
-        write_plot(report, plot)
+
+def _print_report(report: "Report", *, with_coarse: bool, as_json: bool, as_markdown: bool) -> None:
     if as_json:
         console.dump(report.to_dict())
         return
     headings: tuple[str, ...] = ("", "coarse", "refined", "gain")
     rows: list[tuple[str, ...]] = [*report.rows()]
-    if coarse is None:
+    if not with_coarse:
         headings, rows = ("", "value"), [(name, value) for name, _, value, _ in report.rows()]
     if as_markdown:
         console.markdown("", headings, rows, numbers=range(1, len(headings)))

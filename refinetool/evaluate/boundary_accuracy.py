@@ -1,4 +1,4 @@
-"""mBA: the share of right pixels near the true outline (Cheng et al. 2020, CascadePSP)."""
+"""mBA: the fraction of pixels near the true outline that are right (Cheng et al. 2020, CascadePSP)."""
 
 import functools
 
@@ -6,31 +6,31 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 
-from refinetool.evaluate.shapes import Shape, box_around, placed
+from refinetool.evaluate.shapes import Shape, draw_in_box, enclose_boxes
 from refinetool.records import BoolArray, Size
 
-WIDTHS = 5
-"""The regions that are averaged."""
+RADII = 5
+"""How many regions around the outline are averaged."""
 
-SHARE_OF_SIDES = 300
-"""The widest radius is (W + H) / 300."""
+SIDES_PER_RADIUS = 300
+"""No radius reaches (W + H) / 300."""
 
 
-def radii(size: Size) -> tuple[int, ...]:
+def compute_radii(size: Size) -> tuple[int, ...]:
     """The five radii in pixels for an image of size (H, W): r_i = 1 + int((r_max - 1) / 5 i), r_max = (W + H) / 300.
 
-    They repeat in small images: below W + H = 675 all are 1.
+    Small images repeat them: below W + H = 675 all five are 1.
     """
-    longest = (size[0] + size[1]) / SHARE_OF_SIDES
-    return tuple(1 + int((longest - 1) / WIDTHS * i) for i in range(WIDTHS))
+    longest = (size[0] + size[1]) / SIDES_PER_RADIUS
+    return tuple(1 + int((longest - 1) / RADII * i) for i in range(RADII))
 
 
-def near_outline(mask: BoolArray, radius: int) -> BoolArray:
-    """The morphological gradient, bool (H, W): dilation less erosion with an ellipse of 2 r + 1 pixels.
+def find_outline_region(mask: BoolArray, radius: int) -> BoolArray:
+    """The morphological gradient, bool (H, W): the dilation minus the erosion with an ellipse 2 r + 1 pixels wide.
 
-    Beyond the frame nothing is known, so it neither grows nor shrinks a mask.
+    Nothing is known beyond the frame, so it neither grows nor shrinks a mask.
     """
-    kernel = _ellipse(radius)
+    kernel = _make_ellipse(radius)
     pixels = mask.view(np.uint8)
     grown = cv2.dilate(pixels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
     shrunk = cv2.erode(pixels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(255,))
@@ -38,34 +38,37 @@ def near_outline(mask: BoolArray, radius: int) -> BoolArray:
 
 
 @functools.cache
-def _ellipse(radius: int) -> NDArray[np.uint8]:
+def _make_ellipse(radius: int) -> NDArray[np.uint8]:
     return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), dtype=np.uint8)
 
 
-def boundary_accuracies(truth: Shape, others: list[Shape], *, size: Size, void: BoolArray | None) -> list[float] | None:
-    """The boundary accuracy, 0..1, of some masks of an image of size (H, W): the mean over the five radii of the share
-    of pixels near the true outline where a mask is right.
+def compute_boundary_accuracies(
+    truth: Shape, others: list[Shape], *, size: Size, void: BoolArray | None
+) -> list[float] | None:
+    """The boundary accuracies, 0..1, of some masks of an image of size (H, W).
+
+    Each is the mean over the five radii of the fraction of pixels near the true outline where the mask is right.
 
     Args:
-        void: bool (H, W), pixels that do not count.
+        void: bool (H, W), pixels that don't count.
 
     Returns:
-        None if the truth has no outline: it is empty, or all of the image.
+        None if the truth has no outline because it is empty or covers the whole image.
     """
     if not truth.area or truth.area == size[0] * size[1]:
         return None
-    reach = radii(size)
-    box = box_around([truth.box], margin_px=max(reach), size=size)
-    reference = np.ascontiguousarray(placed(truth, box))
-    right = [placed(other, box) == reference for other in others]
+    reach = compute_radii(size)
+    box = enclose_boxes([truth.box], margin_px=max(reach), size=size)
+    reference = np.ascontiguousarray(draw_in_box(truth, box))
+    right = [draw_in_box(other, box) == reference for other in others]
     x0, y0, x1, y1 = box
     sums = np.zeros(len(others))
     for radius in sorted(set(reach)):
-        region = near_outline(reference, radius)
+        region = find_outline_region(reference, radius)
         if void is not None:
             region &= ~void[y0:y1, x0:x1]
         count = int(np.count_nonzero(region))
         if not count:
             return None
         sums += [reach.count(radius) * np.count_nonzero(region & same) / count for same in right]
-    return [float(value) for value in sums / WIDTHS]
+    return [float(value) for value in sums / RADII]

@@ -1,4 +1,4 @@
-"""Gain of IoU by what an object was like before: its size, and the quality of its coarse mask."""
+"""How the gain of IoU depends on the size of an object and on the quality of its coarse mask."""
 
 import math
 from collections.abc import Sequence
@@ -12,20 +12,20 @@ NOTABLE_CHANGE = 0.01
 """A change of an object's IoU by more than this counts as better or worse."""
 
 SIDES_PX = (0.0, 16.0, 32.0, 64.0, 96.0, 192.0, math.inf)
-"""Bins of size: the side of a square of the true object's area. COCO's small objects end at 32, its large ones begin
-at 96."""
+"""Edges of the bins of size, which is the side of a square with the true object's area. COCO's small objects end at 32,
+its large ones begin at 96."""
 
 IOUS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
-"""Bins of the coarse mask's IoU; the last one holds 1.0 too."""
+"""Edges of the bins of the coarse mask's IoU; the last bin includes 1.0."""
 
 
 @dataclass(frozen=True, slots=True)
 class GainBin:
     """The objects whose size or coarse IoU is at least `low` and below `high`.
 
-    before, gain: means over the objects, None where there are none.
-    gain_error: standard error of the mean gain, None where there are fewer than two objects.
-    better, worse: share of the objects whose IoU rose or fell by more than NOTABLE_CHANGE.
+    before, gain: means over the objects, None without objects.
+    gain_error: standard error of the mean gain, None with fewer than two objects.
+    better, worse: fractions of the objects whose IoU rose or fell by more than NOTABLE_CHANGE.
     """
 
     low: float
@@ -39,8 +39,8 @@ class GainBin:
 
 
 @dataclass(slots=True)
-class GainTally:
-    """Sums per bin: float64 (6, bins): objects, IoU before, gain, its square, better, worse."""
+class GainHistogram:
+    """Sums per bin, float64 (6, bins): objects, IoU before, gain, squared gain, better, worse."""
 
     edges: tuple[float, ...]
     sums: NDArray[np.float64] = field(init=False)
@@ -48,9 +48,9 @@ class GainTally:
     def __post_init__(self) -> None:
         self.sums = np.zeros((6, len(self.edges) - 1))
 
-    def add(self, place: float, *, before: float, after: float) -> None:
-        """Add an object at `place` on the scale of the edges, with its IoU before and after."""
-        bin = min(int(np.searchsorted(self.edges, place, side="right")), len(self.edges) - 1) - 1
+    def add(self, value: float, *, before: float, after: float) -> None:
+        """Add an object to the bin that `value` falls into, with its IoU before and after."""
+        bin = min(int(np.searchsorted(self.edges, value, side="right")), len(self.edges) - 1) - 1
         gain = after - before
         self.sums[:, bin] += (1, before, gain, gain * gain, gain > NOTABLE_CHANGE, gain < -NOTABLE_CHANGE)
 
@@ -59,12 +59,12 @@ class GainTally:
 
     def result(self) -> tuple[GainBin, ...]:
         return tuple(
-            _bin(low, high, sums)
+            _make_bin(low, high, sums)
             for low, high, sums in zip(self.edges[:-1], self.edges[1:], self.sums.T.tolist(), strict=True)
         )
 
 
-def _bin(low: float, high: float, sums: Sequence[float]) -> GainBin:
+def _make_bin(low: float, high: float, sums: Sequence[float]) -> GainBin:
     objects, before, gain, squares, better, worse = sums
     count = int(objects)
     if not count:

@@ -9,16 +9,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinetool.errors import DataError
-from refinetool.evaluate.boundary_accuracy import boundary_accuracies
-from refinetool.evaluate.gains import IOUS, NOTABLE_CHANGE, SIDES_PX, GainTally
+from refinetool.evaluate.boundary_accuracy import compute_boundary_accuracies
+from refinetool.evaluate.gains import IOUS, NOTABLE_CHANGE, SIDES_PX, GainHistogram
 from refinetool.evaluate.pairing import Match
-from refinetool.evaluate.report import OBJECTS, Measure, Report, share
-from refinetool.evaluate.shapes import LOST, Canvas, Overlap, common
+from refinetool.evaluate.report import OBJECTS, Measure, Report, divide
+from refinetool.evaluate.shapes import LOST, Canvas, Overlap, count_common
 from refinetool.records import Region, Rle, Sample
 from refinetool.statuses import Reason
-
-CROWD = "crowd"
-"""The reason for which formats keep a crowd as it is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,9 +35,10 @@ class MaskScore:
 
 @dataclass(frozen=True, slots=True)
 class ObjectScore:
-    """How the masks of one object compare with its ground truth; `before` is None without a coarse mask.
+    """How the masks of one object compare with its ground truth.
 
     area: pixels of the ground truth.
+    after, before: scores of the prediction and of the coarse mask; `before` is None without a coarse file.
     """
 
     key: str
@@ -55,8 +53,9 @@ class ObjectScore:
 class MaskSums:
     """Sums over the masks of one file.
 
-    iou, boundary_iou, boundary_accuracy: sums of the figures of each object.
-    shared, covered: pixels of intersection and union, over the data set and per category.
+    iou, boundary_iou, boundary_accuracy: sums of the scores of each object.
+    shared, covered: pixels of intersection and union over the data set.
+    classes: the same two per category, int64 (2,).
     """
 
     iou: float = 0.0
@@ -84,8 +83,8 @@ class MaskSums:
         for category, pixels in other.classes.items():
             self._add_class(category, pixels)
 
-    def class_ious(self) -> dict[int, float]:
-        """Per category: sum of intersections over sum of unions."""
+    def compute_class_ious(self) -> dict[int, float]:
+        """Divide the sum of intersections by the sum of unions, per category."""
         return {category: int(s) / int(c) for category, (s, c) in sorted(self.classes.items()) if c}
 
     def _add_class(self, category: int, pixels: NDArray[np.int64]) -> None:
@@ -93,15 +92,15 @@ class MaskSums:
 
 
 @dataclass(slots=True)
-class InstanceTally:
-    """IoU (mean over objects, global, per class), boundary IoU, mBA, and gains by size and coarse IoU.
+class InstanceEvaluator:
+    """IoU (mean over objects, global, per category), boundary IoU, mBA, and gains by size and coarse IoU.
 
-    Scored are the objects of the coarse file, without one those of the prediction, that the ground truth has and does
-    not mark as crowd. Pixels that are void in the ground truth are left out of all masks.
+    The objects scored are those of the coarse file, or of the prediction if there is no coarse file, that the ground
+    truth has and does not mark as crowds. Pixels that are void in the ground truth are left out of all masks.
 
-    folder: Whether the masks are PNGs in a folder; where none of its images has two, means over objects are the means
-        over images that HQ-SAM's benchmark calls mIoU and mBIoU.
-    crowded_images: Images with more than one object.
+    folder: Whether the masks are PNGs in a folder. If none of its images has several objects, means over objects are
+        the means over images that HQ-SAM's benchmark calls mIoU and mBIoU.
+    crowded_images: Number of images with more than one object.
     """
 
     with_coarse: bool
@@ -109,13 +108,13 @@ class InstanceTally:
     folder: bool = False
     after: MaskSums = field(default_factory=MaskSums)
     before: MaskSums = field(default_factory=MaskSums)
-    by_size: GainTally = field(default_factory=lambda: GainTally(SIDES_PX))
-    by_coarse_iou: GainTally = field(default_factory=lambda: GainTally(IOUS))
+    by_size: GainHistogram = field(default_factory=lambda: GainHistogram(SIDES_PX))
+    by_coarse_iou: GainHistogram = field(default_factory=lambda: GainHistogram(IOUS))
     counts: Counter[str] = field(default_factory=Counter)
     crowded_images: int = 0
 
     def add(self, match: Match) -> None:
-        scores = list(self.scores(match))
+        scores = list(self.score_objects(match))
         self.crowded_images += len(scores) > 1
         for score in scores:
             self.after.add(score.after, score.category)
@@ -128,18 +127,20 @@ class InstanceTally:
                 self.counts["better"] += now - was > NOTABLE_CHANGE
                 self.counts["worse"] += now - was < -NOTABLE_CHANGE
 
-    def scores(self, match: Match) -> Iterator[ObjectScore]:
-        """Score the objects of one image in the order of the file, and count what is left out."""
-        prediction = _by_id(match.prediction, "prediction")
-        truth = _by_id(match.truth, "ground truth")
-        coarse = _by_id(match.coarse, "coarse file")
+    def score_objects(self, match: Match) -> Iterator[ObjectScore]:
+        """Score the objects of one image in the order of the file, and count those left out."""
+        prediction = _index_by_id(match.prediction, "prediction")
+        truth = _index_by_id(match.truth, "ground truth")
+        coarse = _index_by_id(match.coarse, "coarse file")
         scored = coarse if self.with_coarse else prediction
         reference = {
-            id: region.mask for id, region in truth.items() if region.keep != CROWD and region.mask is not None
+            id: region.mask
+            for id, region in truth.items()
+            if region.keep is not Reason.CROWD and region.mask is not None
         }
-        crowds = sum(region.keep == CROWD for region in truth.values())
+        crowds = sum(region.keep is Reason.CROWD for region in truth.values())
         ids = [id for id in scored if id in reference]
-        lost = [id for id in ids if id not in prediction or _unreadable(prediction[id])]
+        lost = [id for id in ids if id not in prediction or _is_unreadable(prediction[id])]
         self.counts.update(
             scored=len(ids),
             missing=len(reference.keys() - scored.keys()),
@@ -154,19 +155,19 @@ class InstanceTally:
         canvas = match.canvas(self.boundary_ratio)
         for id in ids:
             after = None if id in lost else prediction[id]
-            yield self._score(match.key, truth[id], reference[id], canvas, after=after, before=coarse.get(id))
+            yield self._score_object(match.key, truth[id], reference[id], canvas, after=after, before=coarse.get(id))
 
-    def _score(
+    def _score_object(
         self, key: str, truth: Region, mask: Rle, canvas: Canvas, *, after: Region | None, before: Region | None
     ) -> ObjectScore:
-        reference = canvas.shape(mask)
-        others = [canvas.shape(_mask_of(region)) for region in ((after, before) if self.with_coarse else (after,))]
+        reference = canvas.get_shape(mask)
+        others = [canvas.get_shape(_get_mask(region)) for region in ((after, before) if self.with_coarse else (after,))]
         self.counts["empty_ground_truth"] += not reference.area
         self.counts["empty_prediction"] += not others[0].area
-        accuracies = boundary_accuracies(reference, others, size=canvas.size, void=canvas.void)
+        accuracies = compute_boundary_accuracies(reference, others, size=canvas.size, void=canvas.void)
         scores = []
         for number, other in enumerate(others):
-            pixels = common(reference, other)
+            pixels = count_common(reference, other)
             scores.append(
                 MaskScore(
                     overlap=LOST if number == 0 and after is None else pixels.overlap,
@@ -195,10 +196,10 @@ class InstanceTally:
     def result(self) -> Report:
         scored, outlined = self.counts["scored"], self.counts["scored"] - self.counts["no_outline"]
         after, before = self.after, self.before
-        classes = after.class_ious(), before.class_ious()
+        classes = after.compute_class_ious(), before.compute_class_ious()
         rows: list[tuple[str, str, float | None, float | None]] = [
-            ("IoU", MEAN, share(after.iou, scored), share(before.iou, scored)),
-            ("boundary IoU", MEAN, share(after.boundary_iou, scored), share(before.boundary_iou, scored)),
+            ("IoU", MEAN, divide(after.iou, scored), divide(before.iou, scored)),
+            ("boundary IoU", MEAN, divide(after.boundary_iou, scored), divide(before.boundary_iou, scored)),
         ]
         if self.folder and scored and not self.crowded_images:
             rows += [
@@ -206,26 +207,26 @@ class InstanceTally:
                 for name, (_, _, value, coarse) in zip(("mIoU", "mBIoU"), rows, strict=True)
             ]
         rows += [
-            ("global IoU", GLOBAL, share(after.shared, after.covered), share(before.shared, before.covered)),
-            ("mBA", MEAN, share(after.boundary_accuracy, outlined), share(before.boundary_accuracy, outlined)),
+            ("global IoU", GLOBAL, divide(after.shared, after.covered), divide(before.shared, before.covered)),
+            ("mBA", MEAN, divide(after.boundary_accuracy, outlined), divide(before.boundary_accuracy, outlined)),
         ]
         if classes[0]:
-            now, was = (share(sum(ious.values()), len(ious)) for ious in classes)
+            now, was = (divide(sum(ious.values()), len(ious)) for ious in classes)
             rows.append(("category mIoU", PER_CATEGORY, now, was))
         return Report(
-            measures=tuple(self._measure(*row) for row in rows),
-            better=share(self.counts["better"], scored) if self.with_coarse else None,
-            worse=share(self.counts["worse"], scored) if self.with_coarse else None,
+            measures=tuple(self._make_measure(*row) for row in rows),
+            better=divide(self.counts["better"], scored) if self.with_coarse else None,
+            worse=divide(self.counts["worse"], scored) if self.with_coarse else None,
             counts={name: self.counts[name] for name in OBJECTS},
             per_class=tuple(
-                self._measure(f"IoU of category {category}", GLOBAL, iou, classes[1].get(category))
+                self._make_measure(f"IoU of category {category}", GLOBAL, iou, classes[1].get(category))
                 for category, iou in classes[0].items()
             ),
             gain_by_size=self.by_size.result() if self.with_coarse else (),
             gain_by_coarse_iou=self.by_coarse_iou.result() if self.with_coarse else (),
         )
 
-    def _measure(self, name: str, reduction: str, value: float | None, before: float | None) -> Measure:
+    def _make_measure(self, name: str, reduction: str, value: float | None, before: float | None) -> Measure:
         return Measure(name, reduction, value, before if self.with_coarse else None)
 
 
@@ -234,21 +235,21 @@ GLOBAL = "sum of intersections / sum of unions"
 PER_CATEGORY = "global IoU per category, mean over categories"
 
 
-def _by_id(sample: Sample | None, name: str) -> dict[int, Region]:
+def _index_by_id(sample: Sample | None, name: str) -> dict[int, Region]:
     if sample is None:
         return {}
     regions = {region.id: region for region in sample.regions}
     if len(regions) < len(sample.regions):
         twice = next(id for id, times in Counter(region.id for region in sample.regions).items() if times > 1)
         raise DataError(
-            f"Image {sample.key} has id {twice} twice in the {name}. Objects are matched by id: give each its own."
+            f"Image {sample.key} has id {twice} twice in the {name}; objects are matched by id, so give each its own."
         )
     return regions
 
 
-def _unreadable(region: Region) -> bool:
-    return region.mask is None and region.keep not in (Reason.EMPTY, CROWD)
+def _is_unreadable(region: Region) -> bool:
+    return region.mask is None and region.keep not in (Reason.EMPTY, Reason.CROWD)
 
 
-def _mask_of(region: Region | None) -> Rle | None:
+def _get_mask(region: Region | None) -> Rle | None:
     return None if region is None else region.mask

@@ -1,4 +1,4 @@
-"""Mean IoU of label maps, compared pixel by pixel with sums over the whole data set."""
+"""Mean IoU of label maps, compared pixel by pixel, with sums over the whole data set."""
 
 from collections import Counter
 from dataclasses import dataclass, field
@@ -10,46 +10,56 @@ from numpy.typing import NDArray
 from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.evaluate.pairing import Match
-from refinetool.evaluate.report import Measure, Report, share
-from refinetool.records import BoolArray, Sample
+from refinetool.evaluate.report import PIXELS, Measure, Report, divide
+from refinetool.records import VOID, BoolArray, Sample
 
 LABELS = 256
 """Label maps have 8 bits."""
 
-BACKGROUND, VOID = 0, 255
-"""Labels of PASCAL VOC; no figure counts pixels that are void in the ground truth."""
+BACKGROUND = 0
+"""Labels of PASCAL VOC. Pixels that are void in the ground truth don't count."""
 
 
 @dataclass(frozen=True, slots=True)
 class LabelCounts:
-    """Pixels per label over a data set, int64 (LABELS,): the diagonal and the margins of the confusion matrix."""
+    """Pixels per label over a data set, int64 (LABELS,): the diagonal and both margins of the confusion matrix."""
 
     right: NDArray[np.int64] = field(default_factory=lambda: np.zeros(LABELS, dtype=np.int64))
     truth: NDArray[np.int64] = field(default_factory=lambda: np.zeros(LABELS, dtype=np.int64))
-    guess: NDArray[np.int64] = field(default_factory=lambda: np.zeros(LABELS, dtype=np.int64))
+    predicted: NDArray[np.int64] = field(default_factory=lambda: np.zeros(LABELS, dtype=np.int64))
 
-    def add(self, guess: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
-        """Count the pixels of one image: two lists of labels, uint8 (pixels,)."""
-        self.right[:] += np.bincount(truth[truth == guess], minlength=LABELS)
+    def add(self, predicted: NDArray[np.uint8], truth: NDArray[np.uint8]) -> None:
+        """Count the pixels of one image, given as two lists of labels, uint8 (pixels,)."""
+        self.right[:] += np.bincount(truth[truth == predicted], minlength=LABELS)
         self.truth[:] += np.bincount(truth, minlength=LABELS)
-        self.guess[:] += np.bincount(guess, minlength=LABELS)
+        self.predicted[:] += np.bincount(predicted, minlength=LABELS)
 
     def merge(self, other: "LabelCounts") -> None:
-        for mine, theirs in ((self.right, other.right), (self.truth, other.truth), (self.guess, other.guess)):
+        for mine, theirs in ((self.right, other.right), (self.truth, other.truth), (self.predicted, other.predicted)):
             mine[:] += theirs
 
-    def iou(self) -> dict[int, float]:
-        """IoU of each label that occurs on either side, over all pixels of the data set."""
-        union = self.truth + self.guess - self.right
+    def compute_ious(self) -> dict[int, float]:
+        """The IoU of each label that occurs on either side, over all pixels of the data set."""
+        union = self.truth + self.predicted - self.right
         return {int(label): float(self.right[label] / union[label]) for label in np.flatnonzero(union)}
+
+    def compute_mean_iou(self) -> float | None:
+        """The mean IoU over the labels that the ground truth has; None if it has none."""
+        ious = [iou for label, iou in self.compute_ious().items() if self.truth[label]]
+        return divide(sum(ious), len(ious))
+
+    def count_unknown(self) -> dict[int, int]:
+        """The number of pixels of each label that occurs only in the prediction."""
+        return {int(label): int(self.predicted[label]) for label in np.flatnonzero(self.predicted * (self.truth == 0))}
 
 
 @dataclass(slots=True)
-class LabelTally:
-    """Mean IoU over the classes of label maps.
+class LabelMapEvaluator:
+    """Mean IoU over the classes that the ground truth has somewhere in the data set.
 
-    Pixels that are void in the ground truth are left out. Elsewhere a prediction can't abstain: what is void there is
-    counted as background, as is common for pseudo-labels.
+    Pixels that are void in the ground truth are left out. Elsewhere a prediction can't abstain: void pixels count as
+    background, as is common for pseudo-labels, and so does every pixel of an image that it lacks. The same holds for
+    the coarse file, so both are compared with all of the ground truth.
     """
 
     with_coarse: bool
@@ -58,24 +68,23 @@ class LabelTally:
     counts: Counter[str] = field(default_factory=Counter)
 
     def add(self, match: Match) -> None:
-        scored = match.coarse if self.with_coarse else match.prediction
-        if scored is None or match.truth is None:
-            kind = "extra" if scored is not None else "missing" if match.truth is not None else "added"
-            self.counts[kind] += 1
+        if match.truth is None:
+            self.counts["extra"] += 1
             return
-        if _unreadable(match.truth):
+        if _is_unreadable(match.truth):
             self.counts["unreadable"] += 1
             return
-        truth = _label_map(match.truth)
+        truth = _draw_label_map(match.truth)
         valid = truth != VOID
-        guess = _guess(match.prediction, valid)
+        predicted = _read_labels(match.prediction, valid)
         self.counts["scored"] += 1
-        self.counts["lost"] += match.prediction is None or _unreadable(match.prediction)
-        self.counts["compared_px"] += len(guess)
-        self.counts["void_in_prediction_px"] += int(np.count_nonzero(guess == VOID))
-        self.after.add(_without_void(guess), truth[valid])
+        self.counts["lost"] += _is_lost(match.prediction)
+        self.counts["compared_px"] += len(predicted)
+        self.counts["void_in_prediction_px"] += int(np.count_nonzero(predicted == VOID))
+        self.after.add(_replace_void(predicted), truth[valid])
         if self.with_coarse:
-            self.before.add(_without_void(_guess(match.coarse, valid)), truth[valid])
+            self.counts["lost_coarse"] += _is_lost(match.coarse)
+            self.before.add(_replace_void(_read_labels(match.coarse, valid)), truth[valid])
 
     def merge(self, other: Self) -> None:
         self.after.merge(other.after)
@@ -83,12 +92,12 @@ class LabelTally:
         self.counts.update(other.counts)
 
     def result(self) -> Report:
-        after, before = self.after.iou(), self.before.iou()
+        after, before = self.after.compute_ious(), self.before.compute_ious()
         mean = Measure(
             name="mIoU",
             reduction="mean over classes",
-            value=share(sum(after.values()), len(after)),
-            before=share(sum(before.values()), len(before)) if self.with_coarse else None,
+            value=self.after.compute_mean_iou(),
+            before=self.before.compute_mean_iou() if self.with_coarse else None,
         )
         classes = tuple(
             Measure(
@@ -99,30 +108,33 @@ class LabelTally:
             )
             for label in sorted(after.keys() | before.keys())
         )
+        unknown = self.after.count_unknown()
+        counts = self.counts | Counter(unknown_classes=len(unknown), unknown_classes_px=sum(unknown.values()))
         return Report(
-            measures=(mean, *classes),
-            better=None,
-            worse=None,
-            counts={name: self.counts[name] for name in (*IMAGE_COUNTS, "compared_px", "void_in_prediction_px")},
+            measures=(mean, *classes), better=None, worse=None, counts={name: counts[name] for name in LABEL_COUNTS}
         )
 
 
-IMAGE_COUNTS = ("scored", "missing", "lost", "added", "extra", "unreadable")
+LABEL_COUNTS = ("scored", "lost", "lost_coarse", "extra", "unreadable", *PIXELS)
 
 
-def _unreadable(sample: Sample) -> bool:
+def _is_lost(sample: Sample | None) -> bool:
+    return sample is None or _is_unreadable(sample)
+
+
+def _is_unreadable(sample: Sample) -> bool:
     return any(region.mask is None for region in sample.regions)
 
 
-def _guess(sample: Sample | None, valid: BoolArray) -> NDArray[np.uint8]:
-    """uint8 (pixels,): the labels of the pixels that count, void if there is no map to read."""
-    if sample is None or _unreadable(sample):
+def _read_labels(sample: Sample | None, valid: BoolArray) -> NDArray[np.uint8]:
+    """The labels of the pixels that count, uint8 (pixels,); all are void if there is no map to read."""
+    if sample is None or _is_unreadable(sample):
         return np.full(np.count_nonzero(valid), VOID, dtype=np.uint8)
-    return _label_map(sample)[valid]
+    return _draw_label_map(sample)[valid]
 
 
-def _label_map(sample: Sample) -> NDArray[np.uint8]:
-    """uint8 (H, W): the label, which is the region's id, of each pixel."""
+def _draw_label_map(sample: Sample) -> NDArray[np.uint8]:
+    """The label of each pixel, uint8 (H, W), which is the id of its region."""
     labels = np.full(sample.size, BACKGROUND, dtype=np.uint8)
     for region in sample.regions:
         if region.mask is not None:
@@ -134,5 +146,5 @@ def _label_map(sample: Sample) -> NDArray[np.uint8]:
     return labels
 
 
-def _without_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def _replace_void(labels: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return np.where(labels == VOID, np.uint8(BACKGROUND), labels)

@@ -1,10 +1,9 @@
 """Average precision of detections, as COCO and LVIS define it, for masks and for their boundaries.
 
-Overlaps are measured image by image and kept as numbers, so no mask outlives its image and tallies of several
-processes can be merged. Matching and precision are faster-coco-eval's.
+Overlaps are measured image by image and kept as numbers, so that no mask outlives its image and the evaluators of
+several processes can be merged. Matching and precision are left to faster-coco-eval.
 """
 
-import functools
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -16,18 +15,18 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refinetool import masks
-from refinetool.evaluate.instances import CROWD
 from refinetool.evaluate.pairing import Match
 from refinetool.evaluate.report import PRECISION, Measure, Report
-from refinetool.evaluate.shapes import Canvas, common
+from refinetool.evaluate.shapes import Canvas, count_common
 from refinetool.formats.coco_lvis import Federation
-from refinetool.records import Region, Rle, Sample, Size
+from refinetool.records import Region, Rle, Sample
+from refinetool.statuses import Reason
 
-MATCHING = 0.5
-"""The lowest IoU threshold: pairs below it are never matched, whatever their boundaries."""
+LOWEST_THRESHOLD = 0.5
+"""The lowest IoU threshold. Pairs below it are never matched, so their boundaries need not be compared."""
 
 LVIS_DETECTIONS = 300
-"""Detections of an image that LVIS evaluates, over all categories."""
+"""How many detections of an image LVIS evaluates, over all categories."""
 
 AREAS = ("all", "small", "medium", "large")
 
@@ -38,7 +37,7 @@ class Detections:
 
     scores, areas: float64 (D,).
     mask_iou: float64 (D, G).
-    boundary_iou: float64 (D, G), the lesser of mask and boundary IoU, except with crowds.
+    boundary_iou: float64 (D, G), the smaller of mask and boundary IoU; the mask IoU with crowds.
     """
 
     scores: NDArray[np.float64]
@@ -49,7 +48,7 @@ class Detections:
 
 @dataclass(frozen=True, slots=True)
 class Truths:
-    """The G true objects of one category in an image: float64 (G,) areas, bool (G,) whether they are crowds."""
+    """The G true objects of one category in an image: areas, float64 (G,), and whether they are crowds, bool (G,)."""
 
     areas: NDArray[np.float64]
     crowds: NDArray[np.bool_]
@@ -57,7 +56,7 @@ class Truths:
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """What AP needs of an image, by category; `before` is empty without coarse masks."""
+    """What AP needs to know of an image, by category; `before` is empty without coarse masks."""
 
     truths: Mapping[int, Truths]
     after: Mapping[int, Detections]
@@ -65,13 +64,14 @@ class ImageRecord:
 
 
 @dataclass(slots=True)
-class ApTally:
+class ApEvaluator:
     """AP, AP at IoU 0.50 and 0.75, and AP by area, for masks and for boundaries.
 
-    Detections are the annotations of the prediction; those without a score count as sure of themselves (1.0), and ties
-    are broken by the order of images and annotations, as pycocotools does it. An empty or unreadable mask stays a
-    detection, which can only be wrong. Crowds of the prediction are no detections; those of the ground truth are
-    ignored as COCO has it. A true object has the area that its file states, a detection that of its mask.
+    Detections are the annotations of the prediction. Those without a score get 1.0, and ties are broken by the order of
+    images and annotations, as in pycocotools. A detection whose mask is empty or unreadable stays one, which can only
+    be wrong, and such a true object stays one, which can only be missed. Crowds in the prediction are no detections;
+    crowds in the ground truth are ignored by COCO's rules. The area of a true object is the one that its file states,
+    that of a detection is the area of its mask.
 
     federation: What LVIS says about its images and categories; None for COCO's rules.
     """
@@ -84,32 +84,35 @@ class ApTally:
 
     def add(self, match: Match) -> None:
         detections = [
-            self._detections(sample, of_prediction=number == 0)
+            self._select_detections(sample, of_prediction=number == 0)
             for number, sample in enumerate((match.prediction, match.coarse if self.with_coarse else None))
         ]
         if match.truth is None:
             self.counts["detections_elsewhere"] += len(detections[0])
             return
-        truths = [region for region in match.truth.regions if region.mask is not None]
+        truths = match.truth.regions
+        self.counts["truths_unreadable"] += sum(
+            region.mask is None and region.keep is not Reason.CROWD for region in truths
+        )
         self.counts["uncategorised"] += sum(region.category is None for region in (*truths, *detections[0]))
         canvas = match.canvas(self.boundary_ratio)
-        of_truth = _by_category(truths)
+        of_truth = _group_by_category(truths)
         self.images[match.key] = ImageRecord(
-            truths={category: _truths(regions) for category, regions in of_truth.items()},
-            after=_measured(detections[0], of_truth, canvas),
-            before=_measured(detections[1], of_truth, canvas),
+            truths={category: _summarise_truths(regions) for category, regions in of_truth.items()},
+            after=_measure_detections(detections[0], of_truth, canvas),
+            before=_measure_detections(detections[1], of_truth, canvas),
         )
 
-    def _detections(self, sample: Sample | None, *, of_prediction: bool) -> list[Region]:
+    def _select_detections(self, sample: Sample | None, *, of_prediction: bool) -> list[Region]:
         regions: Sequence[Region] = () if sample is None else sample.regions
-        found = [region for region in regions if region.keep != CROWD]
+        found = [region for region in regions if region.keep is not Reason.CROWD]
         if of_prediction:
             self.counts["detections"] += len(found)
             self.counts["crowd_detections"] += len(regions) - len(found)
-            self.counts["detections_unreadable"] += sum(not _area(region.mask) for region in found)
+            self.counts["detections_unreadable"] += sum(not _count_pixels(region.mask) for region in found)
             self.counts["unscored"] += sum(region.score is None for region in found)
         if self.federation is not None:
-            found = sorted(found, key=lambda region: -_score(region))[:LVIS_DETECTIONS]
+            found = sorted(found, key=lambda region: -_get_score(region))[:LVIS_DETECTIONS]
         return found
 
     def merge(self, other: Self) -> None:
@@ -121,7 +124,7 @@ class ApTally:
         if self.counts["uncategorised"]:
             left_out = f"AP is left out: {self.counts['uncategorised']} annotations have no category_id."
             return Report((), counts=counts, remarks=(left_out,))
-        after, before = self._precisions("after"), self._precisions("before")
+        after, before = self._compute_precisions("after"), self._compute_precisions("before")
         return Report(
             measures=tuple(
                 Measure(
@@ -130,32 +133,35 @@ class ApTally:
                     value=of_after,
                     before=before[kind][name][1] if self.with_coarse else None,
                 )
-                for kind, figures in after.items()
-                for name, (reduction, of_after) in figures.items()
+                for kind, values in after.items()
+                for name, (reduction, of_after) in values.items()
             ),
             counts=counts,
-            remarks=tuple(self._remarks()),
+            remarks=tuple(self._write_remarks()),
         )
 
-    def _remarks(self) -> Iterator[str]:
+    def _write_remarks(self) -> Iterator[str]:
         if self.counts["unscored"]:
             yield (
-                f"{self.counts['unscored']} detections have no score and count as 1.0: AP then depends on the order "
-                "of the file, so compare it only with that of the same file refined"
+                f"{self.counts['unscored']} detections have no score and count as 1.0, so AP depends on the order of "
+                "the file; compare it only with the AP of the same file before or after refinement"
             )
 
-    def _precisions(self, side: str) -> dict[str, dict[str, tuple[str, float | None]]]:
-        """By kind (mask AP is ``, boundary AP `boundary `) and name: how it was reduced, and the figure."""
-        places, figures = self._places(), {}
+    def _compute_precisions(self, side: str) -> dict[str, dict[str, tuple[str, float | None]]]:
+        """The reduction and the value of each AP, by kind (`` for masks, `boundary ` for boundaries) and name."""
+        places, values = self._locate_categories(), {}
         for kind, overlap in (("", "mask_iou"), ("boundary ", "boundary_iou")):
-            precisions = {category: self._category(side, category, where, overlap) for category, where in places}
-            figures[kind] = self._figures(precisions)
-        return figures
+            precisions = {
+                category: self._compute_precision(side, category, where, overlap) for category, where in places
+            }
+            values[kind] = self._summarise(precisions)
+        return values
 
-    def _places(self) -> list[tuple[int, list[tuple[int, str]]]]:
+    def _locate_categories(self) -> list[tuple[int, list[tuple[int, str]]]]:
         """Each category of the ground truth with the images, by number and key, that hold it on either side.
 
-        Images are numbered in the order of their keys, as numbers if they are some: so pycocotools breaks ties.
+        Images are numbered in the order of their keys, which are taken as numbers if they all are: pycocotools breaks
+        ties in that order.
         """
         numbers = all(key.isdecimal() for key in self.images)
         places: dict[int, list[tuple[int, str]]] = {}
@@ -167,10 +173,10 @@ class ApTally:
                     places.setdefault(category, []).append((number, key))
         return sorted(places.items())
 
-    def _category(
+    def _compute_precision(
         self, side: str, category: int, where: Sequence[tuple[int, str]], overlap: str
     ) -> NDArray[np.float64]:
-        """float64 (T, R, A): precision by IoU threshold, recall point and area, -1 where it is not defined."""
+        """The precision by IoU threshold, recall point and area, float64 (T, R, A); -1 where it is not defined."""
         truths: list[dict[str, Any]] = []
         detections: list[dict[str, Any]] = []
         overlaps: dict[int, NDArray[np.float64]] = {}
@@ -179,12 +185,12 @@ class ApTally:
             found: Detections | None = getattr(self.images[key], side).get(category)
             if objects is not None:
                 for area, crowd in zip(objects.areas.tolist(), objects.crowds.tolist(), strict=True):
-                    truths.append(_annotation(len(truths) + 1, number, category, area=area, iscrowd=int(crowd)))
+                    truths.append(_make_annotation(len(truths) + 1, number, category, area=area, iscrowd=int(crowd)))
             if found is not None:
                 overlaps[number] = getattr(found, overlap)
                 for area, score in zip(found.areas.tolist(), found.scores.tolist(), strict=True):
-                    detections.append(_annotation(len(detections) + 1, number, category, area=area, score=score))
-        images = [{"id": number, "height": 1, "width": 1, **self._federated(key)} for number, key in where]
+                    detections.append(_make_annotation(len(detections) + 1, number, category, area=area, score=score))
+        images = [{"id": number, "height": 1, "width": 1, **self._list_federation(key)} for number, key in where]
         shared = {"images": images, "categories": [{"id": category, "name": str(category), "frequency": "f"}]}
         evaluation = _Evaluation(
             COCO({**shared, "annotations": truths}),
@@ -197,7 +203,7 @@ class ApTally:
         precision: NDArray[np.float64] = np.asarray(evaluation.eval["precision"], dtype=np.float64)
         return precision[:, :, 0, :, -1]
 
-    def _federated(self, key: str) -> dict[str, Any]:
+    def _list_federation(self, key: str) -> dict[str, Any]:
         if self.federation is None:
             return {}
         return {
@@ -205,31 +211,31 @@ class ApTally:
             "not_exhaustive_category_ids": list(self.federation.not_exhaustive.get(key, ())),
         }
 
-    def _figures(self, precisions: Mapping[int, NDArray[np.float64]]) -> dict[str, tuple[str, float | None]]:
-        """AP by name, with its reduction; -1, which stands for undefined, becomes None."""
+    def _summarise(self, precisions: Mapping[int, NDArray[np.float64]]) -> dict[str, tuple[str, float | None]]:
+        """AP and its reduction by name; None where it is not defined."""
         if not precisions:
             return {}
         whole = np.stack(list(precisions.values()))  # category, threshold, recall, area
         rules = "COCO" if self.federation is None else "LVIS"
-        figures = {
-            "AP": (f"{rules}, mean over categories and IoU 0.50:0.95", _mean(whole[..., 0])),
-            "AP50": (f"{rules}, IoU 0.50", _mean(whole[:, 0, :, 0])),
-            "AP75": (f"{rules}, IoU 0.75", _mean(whole[:, 5, :, 0])),
+        values = {
+            "AP": (f"{rules}, mean over categories and IoU 0.50:0.95", _average_defined(whole[..., 0])),
+            "AP50": (f"{rules}, IoU 0.50", _average_defined(whole[:, 0, :, 0])),
+            "AP75": (f"{rules}, IoU 0.75", _average_defined(whole[:, 5, :, 0])),
         }
         for place, area in enumerate(AREAS[1:], start=1):
-            figures[f"AP {area}"] = (f"{rules}, {area} objects", _mean(whole[..., place]))
+            values[f"AP {area}"] = (f"{rules}, {area} objects", _average_defined(whole[..., place]))
         frequencies = {} if self.federation is None else self.federation.frequencies
         for letter, word in (("r", "rare"), ("c", "common"), ("f", "frequent")) if frequencies else ():
             rows = [row for row, category in enumerate(precisions) if frequencies.get(category) == letter]
-            figures[f"AP{letter}"] = (f"{rules}, {word} categories", _mean(whole[rows, ..., 0]))
-        return figures
+            values[f"AP{letter}"] = (f"{rules}, {word} categories", _average_defined(whole[rows, ..., 0]))
+        return values
 
 
 class _Evaluation(COCOeval_faster):  # type: ignore[misc]
-    """faster-coco-eval on overlaps that are known.
+    """faster-coco-eval, given overlaps instead of masks.
 
-    It is told that it compares boxes, which keeps it from asking for masks, and asks for the overlaps of an image and
-    a category through `computeIoU`, as pycocotools does: best scores first, as many as count.
+    It is told to compare boxes, so that it does not ask for masks. It gets the overlaps of an image and a category from
+    `computeIoU`, as pycocotools does: those of the best scores first, and only as many as count.
     """
 
     def __init__(self, truth: COCO, found: COCO, *, overlaps: Mapping[int, NDArray[np.float64]], lvis: bool) -> None:
@@ -246,18 +252,18 @@ class _Evaluation(COCOeval_faster):  # type: ignore[misc]
         return self.overlaps[imgId][order[: self.params.maxDets[-1]]]
 
 
-def _annotation(id: int, image: int, category: int, **more: Any) -> dict[str, Any]:
-    """A record for faster-coco-eval, made anew each time, since it writes into them; ids begin at 1, since 0 means
-    unmatched to it. The box is never looked at."""
+def _make_annotation(id: int, image: int, category: int, **more: Any) -> dict[str, Any]:
+    """Make a record for faster-coco-eval, a new one each time because it writes into them. Ids begin at 1, since it
+    takes 0 for unmatched. It never looks at the box."""
     return {"id": id, "image_id": image, "category_id": category, "iscrowd": 0, "bbox": [0, 0, 0, 0], **more}
 
 
-def _mean(precision: NDArray[np.float64]) -> float | None:
+def _average_defined(precision: NDArray[np.float64]) -> float | None:
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else None
 
 
-def _by_category(regions: Sequence[Region]) -> dict[int, list[Region]]:
+def _group_by_category(regions: Sequence[Region]) -> dict[int, list[Region]]:
     found: dict[int, list[Region]] = {}
     for region in regions:
         if region.category is not None:
@@ -265,54 +271,51 @@ def _by_category(regions: Sequence[Region]) -> dict[int, list[Region]]:
     return found
 
 
-def _truths(regions: Sequence[Region]) -> Truths:
+def _summarise_truths(regions: Sequence[Region]) -> Truths:
     return Truths(
-        areas=np.array([_area(region.mask) if region.area is None else region.area for region in regions]),
-        crowds=np.array([region.keep == CROWD for region in regions]),
+        areas=np.array([_count_pixels(region.mask) if region.area is None else region.area for region in regions]),
+        crowds=np.array([region.keep is Reason.CROWD for region in regions]),
     )
 
 
-def _measured(
+def _measure_detections(
     detections: Sequence[Region], truths: Mapping[int, Sequence[Region]], canvas: Canvas
 ) -> dict[int, Detections]:
     return {
-        category: _detections_of(regions, truths.get(category, ()), canvas)
-        for category, regions in _by_category(detections).items()
+        category: _measure_category(regions, truths.get(category, ()), canvas)
+        for category, regions in _group_by_category(detections).items()
     }
 
 
-def _detections_of(found: Sequence[Region], truths: Sequence[Region], canvas: Canvas) -> Detections:
+def _measure_category(found: Sequence[Region], truths: Sequence[Region], canvas: Canvas) -> Detections:
     mask_iou = np.zeros((len(found), len(truths)))
-    if truths:
-        crowds = [int(region.keep == CROWD) for region in truths]
-        runs = ([_runs(region.mask, canvas.size) for region in regions] for regions in (found, truths))
-        mask_iou[:] = coco_mask.iou(*runs, crowds)
+    (rows, guesses), (columns, references) = _encode_masks(found), _encode_masks(truths)
+    if rows and columns:
+        crowds = [int(truths[column].keep is Reason.CROWD) for column in columns]
+        mask_iou[np.ix_(rows, columns)] = coco_mask.iou(guesses, references, crowds)
     boundary_iou = mask_iou.copy()
-    for row, column in zip(*np.nonzero(mask_iou >= MATCHING), strict=True):
-        if truths[column].keep != CROWD:
-            overlap = common(canvas.shape(truths[column].mask), canvas.shape(found[row].mask)).overlap
+    for row, column in zip(*np.nonzero(mask_iou >= LOWEST_THRESHOLD), strict=True):
+        if truths[column].keep is not Reason.CROWD:
+            overlap = count_common(canvas.get_shape(truths[column].mask), canvas.get_shape(found[row].mask)).overlap
             boundary_iou[row, column] = min(mask_iou[row, column], overlap.boundary_iou)
     return Detections(
-        scores=np.array([_score(region) for region in found]),
-        areas=np.array([float(_area(region.mask)) for region in found]),
+        scores=np.array([_get_score(region) for region in found]),
+        areas=np.array([float(_count_pixels(region.mask)) for region in found]),
         mask_iou=mask_iou,
         boundary_iou=boundary_iou,
     )
 
 
-def _score(region: Region) -> float:
+def _get_score(region: Region) -> float:
     return 1.0 if region.score is None else region.score
 
 
-def _area(rle: Rle | None) -> int:
+def _count_pixels(rle: Rle | None) -> int:
     return 0 if rle is None else masks.area(rle)
 
 
-def _runs(rle: Rle | None, size: Size) -> dict[str, Any]:
-    given = _blank(size) if rle is None else rle
-    return {"size": list(given.size), "counts": given.counts}
-
-
-@functools.lru_cache(maxsize=64)
-def _blank(size: Size) -> Rle:
-    return masks.encode(np.zeros(size, dtype=np.bool_))
+def _encode_masks(regions: Sequence[Region]) -> tuple[list[int], list[dict[str, Any]]]:
+    """The places of the regions with a mask that can be decoded, and these masks as pycocotools takes them."""
+    places = [place for place, region in enumerate(regions) if region.mask is not None]
+    runs = [region.mask for region in regions if region.mask is not None]
+    return places, [{"size": list(rle.size), "counts": rle.counts} for rle in runs]

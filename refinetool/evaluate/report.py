@@ -1,4 +1,4 @@
-"""The figures of an evaluation, in words, rows and JSON."""
+"""The results of an evaluation as rows, notes and JSON."""
 
 import dataclasses
 import math
@@ -10,11 +10,11 @@ from refinetool.evaluate.gains import NOTABLE_CHANGE, GainBin
 
 @dataclass(frozen=True, slots=True)
 class Measure:
-    """One figure, and what it was for the coarse masks.
+    """The value of one metric, and its value for the coarse masks.
 
     name: what is measured, such as `boundary IoU`.
     reduction: how it became one number, such as `mean over objects`.
-    value: 0..1, None where nothing could be measured.
+    value: 0..1, None if nothing could be measured.
     before: the same for the coarse masks, None without them.
     """
 
@@ -30,13 +30,13 @@ class Measure:
 
 @dataclass(frozen=True, slots=True)
 class Report:
-    """The figures of one evaluation.
+    """The results of one evaluation.
 
-    measures: the figures, the headline first.
-    per_class: figures of single categories of objects, which are too many for a table.
-    better, worse: share of the scored objects whose IoU rose or fell by more than NOTABLE_CHANGE; None for label maps,
-        without coarse masks and without objects.
-    counts: how many there were of what; MEANINGS has the words.
+    measures: the metrics, the most important ones first.
+    per_class: metrics of single categories of objects, which are too many for a table.
+    better, worse: fractions of the scored objects whose IoU rose or fell by more than NOTABLE_CHANGE; None for label
+        maps, without coarse masks and without objects.
+    counts: how many there were of what; MEANINGS says what they count.
     gain_by_size, gain_by_coarse_iou: gain of IoU in bins of the object's side in pixels and of the coarse mask's IoU;
         empty for label maps and without coarse masks.
     remarks: sentences about what was left out and why.
@@ -52,19 +52,19 @@ class Report:
     remarks: tuple[str, ...] = ()
 
     def rows(self) -> list[tuple[str, str, str, str]]:
-        """(name and reduction, coarse, prediction, gain) for a table, times 100, `-` where there is no figure."""
+        """(name and reduction, coarse, prediction, gain) for a table, times 100, `-` for a missing value."""
         return [
             (
                 f"{measure.name}, {measure.reduction}",
-                _times_100(measure.before, style=".2f"),
-                _times_100(measure.value, style=".2f"),
-                _times_100(measure.gain, style="+.2f"),
+                _format_times_100(measure.before, style=".2f"),
+                _format_times_100(measure.value, style=".2f"),
+                _format_times_100(measure.gain, style="+.2f"),
             )
             for measure in self.measures
         ]
 
     def notes(self) -> list[str]:
-        """What to know beside the figures, one sentence part each."""
+        """What to know about the metrics, one phrase each."""
         notes = [f"{self.counts[name]} {words}" for name, words in MEANINGS.items() if self.counts.get(name)]
         if self.better is not None and self.worse is not None:
             notes.append(
@@ -73,21 +73,22 @@ class Report:
         return [*notes, *self.remarks]
 
     def to_dict(self) -> dict[str, object]:
-        """The report for JSON: figures in 0..1, not rounded."""
-        shares = {"better": self.better, "worse": self.worse, "notable_change": NOTABLE_CHANGE}
+        """The report for JSON, with values in 0..1 that are not rounded."""
         return {
-            "measures": [_measure(measure) for measure in self.measures],
-            **shares,
+            "measures": [_dump_measure(measure) for measure in self.measures],
+            "better": self.better,
+            "worse": self.worse,
+            "notable_change": NOTABLE_CHANGE,
             "counts": dict(self.counts),
-            "per_class": [_measure(measure) for measure in self.per_class],
-            "gain_by_size": [_bin(bin) for bin in self.gain_by_size],
-            "gain_by_coarse_iou": [_bin(bin) for bin in self.gain_by_coarse_iou],
+            "per_class": [_dump_measure(measure) for measure in self.per_class],
+            "gain_by_size": [_dump_bin(bin) for bin in self.gain_by_size],
+            "gain_by_coarse_iou": [_dump_bin(bin) for bin in self.gain_by_coarse_iou],
             "remarks": list(self.remarks),
         }
 
 
-def joined(reports: Sequence[Report]) -> Report:
-    """The figures of several families as one report, those of the first ones first."""
+def join_reports(reports: Sequence[Report]) -> Report:
+    """Join the reports of several evaluators, in order."""
     counts: dict[str, int] = {}
     for report in reports:
         counts |= report.counts
@@ -104,7 +105,8 @@ def joined(reports: Sequence[Report]) -> Report:
 OBJECTS = {
     "scored": "scored",
     "missing": "in the ground truth but not in the file that is scored, left out",
-    "lost": "missing or unreadable in the prediction, scored as if nothing was found",
+    "lost": "missing or unreadable in the prediction, scored as if nothing had been found there",
+    "lost_coarse": "missing or unreadable in the coarse file, scored as if nothing had been found there",
     "added": "in the prediction but not in the coarse file, left out",
     "extra": "without ground truth, left out",
     "crowd": "crowds in the ground truth, left out",
@@ -115,31 +117,35 @@ OBJECTS = {
 }
 PIXELS = {
     "compared_px": "pixels compared",
-    "void_in_prediction_px": "pixels void or lost in the prediction alone, counted as background",
+    "void_in_prediction_px": "pixels void or missing in the prediction only, counted as background",
+    "unknown_classes": "classes of the prediction that the ground truth does not have, left out of the mean",
+    "unknown_classes_px": "pixels of the prediction of such classes, counted as wrong",
 }
 CLIPS = {
     "clips": "clips",
-    "clip_objects": "objects in them, from the second to the last but one frame",
+    "clip_objects": "objects in them, averaged over the frames that count",
     "clip_frames_added": "frames of the prediction without ground truth, left out",
-    "clip_frames_lost": "frames missing or unreadable in the prediction, scored as if nothing was found",
+    "clip_frames_unreadable": "frames unreadable in the ground truth, left out",
+    "clip_frames_lost": "frames missing or unreadable in the prediction, scored as if nothing had been found there",
 }
 PRECISION = {
     "detections": "detections for AP",
-    "detections_unreadable": "of them empty or unreadable: they can only be wrong",
+    "detections_unreadable": "of them empty or unreadable, so they can only be wrong",
     "detections_elsewhere": "detections in images that the ground truth does not have, left out",
-    "crowd_detections": "crowds in the prediction, no detections",
+    "crowd_detections": "crowds in the prediction, which are no detections",
+    "truths_unreadable": "objects of the ground truth without a mask that can be decoded: AP counts them as missed",
 }
 SELECTION = {
-    "selections": "selections among candidates",
-    "selections_hopeless": "with no candidates to choose from or none that meets the ground truth, left out",
+    "selections": "objects with candidates to select from",
+    "selections_hopeless": "objects without competing candidates, or with none that meets the ground truth, left out",
     "selections_unknown": "objects with candidates but no ground truth, left out",
 }
 STRANGERS = {"selection_images_unknown": "images with candidates that are in none of the files, left out"}
 MEANINGS = OBJECTS | PIXELS | CLIPS | PRECISION | SELECTION | STRANGERS
-"""What the counts of a report count: objects for instances, images for label maps, else what the words say."""
+"""What the counts of a report count: objects for instances, images for label maps, otherwise what the words say."""
 
 
-def _measure(measure: Measure) -> dict[str, object]:
+def _dump_measure(measure: Measure) -> dict[str, object]:
     return {
         "name": measure.name,
         "reduction": measure.reduction,
@@ -149,15 +155,15 @@ def _measure(measure: Measure) -> dict[str, object]:
     }
 
 
-def _bin(bin: GainBin) -> dict[str, object]:
-    """JSON has no infinity: the last bin of sizes has no upper end."""
+def _dump_bin(bin: GainBin) -> dict[str, object]:
+    """A bin for JSON, which has no infinity: the last bin of sizes has no upper end there."""
     return dataclasses.asdict(bin) | {"high": bin.high if math.isfinite(bin.high) else None}
 
 
-def _times_100(value: float | None, *, style: str) -> str:
+def _format_times_100(value: float | None, *, style: str) -> str:
     return "-" if value is None else format(100 * value, style)
 
 
-def share(part: float, whole: float) -> float | None:
-    """part / whole, None where there is no whole."""
-    return float(part) / whole if whole else None
+def divide(total: float, count: float) -> float | None:
+    """total / count, or None if the count is 0."""
+    return float(total) / count if count else None

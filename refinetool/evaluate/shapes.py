@@ -1,4 +1,4 @@
-"""Masks of one image as they are compared: cut to their boxes, drawn once, however often they are asked for."""
+"""Masks of one image, cut to their boxes and drawn only once, however often they are compared."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -11,7 +11,7 @@ from refinetool.records import BoolArray, Box, Rle, Size
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """One mask within its tight box, bool (y1 - y0, x1 - x0), and its inner boundary band there."""
+    """A mask within its tight box, and the band along the inside of its boundary, both bool (y1 - y0, x1 - x0)."""
 
     box: Box
     pixels: BoolArray
@@ -33,12 +33,12 @@ class Overlap:
 
 
 LOST = Overlap(iou=0.0, boundary_iou=0.0)
-"""What an object scores that the prediction does not have, even if its ground truth is empty."""
+"""The score of an object that the prediction lacks, even if its ground truth is empty."""
 
 
 @dataclass(frozen=True, slots=True)
-class Common:
-    """Pixels that two masks, and their bands, share and cover together."""
+class CommonPixels:
+    """How many pixels two masks share and cover together, and how many their bands."""
 
     shared: int
     covered: int
@@ -47,7 +47,7 @@ class Common:
 
     @property
     def overlap(self) -> Overlap:
-        """Two empty masks are equal: both figures are 1, as DAVIS has it."""
+        """IoU and boundary IoU; both are 1 for two empty masks, which is the convention of DAVIS."""
         return Overlap(
             iou=self.shared / self.covered if self.covered else 1.0,
             boundary_iou=self.band_shared / self.band_covered if self.band_covered else 1.0,
@@ -56,11 +56,12 @@ class Common:
 
 @dataclass(frozen=True, slots=True)
 class Canvas:
-    """The shapes of an image's masks.
+    """Draws the masks of an image.
 
     size: (H, W).
-    void: bool (H, W), pixels that belong to no mask, None if there are none.
+    void: bool (H, W), pixels that belong to no mask; None if there are none.
     band_px: Width of the boundary band.
+    drawn: The shapes drawn so far, by run lengths.
     """
 
     size: Size
@@ -68,8 +69,8 @@ class Canvas:
     band_px: int
     drawn: dict[bytes, Shape] = field(default_factory=dict)
 
-    def shape(self, rle: Rle | None) -> Shape:
-        """The shape of a mask without the void pixels; None is an empty mask."""
+    def get_shape(self, rle: Rle | None) -> Shape:
+        """The shape of a mask without the void pixels; None stands for an empty mask."""
         if rle is None:
             return EMPTY
         found = self.drawn.get(rle.counts)
@@ -84,11 +85,11 @@ class Canvas:
         pixels, (x0, y0, x1, y1) = crop
         if self.void is not None:
             pixels = pixels & ~self.void[y0:y1, x0:x1]
-        return shape_of(pixels, (x0, y0), band_px=self.band_px)
+        return make_shape(pixels, (x0, y0), band_px=self.band_px)
 
 
-def shape_of(pixels: BoolArray, corner: tuple[int, int], *, band_px: int) -> Shape:
-    """The shape of a mask, bool (h, w), whose top left pixel is `corner` (x, y)."""
+def make_shape(pixels: BoolArray, corner: tuple[int, int], *, band_px: int) -> Shape:
+    """Cut a mask, bool (h, w), to its box; its top left pixel lies at `corner` (x, y) in the image."""
     box = masks.bounding_box(pixels)
     if box is None:
         return EMPTY
@@ -104,12 +105,12 @@ def shape_of(pixels: BoolArray, corner: tuple[int, int], *, band_px: int) -> Sha
     )
 
 
-def common(a: Shape, b: Shape) -> Common:
-    """Count what two masks share."""
-    here, there = _meeting(a.box, b.box)
+def count_common(a: Shape, b: Shape) -> CommonPixels:
+    """Count the pixels that two masks share and cover."""
+    here, there = _intersect(a.box, b.box)
     shared = int(np.count_nonzero(a.pixels[here] & b.pixels[there]))
     band_shared = int(np.count_nonzero(a.band[here] & b.band[there]))
-    return Common(
+    return CommonPixels(
         shared=shared,
         covered=a.area + b.area - shared,
         band_shared=band_shared,
@@ -117,17 +118,17 @@ def common(a: Shape, b: Shape) -> Common:
     )
 
 
-def placed(shape: Shape, box: Box) -> BoolArray:
-    """What of a mask lies in a box, bool (y1 - y0, x1 - x0)."""
+def draw_in_box(shape: Shape, box: Box) -> BoolArray:
+    """Draw the part of a mask that lies in a box, bool (y1 - y0, x1 - x0)."""
     x0, y0, x1, y1 = box
     canvas = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
-    here, there = _meeting(shape.box, box)
+    here, there = _intersect(shape.box, box)
     canvas[there] = shape.pixels[here]
     return canvas
 
 
-def box_around(boxes: Iterable[Box], *, margin_px: int, size: Size) -> Box:
-    """The box that holds all boxes and a margin, within an image of size (H, W)."""
+def enclose_boxes(boxes: Iterable[Box], *, margin_px: int, size: Size) -> Box:
+    """The box around some boxes and a margin, within an image of size (H, W)."""
     x0, y0, x1, y1 = zip(*boxes, strict=True)
     return (
         max(0, min(x0) - margin_px),
@@ -137,8 +138,8 @@ def box_around(boxes: Iterable[Box], *, margin_px: int, size: Size) -> Box:
     )
 
 
-def _meeting(a: Box, b: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """Where two boxes meet, as (rows, columns) within each of them; empty if they don't."""
+def _intersect(a: Box, b: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """The intersection of two boxes as (rows, columns) within each of them; empty if they don't meet."""
     x0, y0 = max(a[0], b[0]), max(a[1], b[1])
     x1, y1 = max(x0, min(a[2], b[2])), max(y0, min(a[3], b[3]))
     return (
@@ -147,12 +148,13 @@ def _meeting(a: Box, b: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
     )
 
 
-def overlaps(truth: BoolArray, others: Iterable[BoolArray], *, boundary_ratio: float) -> list[Overlap]:
+def measure_overlaps(truth: BoolArray, others: Iterable[BoolArray], *, boundary_ratio: float) -> list[Overlap]:
     """IoU and boundary IoU of some masks, bool (H, W), with one ground truth mask.
 
-    iou = |P & G| / |P | G|; boundary IoU is the same of the inner bands (Cheng et al. 2021), `boundary_ratio` of the
-    image diagonal wide, at least 1 px. Two empty masks are equal: both figures are 1, as DAVIS has it.
+    IoU is |P & G| / |P | G|. Boundary IoU is the same for the bands along the inside of the boundaries (Cheng et al.
+    2021), `boundary_ratio` of the image diagonal wide but at least 1 px. Two empty masks get 1 for both, which is the
+    convention of DAVIS.
     """
     band_px = masks.boundary_width((truth.shape[0], truth.shape[1]), boundary_ratio)
-    reference = shape_of(truth, (0, 0), band_px=band_px)
-    return [common(reference, shape_of(other, (0, 0), band_px=band_px)).overlap for other in others]
+    reference = make_shape(truth, (0, 0), band_px=band_px)
+    return [count_common(reference, make_shape(other, (0, 0), band_px=band_px)).overlap for other in others]

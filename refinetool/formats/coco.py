@@ -6,7 +6,7 @@ import math
 import shutil
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import BinaryIO
 
@@ -58,6 +58,7 @@ class CocoDataset:
     sources: The files read, none of which may be overwritten.
     stamp: Size and time of the file when it was read.
     include_crowd: Whether crowds are refined like single objects.
+    known_sizes: (H, W) by key, for images whose records state none; see `with_sizes`.
     """
 
     format: str
@@ -67,15 +68,29 @@ class CocoDataset:
     sources: tuple[Path, ...]
     stamp: tuple[int, int]
     include_crowd: bool
+    known_sizes: Mapping[str, Size] | None = None
 
     def __len__(self) -> int:
         return len(self.images.rows)
+
+    def sizes(self) -> dict[str, Size]:
+        """(H, W) of the images by key, as far as their records or the headers of the images state it."""
+        found = ((entry.key, entry.size or header_size(entry.path)) for entry in self.images.entries())
+        return {key: size for key, size in found if size}
+
+    def with_sizes(self, sizes: Mapping[str, Size]) -> "CocoDataset":
+        """The same masks, read without trusting pictures that were found by the number of an image.
+
+        Where records state no size, that of the run lengths holds, then that in `sizes`: such a picture may be a
+        thumbnail, or belong to something else.
+        """
+        return replace(self, known_sizes=sizes)
 
     def samples(self) -> Iterator[Sample]:
         with self.annotations.path.open("rb") as file:
             for entry, members in self._by_image():
                 records = [json.loads(_text(file, self.annotations.spans[member])) for member in members]
-                size = entry.size or header_size(entry.path) or _claimed_size(records) or (0, 0)
+                size = self._size(entry, records)
                 regions = (
                     self._region(int(self.annotations.ids[member]), record, size)
                     for member, record in zip(members, records, strict=True)
@@ -105,6 +120,13 @@ class CocoDataset:
         bounds = np.searchsorted(self.rows[order], np.arange(len(self) + 1))
         for entry, first, last in zip(self.images.entries(), bounds[:-1], bounds[1:], strict=True):
             yield entry, order[first:last]
+
+    def _size(self, entry: ImageEntry, records: Sequence[Mapping[str, Json]]) -> Size:
+        """(H, W) of an image, (0, 0) if nothing states it."""
+        if self.known_sizes is None:
+            return entry.size or header_size(entry.path) or _claimed_size(records) or (0, 0)
+        known = entry.size or _claimed_size(records) or self.known_sizes.get(entry.key)
+        return known or header_size(entry.path) or (0, 0)
 
     def _region(self, number: int, record: Mapping[str, Json], size: Size) -> Region:
         mask, keep = read_segmentation(record.get("segmentation"), size)
