@@ -29,6 +29,7 @@ from refinetool.evaluate import (
 )
 from refinetool.formats import open_dataset
 from refinetool.records import BoolArray, Region, Sample
+from refinetool.statuses import Reason
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def instances(key: str, objects: dict[int, BoolArray | None], crowd: Sequence[in
             id=id,
             category=1,
             mask=None if mask is None else masks.encode(mask),
-            keep="crowd" if id in crowd else "bad-rle" if mask is None else None,
+            keep=Reason.CROWD if id in crowd else Reason.UNREADABLE_MASK if mask is None else None,
         )
         for id, mask in objects.items()
     ]

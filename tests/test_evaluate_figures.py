@@ -33,6 +33,7 @@ from refinetool.evaluate.gains import IOUS, SIDES_PX, GainHistogram
 from refinetool.evaluate.shapes import Canvas, make_shape
 from refinetool.formats import open_dataset
 from refinetool.records import BoolArray, Region, Sample
+from refinetool.statuses import Reason
 
 
 def disc(size: tuple[int, int], x: float, y: float, radius: float) -> BoolArray:
@@ -523,7 +524,7 @@ def test_candidates_within_a_millionth_of_the_best_are_as_good() -> None:
 
 
 def test_crowds_have_no_candidates() -> None:
-    crowd = Region(1, 1, masks.encode(stripes(20)[0]), "crowd")
+    crowd = Region(1, 1, masks.encode(stripes(20)[0]), Reason.CROWD)
     truth = Sample("a", Path("a.jpg"), (10, 40), (crowd,))
     evaluator = SelectionEvaluator(with_coarse=False)
     evaluator.add(Match("a", truth, truth, None, line("a", CANDIDATE_SETS[0])))

@@ -29,7 +29,7 @@ def sample_of(folder: Path, key: str) -> Sample:
     image = folder / f"{key}.jpg"
     if not image.exists():
         image.write_bytes(b"pixels")
-    return Sample(key, image, (4, 5), (Region(7, 3, MASK), Region(8, None, None, keep="empty")))
+    return Sample(key, image, (4, 5), (Region(7, 3, MASK), Region(8, None, None, keep=Reason.EMPTY)))
 
 
 def outcome_of(key: str, *, score: float = 0.75, error: str | None = None) -> Outcome:
@@ -170,7 +170,7 @@ def test_any_change_of_the_input_changes_the_digest(tmp_path: Path) -> None:
         replace(sample, regions=(first,)),
         replace(sample, regions=(replace(first, mask=Rle((4, 5), b"5123`O]")), second)),
         replace(sample, regions=(replace(first, category=4), second)),
-        replace(sample, regions=(replace(first, keep="crowd"), second)),
+        replace(sample, regions=(replace(first, keep=Reason.CROWD), second)),
         replace(sample, layout="semantic"),
         replace(sample, void=MASK),
         replace(sample, image=tmp_path / "absent.jpg"),

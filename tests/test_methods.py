@@ -20,6 +20,7 @@ from refinetool.refine import Refiner, load_refiner
 from refinetool.running.journal import Journal
 from refinetool.running.truth import with_truth
 from refinetool.settings import METHODS, NO_GUARD, GridSettings, PromptSettings, RefineSettings, SnapSettings
+from refinetool.statuses import Reason
 
 SIZE = (60, 80)
 PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"))
@@ -241,7 +242,7 @@ def test_candidates_survive_the_journal(picture: Path, tmp_path: Path) -> None:
 
 
 def test_truth_is_matched_by_image_and_id(picture: Path) -> None:
-    crowd = Region(6, 1, masks.encode(COARSE), keep="crowd")
+    crowd = Region(6, 1, masks.encode(COARSE), keep=Reason.CROWD)
     alone = Region(7, 1, masks.encode(COARSE))
     sample = replace(sample_of(picture, COARSE), regions=(crowd, *sample_of(picture, COARSE).regions, alone))
     (informed,) = with_truth([sample], [sample_of(picture, TRUTH), replace(sample_of(picture, TRUTH), key="other")])
