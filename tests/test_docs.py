@@ -24,6 +24,7 @@ from PIL import Image
 from refinetool import cli, refine
 from refinetool.backends import models
 from refinetool.refine import Refiner, load_refiner
+from refinetool.running import identity
 from refinetool.running import run as runners
 from refinetool.settings import RefineSettings
 from refinetool.statuses import Reason
@@ -369,12 +370,9 @@ def test_the_tutorial_runs(command: Command, tmp_path: Path) -> None:
 def test_the_tutorial_runs_with_the_embedded_model(
     command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name, real in (
-        ("load_refiner", load_refiner),
-        ("pick_device", models.pick_device),
-        ("pick_precision", models.pick_precision),
-    ):
-        monkeypatch.setattr(runners, name, real)
+    monkeypatch.setattr(runners, "load_refiner", load_refiner)
+    monkeypatch.setattr(identity, "pick_device", models.pick_device)
+    monkeypatch.setattr(identity, "pick_precision", models.pick_precision)
     with contextlib.chdir(tmp_path):
         said = tutorial(command)
     assert "IoU" in said[-1]
