@@ -208,6 +208,27 @@ def test_an_adapter_in_every_family(model: str, tmp_path: Path) -> None:
     check_family(model, tmp_path)
 
 
+def test_predicting_leaves_the_model_as_it_is(folder: Path) -> None:
+    """An adapter that scores only prompts without a mask is not swapped in and out."""
+    plain = load_backend("embedded", checkpoint=RANDOM, device="cpu", precision="fp32")
+    adapter = replace(an_adapter(model="embedded", fingerprint=plain.fingerprint), with_masks=False)
+    path = save(adapter, folder / "a.safetensors")
+    backend = load_backend("embedded", checkpoint=RANDOM, device="cpu", precision="fp32", iou_adapter=path)
+    before = {name: id(module) for name, module in backend.model.named_modules()}
+    (embedding,) = backend.embed([np.zeros((40, 50, 3), np.uint8)])
+    box = Prompts(
+        np.zeros((1, 0, 2), np.float32), np.zeros((1, 0), np.int64), np.array([[3, 4, 20, 30]], np.float32), None
+    )
+    both = replace(box, masks=np.full((1, 40, 50), 3, np.float32))
+    alone = [backend.predict([embedding], [asked])[0].scores for asked in (box, both)]
+    together = [found.scores for found in backend.predict([embedding, embedding], [both, box])]
+    np.testing.assert_array_equal(alone, together[::-1])
+    assert {name: id(module) for name, module in backend.model.named_modules()} == before
+    (unadapted,) = plain.predict([embedding], [both])
+    np.testing.assert_array_equal(alone[1], unadapted.scores)
+    assert (alone[0] != plain.predict([embedding], [box])[0].scores).any()
+
+
 def test_an_adapter_works_in_half_precision(tmp_path: Path) -> None:
     plain = load_backend("embedded", checkpoint=RANDOM, device="cpu", precision="bf16")
     path = save(an_adapter(fingerprint=plain.fingerprint), tmp_path / "a.safetensors")

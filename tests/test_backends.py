@@ -4,10 +4,13 @@ The independent references are the packages' own predictors, which preprocess, p
 slow implementations written out here.
 """
 
+import importlib
 import subprocess
 import sys
+import threading
 import warnings
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from types import ModuleType
@@ -19,9 +22,11 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from PIL import Image
 from safetensors.torch import save_file
 from torch import nn
 
+from refinetool import masks
 from refinetool.backends import weights
 from refinetool.backends.embedded import EmbeddedBackend
 from refinetool.backends.frames import Frame, letterboxed, rasterise, squashed
@@ -30,14 +35,22 @@ from refinetool.backends.sam import HqSamBackend, SamBackend, import_hq_sam
 from refinetool.backends.sam2 import Sam2Backend
 from refinetool.backends.square import Precision, SquareBackend, SquareEmbedding, SquarePrediction, in_batches
 from refinetool.errors import UsageError, WeightsError
+from refinetool.masks import bounding_box
 from refinetool.modules.embedded import build_embedded, encode
-from refinetool.records import BoolArray, FloatArray, ImageArray, Prompts, Size
-from refinetool.settings import ModelDefaults
+from refinetool.records import BoolArray, FloatArray, ImageArray, Outcome, Prompts, Region, Sample, Size
+from refinetool.refine import Refiner
+from refinetool.running.journal import Journal
+from refinetool.running.run import ThreadRunner, run
+from refinetool.settings import METHODS, NO_GUARD, ModelDefaults, RefineSettings, ViewSettings
 
 SIDE, WIDTH = 128, 32
 torch.set_num_threads(1)  # the models are so small that threads only wait for each other
 LAYOUTS = ("all", "points", "box", "mask")
 SIZES: tuple[Size, ...] = ((48, 64), (90, 33), (5, 7), (200, 310))
+
+
+GPU_TOLERANCE = 1e-3
+"""Of logits, where the kernels of a device don't give the same bits for a row whatever its place in a batch."""
 
 
 # --- small models and prompts
@@ -105,7 +118,7 @@ def build(kind: str) -> tuple[type[SquareBackend], nn.Module]:
 
 
 @cache
-def backend_of(kind: str, precision: Precision = "fp32") -> SquareBackend:
+def backend_of(kind: str, precision: Precision = "fp32", device: str = "cpu") -> SquareBackend:
     with torch.random.fork_rng():
         torch.manual_seed(0)
         adapter, model = build(kind)
@@ -118,7 +131,7 @@ def backend_of(kind: str, precision: Precision = "fp32") -> SquareBackend:
         name=kind,
         defaults=ModelDefaults(selection="single"),
         fingerprint="-",
-        device="cpu",
+        device=device,
         precision=precision,
         image_batch=2,
         prompt_batch=3,
@@ -247,6 +260,81 @@ def test_other_errors_are_not_tried_again() -> None:
     with pytest.raises(ZeroDivisionError):
         in_batches([1, 2, 3], size=4, call=call)
     assert sizes == [4]
+
+
+def test_a_run_that_was_stopped_ends_in_the_same_masks(backend: SquareBackend, tmp_path: Path) -> None:
+    """Its batches hold other images than those of an uninterrupted run."""
+    samples = []
+    for n, size in enumerate(SIZES * 2):
+        path = tmp_path / f"{n}.png"
+        Image.fromarray(picture(size, n)).save(path)
+        discs = [blob(size, centre=(0.3 + 0.1 * k, 0.6 - 0.1 * k), radius=0.35) for k in range(1 + n % 3)]
+        regions = tuple(Region(k, None, masks.encode(disc)) for k, disc in enumerate(discs))
+        samples.append(Sample(f"{n}", path, size, regions))
+    refiner = Refiner(backend, RefineSettings(guard=NO_GUARD))
+
+    def outcomes(path: Path, count: int) -> list[Outcome | None]:
+        with Journal(path, job={}, fresh=False) as journal:
+            runner = ThreadRunner(refiner, 2, {})
+            run(
+                samples[:count],
+                runner,
+                journal=journal,
+                total=count,
+                on_progress=lambda _: None,
+                stop=threading.Event(),
+            )
+            return [journal.find(sample.key) for sample in samples]
+
+    whole = outcomes(tmp_path / "whole", len(samples))
+    assert None in outcomes(tmp_path / "parts", 3)
+    assert outcomes(tmp_path / "parts", len(samples)) == whole
+
+
+@pytest.mark.parametrize("kind", ["sam", "sam-hq", "sam2"])
+def test_the_method_tight_box_is_the_official_box_prompt(kind: str) -> None:
+    """No points are sent, not even absent ones: those would change the answer."""
+    size = (90, 33)
+    backend, image = backend_of(kind), picture(size)
+    coarse = blob(size, centre=(0.5, 0.4), radius=0.4)
+    settings = replace(METHODS["tight-box"], view=ViewSettings(mode="frame"))
+    sample = Sample("1", Path(), size, (Region(1, None, masks.encode(coarse)),))
+    (job,) = Refiner(backend, settings).prepare_pixels(sample, image).jobs
+    ours = answer(backend, image, job.prompts).grid[:, 0]
+    box = torch.tensor([bounding_box(coarse)], dtype=torch.float32)
+    predictor: Any
+    if kind == "sam2":
+        from sam2.sam2_image_predictor import SAM2ImagePredictor
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message=".*torch.jit.script", category=FutureWarning)
+            predictor = SAM2ImagePredictor(backend.model)
+        predictor._bb_feat_sizes = [(SIDE // stride, SIDE // stride) for stride in (4, 8, 16)]
+        predictor.set_image(image)
+        boxes = predictor._transforms.transform_boxes(box, normalize=True, orig_hw=size)
+        _, _, official = predictor._predict(None, None, boxes, None, multimask_output=False, return_logits=True)
+    else:
+        package = importlib.import_module("segment_anything") if kind == "sam" else import_hq_sam()
+        predictor = package.SamPredictor(backend.model)
+        predictor.set_image(image)
+        boxes = predictor.transform.apply_boxes_torch(box, size)
+        _, _, official = predictor.predict_torch(None, None, boxes, None, multimask_output=False, return_logits=True)
+    torch.testing.assert_close(ours.clamp(-32, 32), official[:, 0].clamp(-32, 32), rtol=1e-3, atol=1e-3)
+    absent = replace(job.prompts, points=np.zeros((1, 2, 2), np.float32), labels=np.full((1, 2), -1))
+    assert (answer(backend, image, absent).grid[:, 0] - official[:, 0]).abs().max() > 0.01, "it matters"
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kind", ["sam", "sam-hq", "sam2", "embedded"])
+def test_on_a_gpu_a_batch_equals_singles_within_a_tolerance(kind: str) -> None:
+    backend = backend_of(kind, device="cuda")
+    images = [picture(size, seed) for seed, size in enumerate(SIZES)]
+    prompts = [prompts_for(size, 2, seed=n) for n, size in enumerate(SIZES)]
+    together = backend.predict(backend.embed(images), prompts)
+    for image, asked, mixed in zip(images, prompts, together, strict=True):
+        alone = answer(backend, image, asked)
+        assert isinstance(mixed, SquarePrediction)
+        torch.testing.assert_close(mixed.grid, alone.grid, rtol=GPU_TOLERANCE, atol=GPU_TOLERANCE)
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

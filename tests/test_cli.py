@@ -75,6 +75,11 @@ def test_the_package_itself_is_light() -> None:
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
+def test_the_package_can_be_run_as_a_module() -> None:
+    done = subprocess.run([sys.executable, "-m", "refinetool", "--version"], capture_output=True, text=True, check=True)
+    assert done.stdout == f"refinetool {refinetool.__version__}\n"
+
+
 def test_version(command: Command) -> None:
     assert command("--version").out == f"refinetool {refinetool.__version__}\n"
 

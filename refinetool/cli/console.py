@@ -27,7 +27,7 @@ LINE_EVERY_SHARE = 0.1
 LINE_NOT_BEFORE_S = 1.0
 """Without a terminal, a line of progress is due after this time or this share of the images, but not at once."""
 
-REASONS: Mapping[Reason, str] = {
+REASONS: dict[Reason, str] = {
     Reason.CROWD: "crowds; --include-crowd refines them too",
     Reason.CROWDED_OUT: "other refined masks took their pixels",
     Reason.DRIFT: "the refined mask drifted too far from it",

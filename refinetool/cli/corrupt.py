@@ -11,6 +11,7 @@ from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.errors import DataError, UsageError
 from refinetool.settings import BandName, CorruptSettings, GeneratorName, SuiteName
+from refinetool.statuses import Reason
 
 if TYPE_CHECKING:
     from refinetool.corrupt.dataset import CorruptSummary
@@ -21,17 +22,11 @@ CORRUPT = CorruptSettings()
 
 FILES, WHAT, RUN = "Files", "What is made", "Run"
 
-REASONS = {
-    "crowd": "crowds",
-    "empty": "empty masks",
-    "image-missing": "the image is missing",
-    "image-too-large": "the image is too large; --max-pixels allows more",
-    "image-unreadable": "the image can't be read",
-    "size-mismatch": "image and mask differ in size",
-    "too-small": f"masks under {CORRUPT.min_area_px} pixels",
-    "unreadable-mask": "the mask can't be read",
+REASONS = console.REASONS | {
+    Reason.CROWD: "crowds",
+    Reason.TOO_SMALL: f"masks under {CORRUPT.min_area_px} pixels",
 }
-"""How to say why a mask stayed as it was; other reasons are shown as they are."""
+"""What a summary says of masks that stay as they were."""
 
 
 @app.command(
@@ -208,7 +203,7 @@ def summarise(summary: "CorruptSummary") -> None:
     if missed := summary.corrupted - summary.reached:
         console.say(f"  {missed} missed their band, and are the closest that was drawn; --record names them")
     for reason, count in sorted(summary.kept.items(), key=_most_first):
-        console.say(f"  {count} left as they are: {REASONS.get(reason, reason)}", markup=False)
+        console.say(f"  {count} left as they are: {REASONS[reason]}", markup=False)
     for note in summary.notes:
         console.say(note, markup=False)
     console.say(f"written to {summary.output}", markup=False)

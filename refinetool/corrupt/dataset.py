@@ -6,9 +6,7 @@ The randomness of an object follows from the seed, its image's key and its own i
 on what else is in the file, on the order, or on the number of threads.
 """
 
-import time
 import zlib
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -31,7 +29,7 @@ from refinetool.images import read_image
 from refinetool.records import Annotation, BoolArray, FloatArray, ImageArray, Outcome, Region, Rle, Sample
 from refinetool.running.ahead import map_ahead
 from refinetool.running.run import check_output, write
-from refinetool.running.summary import ERRORS_TOLD, Progress
+from refinetool.running.summary import Progress, Tally
 from refinetool.running.threads import stay_coarse
 from refinetool.settings import CorruptSettings, EvaluateSettings
 from refinetool.statuses import Reason
@@ -52,7 +50,7 @@ class CorruptSummary:
     corrupted: int
     reached: int
     """Coarse masks whose IoU lies in the band that was asked for; the others are the closest that was drawn."""
-    kept: Mapping[str, int]
+    kept: Mapping[Reason, int]
     """Masks that stay as they are, by reason."""
     failed: int
     """Images kept as they are because of an error."""
@@ -113,7 +111,8 @@ def corrupt_dataset(
     needs_images = suite.needs_image or picture is not None
     dataset = open_dataset(source, images=_path(images), format=format, sizes=_path(sizes), need_images=needs_images)
     total = len(dataset) if limit is None else min(limit, len(dataset))
-    book = _Book(total, settings, on_progress)
+    tally = Tally(total)
+    book = _Book(tally, settings.pictures, on_progress)
     samples = islice(dataset.samples(), total)
     made = map_ahead(
         lambda sample: corrupt_sample(sample, suite=suite, settings=settings), samples, threads=workers, name="corrupt"
@@ -131,14 +130,14 @@ def corrupt_dataset(
     return CorruptSummary(
         suite=suite.name,
         images=total,
-        masks=book.masks,
+        masks=tally.masks,
         corrupted=len(book.made),
         reached=sum(each.reached for each in book.made),
-        kept=dict(sorted(book.kept.items())),
-        failed=book.failed,
-        errors=tuple(book.errors),
+        kept=book.kept,
+        failed=tally.failed,
+        errors=tuple(tally.errors),
         bands=tuple(figures(book.made)),
-        seconds=time.perf_counter() - book.started,
+        seconds=tally.summary().seconds,
         output=destination,
         notes=written.notes,
     )
@@ -342,48 +341,27 @@ class _Lookup:
 class _Book:
     """Counts what was done, and keeps the examples that come first in the random order of the sheet."""
 
-    total: int
-    settings: CorruptSettings
+    tally: Tally
+    pictures: int
     on_progress: Callable[[Progress], None]
-    started: float = field(default_factory=time.perf_counter)
-    images: int = 0
-    masks: int = 0
     made: list[Made] = field(default_factory=list)
-    kept: Counter[str] = field(default_factory=Counter)
-    failed: int = 0
-    errors: list[str] = field(default_factory=list)
     shown: list[Example] = field(default_factory=list)
 
     def enter(self, result: CorruptedSample) -> Outcome:
         """Count one image; returns its outcome."""
-        self.images += 1
-        self.masks += len(result.sample.regions)
+        self.tally.count(result.outcome)
+        self.tally.ran += 1
         self.made += [example.made for example in result.examples]
-        corrupted = {example.made.id for example in result.examples}
-        for region, annotation in zip(result.sample.regions, result.outcome.annotations, strict=True):
-            if region.id not in corrupted and annotation.reason is not None:
-                self.kept[annotation.reason] += 1
-        if result.outcome.error is not None:
-            self.failed += 1
-            self.errors.extend([result.outcome.error][: ERRORS_TOLD - len(self.errors)])
         nearest = sorted([*self.shown, *result.examples], key=lambda example: example.order)
-        self.shown = nearest[: self.settings.pictures]
-        self.on_progress(self._progress())
+        self.shown = nearest[: self.pictures]
+        self.on_progress(self.tally.progress())
         return result.outcome
 
-    def _progress(self) -> Progress:
-        rate = self.images / (time.perf_counter() - self.started)
-        return Progress(
-            done=self.images,
-            total=self.total,
-            reused=0,
-            masks=self.masks,
-            refined=len(self.made),
-            kept=self.masks - len(self.made),
-            failed=self.failed,
-            images_per_second=rate,
-            seconds_left=(self.total - self.images) / rate,
-        )
+    @property
+    def kept(self) -> dict[Reason, int]:
+        """Masks that were not corrupted, by reason. One whose new mask is the old one was."""
+        kept = sorted(self.tally.kept.items())
+        return {reason: count for reason, count in kept if reason is not Reason.UNCHANGED}
 
 
 def _contact_sheet(examples: Sequence[Example], *, max_pixels: int) -> ImageArray:
