@@ -1,7 +1,9 @@
 """Fixtures for tests of whole commands: the entry point with a fake model, and a small COCO data set."""
 
 import json
+import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +17,14 @@ from refinetool.refine import Refiner
 from refinetool.running import identity
 from refinetool.running import run as runners
 from refinetool.settings import RefineSettings
+
+
+@pytest.fixture(autouse=True, scope="session")
+def interrupts() -> Iterator[None]:
+    """Ctrl-C as in a terminal: a shell starts what runs in the background with it ignored."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    signal.signal(signal.SIGINT, before)
 
 
 @pytest.fixture
