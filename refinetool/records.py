@@ -15,10 +15,19 @@ from numpy.typing import NDArray
 
 from refinetool.statuses import Reason
 
+Mask: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.bool_]]
+"""bool (H, W). The type checker knows the rank: a stack of masks in place of a mask is an error."""
+Masks: TypeAlias = np.ndarray[tuple[int, int, int], np.dtype[np.bool_]]
+"""bool (N, H, W)."""
+FloatMap: TypeAlias = np.ndarray[tuple[int, int], np.dtype[np.float32]]
+"""float32 (h, w)."""
+FloatMaps: TypeAlias = np.ndarray[tuple[int, int, int], np.dtype[np.float32]]
+"""float32 (N, h, w)."""
 BoolArray: TypeAlias = NDArray[np.bool_]
 FloatArray: TypeAlias = NDArray[np.float32]
 IntArray: TypeAlias = NDArray[np.int64]
-ImageArray: TypeAlias = NDArray[np.uint8]
+ImageArray: TypeAlias = np.ndarray[tuple[int, int, int], np.dtype[np.uint8]]
+"""uint8 (H, W, 3), RGB."""
 Size: TypeAlias = tuple[int, int]
 """(H, W) in pixels."""
 Point: TypeAlias = tuple[int, int]

@@ -11,7 +11,7 @@ from refinetool.corrupt import defects
 from refinetool.corrupt.geometry import radius, smooth_noise
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.masks import bounding_box
-from refinetool.records import BoolArray, FloatArray, ImageArray
+from refinetool.records import FloatArray, ImageArray, Mask
 from refinetool.settings import GeneratorName
 
 THRESHOLDS = np.linspace(0.1, 0.9, 161)
@@ -28,7 +28,7 @@ MASK_HEAD_CELLS = (28, 56)
 
 def activation_map(
     image: ImageArray | None,
-    gt: BoolArray,
+    gt: Mask,
     rng: Rng,
     *,
     goal: Goal,
@@ -72,7 +72,7 @@ def activation_map(
     return reach(name, attempts(), gt, goal=goal)
 
 
-def activation(gt: BoolArray, rng: Rng, *, cell_px: float, blur: float, bias: bool, leak: float) -> FloatArray:
+def activation(gt: Mask, rng: Rng, *, cell_px: float, blur: float, bias: bool, leak: float) -> FloatArray:
     """The map that a class activation method might give for a mask, float32 (H, W) in 0..1.
 
     Args:
@@ -100,7 +100,7 @@ def activation(gt: BoolArray, rng: Rng, *, cell_px: float, blur: float, bias: bo
     return scaled
 
 
-def overlap_by_threshold(scores: FloatArray, gt: BoolArray, ignore: BoolArray | None) -> FloatArray:
+def overlap_by_threshold(scores: FloatArray, gt: Mask, ignore: Mask | None) -> FloatArray:
     """IoU of `scores >= threshold` with a mask for each of THRESHOLDS, float32, from one pass over the pixels."""
     counted = np.ones_like(gt) if ignore is None else ~ignore
     # Position 0 is below all thresholds, position n reaches the first n of them.
@@ -141,15 +141,15 @@ def _blurred(values: FloatArray, sigma: float) -> FloatArray:
 # --- by severity
 
 
-def low_resolution(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+def low_resolution(mask: Mask, rng: Rng, severity: float) -> Mask:
     """Shrink the mask to a grid of a few cells, add noise, enlarge, threshold: masks like those of mask heads."""
     small, enlarge = _shrunk(mask, rng, cells=rng.uniform(*defects.MASK_CELLS) / severity)
     noisy = small + defects.CELL_NOISE * severity * rng.standard_normal(small.shape)
-    coarse: BoolArray = enlarge(noisy) > rng.uniform(*defects.MASK_LEVEL)
+    coarse: Mask = enlarge(noisy) > rng.uniform(*defects.MASK_LEVEL)
     return coarse
 
 
-def biased_activation(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+def biased_activation(mask: Mask, rng: Rng, severity: float) -> Mask:
     """Threshold an activation of low resolution, stronger in one part of the object, with some noise everywhere."""
     small, enlarge = _shrunk(mask, rng, cells=rng.uniform(*defects.ACTIVATION_CELLS) / severity)
     heat = enlarge(small)
@@ -160,12 +160,12 @@ def biased_activation(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
     heat = heat * (1 + rng.uniform(*defects.ACTIVATION_BIAS) * bell)
     noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(*defects.ACTIVATION_BUMPS)))
     heat = heat + rng.uniform(*defects.ACTIVATION_LEAK) * heat.max() * noise
-    coarse: BoolArray = heat > rng.uniform(*defects.ACTIVATION_LEVEL) * heat.max()
+    coarse: Mask = heat > rng.uniform(*defects.ACTIVATION_LEVEL) * heat.max()
     return coarse
 
 
 def _shrunk(
-    mask: BoolArray, rng: Rng, *, cells: float
+    mask: Mask, rng: Rng, *, cells: float
 ) -> tuple[NDArray[np.float64], Callable[[NDArray[np.float64]], NDArray[np.float64]]]:
     """Shrink a mask to a grid of about so many cells along the object.
 
@@ -191,7 +191,7 @@ def _resizing(side: int, cells: int, *, blocks: bool) -> tuple[NDArray[np.float6
     return shrink / shrink.sum(1, keepdims=True), enlarge
 
 
-def mask_head(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+def mask_head(mask: Mask, rng: Rng, severity: float) -> Mask:
     """The mask on a square grid over its box, 28 or 56 cells a side at severity 1, nearest neighbour there and back."""
     box = bounding_box(mask)
     if box is None:

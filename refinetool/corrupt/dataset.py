@@ -26,7 +26,7 @@ from refinetool.corrupt.suites import SUITES, Scene, Suite, draw, scene_of, sing
 from refinetool.errors import ImageError, Interrupted
 from refinetool.formats import open_dataset
 from refinetool.images import read_image
-from refinetool.records import Annotation, BoolArray, FloatArray, ImageArray, Outcome, Region, Rle, Sample
+from refinetool.records import Annotation, FloatArray, ImageArray, Mask, Outcome, Region, Rle, Sample
 from refinetool.running.ahead import map_ahead
 from refinetool.running.run import check_output, write
 from refinetool.running.summary import Progress, Tally
@@ -213,7 +213,7 @@ def _too_small(region: Region, min_area_px: int) -> Region:
     return region
 
 
-def _untouchable(sample: Sample) -> BoolArray | None:
+def _untouchable(sample: Sample) -> Mask | None:
     """Pixels of a map that no coarse mask may hold, bool (H, W): void, and the regions that are kept."""
     if sample.layout == "instances":
         return None
@@ -226,11 +226,11 @@ def _untouchable(sample: Sample) -> BoolArray | None:
 class Subject:
     """One object to corrupt: its good mask, bool (H, W), what surrounds it, and its own randomness."""
 
-    gt: BoolArray
+    gt: Mask
     scene: Scene
     rng: np.random.Generator
 
-    def draw(self, suite: Suite, *, ignore: BoolArray | None, settings: CorruptSettings) -> Corrupted:
+    def draw(self, suite: Suite, *, ignore: Mask | None, settings: CorruptSettings) -> Corrupted:
         """A coarse mask without pixels of `ignore`."""
         return draw(suite, self.scene, self.gt, self.rng, ignore=ignore, settings=settings)
 
@@ -241,7 +241,7 @@ def object_rng(seed: int, key: str, number: int) -> np.random.Generator:
 
 
 def fit_together(
-    objects: Sequence[Subject], drawn: Sequence[Corrupted], *, void: BoolArray | None, settings: CorruptSettings
+    objects: Sequence[Subject], drawn: Sequence[Corrupted], *, void: Mask | None, settings: CorruptSettings
 ) -> list[Corrupted]:
     """Coarse masks that share a map, no two of them on a pixel.
 
@@ -262,7 +262,7 @@ def fit_together(
     return [Corrupted(mask, each.info) for mask, each in zip(coarse, fitted, strict=True)]
 
 
-def share_out(gts: Sequence[BoolArray], drawn: Sequence[Corrupted]) -> list[BoolArray]:
+def share_out(gts: Sequence[Mask], drawn: Sequence[Corrupted]) -> list[Mask]:
     """Give each pixel of a map to one of the coarse masks that claim it.
 
     It goes to the one with the strongest evidence, or to the background, whose evidence is 1 minus the strongest. That
@@ -291,7 +291,7 @@ def _evidence(drawn: Corrupted) -> FloatArray:
     return np.where(drawn.coarse, 0.5 + 0.5 * np.maximum(depth, 0), 0).astype(np.float32)
 
 
-def _neighbours(sample: Sample, number: int) -> list[BoolArray]:
+def _neighbours(sample: Sample, number: int) -> list[Mask]:
     """The nearest other objects of the same category; of any, where there is none of the same."""
     own = sample.regions[number]
     others = [region for n, region in enumerate(sample.regions) if n != number and region.keep is None]

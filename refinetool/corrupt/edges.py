@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 from refinetool.corrupt import defects
 from refinetool.corrupt.geometry import radius, reach_px, signed_depth, smooth_noise, zoom_on
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
-from refinetool.records import BoolArray, FloatArray, ImageArray
+from refinetool.records import FloatArray, ImageArray, Mask
 
 OPERATIONS_PER_ROUND = 4
 SEED_CHANCE = 0.25
@@ -22,7 +22,7 @@ LEAST_CORNERS = 10
 
 def boundary(
     image: ImageArray | None,
-    gt: BoolArray,
+    gt: Mask,
     rng: Rng,
     *,
     goal: Goal,
@@ -63,7 +63,7 @@ def boundary(
     return reach("boundary", attempts(), gt, goal=goal)
 
 
-def simplified(mask: BoolArray, rng: Rng, *, cut: float, keep: float, jitter: float) -> BoolArray:
+def simplified(mask: Mask, rng: Rng, *, cut: float, keep: float, jitter: float) -> Mask:
     """Redraw every outline, outer and inner, with few of its pixels as corners.
 
     Args:
@@ -106,8 +106,8 @@ def _fewer_corners(ring: NDArray[np.int32], rng: Rng, *, cut: float, keep: float
 
 
 def local_morphology(
-    mask: BoolArray, rng: Rng, *, overlap: Callable[[BoolArray], float], target: float, rounds: int
-) -> tuple[BoolArray, int]:
+    mask: Mask, rng: Rng, *, overlap: Callable[[Mask], float], target: float, rounds: int
+) -> tuple[Mask, int]:
     """Dilate and erode in random rectangles until the overlap is below a target.
 
     An operation draws a rectangle, sets its middle to mask or background with probability 1/4, and dilates or erodes
@@ -157,7 +157,7 @@ def _element(rng: Rng) -> NDArray[np.uint8]:
 
 
 def noise_band(
-    image: ImageArray | None, gt: BoolArray, rng: Rng, *, goal: Goal, grid_side: int, factor: int, residue: float
+    image: ImageArray | None, gt: Mask, rng: Rng, *, goal: Goal, grid_side: int, factor: int, residue: float
 ) -> Corrupted:
     """Salt and pepper along the boundary, as HQ-SAM makes mask prompts for training.
 
@@ -199,7 +199,7 @@ def _resized(values: FloatArray, size: tuple[int, int], how: int) -> FloatArray:
 # --- by severity
 
 
-def boundary_noise(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+def boundary_noise(mask: Mask, rng: Rng, severity: float) -> Mask:
     """Move the boundary in and out by smooth noise, with a bias to one side."""
     size = radius(mask) * severity
     noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(*defects.BOUNDARY_BUMPS)))
@@ -207,7 +207,7 @@ def boundary_noise(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
     return _shifted_boundary(mask, defects.BOUNDARY_NOISE * size * noise + bias)
 
 
-def grow_or_shrink(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+def grow_or_shrink(mask: Mask, rng: Rng, severity: float) -> Mask:
     """Move the whole boundary out or in, by about the same everywhere."""
     size = radius(mask)
     offset = rng.choice((-1, 1)) * rng.uniform(*defects.GROWTH) * size * severity
@@ -215,7 +215,7 @@ def grow_or_shrink(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
     return _shifted_boundary(mask, np.float32(offset) + noise)
 
 
-def _shifted_boundary(mask: BoolArray, offset: FloatArray) -> BoolArray:
+def _shifted_boundary(mask: Mask, offset: FloatArray) -> Mask:
     farthest = max(reach_px(mask) - 1, 0)
-    shifted: BoolArray = signed_depth(mask) + offset.clip(-farthest, farthest) > 0
+    shifted: Mask = signed_depth(mask) + offset.clip(-farthest, farthest) > 0
     return shifted

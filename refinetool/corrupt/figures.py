@@ -13,7 +13,7 @@ import numpy as np
 from refinetool.corrupt.goals import CorruptionInfo
 from refinetool.formats.storage import new_file
 from refinetool.masks import boundary_iou, bounding_box, iou
-from refinetool.records import BoolArray, Region, Sample
+from refinetool.records import Mask, Region, Sample
 
 ALL = "all"
 
@@ -71,7 +71,7 @@ class BandFigures:
 
 
 def describe(
-    sample: Sample, region: Region, gt: BoolArray, coarse: BoolArray, info: CorruptionInfo, *, boundary_ratio: float
+    sample: Sample, region: Region, gt: Mask, coarse: Mask, info: CorruptionInfo, *, boundary_ratio: float
 ) -> Made:
     """Measure one coarse mask as it is written; what it was made as may have lost pixels to others of its map."""
     overlap = iou(coarse, gt)
@@ -96,7 +96,7 @@ def describe(
     )
 
 
-def count_parts(mask: BoolArray) -> tuple[int, int]:
+def count_parts(mask: Mask) -> tuple[int, int]:
     """Connected parts of a mask (8 neighbours), and of the background that it encloses (4 neighbours)."""
     box = bounding_box(mask)
     if box is None:

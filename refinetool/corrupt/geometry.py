@@ -12,21 +12,21 @@ from numpy.typing import NDArray
 from refinetool.corrupt import defects
 from refinetool.corrupt.goals import Attempt, Goal, Rng
 from refinetool.masks import bounding_box, disc_radius
-from refinetool.records import BoolArray, Box, FloatArray, ImageArray
+from refinetool.records import Box, FloatArray, ImageArray, Mask, Size
 
-Defect: TypeAlias = Callable[[BoolArray, Rng, float], BoolArray]
+Defect: TypeAlias = Callable[[Mask, Rng, float], Mask]
 """One draw of a defect: a good mask, bool (H, W), and a severity around 1 to a coarse mask of the same shape."""
 
 LEAST_MARGIN_PX = 4
 SEVERITIES = (0.02, 20.0)
 
 
-def radius(mask: BoolArray) -> float:
+def radius(mask: Mask) -> float:
     """Radius in pixels of a disc of the mask's area, plus one so that lengths made from it never vanish."""
     return disc_radius(mask) + 1.0
 
 
-def signed_depth(mask: BoolArray) -> FloatArray:
+def signed_depth(mask: Mask) -> FloatArray:
     """Distance in pixels to the nearest pixel of the other kind, float32 (H, W): positive inside, negative outside.
 
     Where there is no other kind, it is the longer side of the image.
@@ -41,7 +41,7 @@ def signed_depth(mask: BoolArray) -> FloatArray:
     return depth
 
 
-def reach_px(mask: BoolArray) -> float:
+def reach_px(mask: Mask) -> float:
     """How far from the boundary a defect may change the mask of a window, in pixels; training knows no farther."""
     return float(defects.REACH * max(mask.shape))
 
@@ -76,7 +76,7 @@ class Zoom:
     window: Box
     factor: int
 
-    def enter(self, mask: BoolArray) -> BoolArray:
+    def enter(self, mask: Mask) -> Mask:
         """What the window shows of a mask of the image, bool (h * factor, w * factor)."""
         x0, y0, x1, y1 = self.window
         return np.ascontiguousarray(mask[y0:y1, x0:x1].repeat(self.factor, axis=0).repeat(self.factor, axis=1))
@@ -87,7 +87,7 @@ class Zoom:
         size = ((x1 - x0) * self.factor, (y1 - y0) * self.factor)
         return np.asarray(cv2.resize(image[y0:y1, x0:x1], size, interpolation=cv2.INTER_LINEAR), dtype=np.uint8)
 
-    def leave(self, mask: BoolArray, shape: tuple[int, ...]) -> BoolArray:
+    def leave(self, mask: Mask, shape: Size) -> Mask:
         """The mask in the image: a pixel belongs to it if at least half of its repetitions do."""
         x0, y0, x1, y1 = self.window
         cells = mask.reshape(y1 - y0, self.factor, x1 - x0, self.factor).mean(axis=(1, 3))
@@ -96,7 +96,7 @@ class Zoom:
         return whole
 
 
-def zoom_on(gt: BoolArray, *, margin: float, min_side_px: int) -> Zoom:
+def zoom_on(gt: Mask, *, margin: float, min_side_px: int) -> Zoom:
     """The window around a mask that isn't empty.
 
     Args:
@@ -114,7 +114,7 @@ def zoom_on(gt: BoolArray, *, margin: float, min_side_px: int) -> Zoom:
 
 
 def aimed(
-    name: str, defect: Defect, gt: BoolArray, rng: Rng, *, goal: Goal, margin: float, min_side_px: int
+    name: str, defect: Defect, gt: Mask, rng: Rng, *, goal: Goal, margin: float, min_side_px: int
 ) -> Iterator[Attempt]:
     """Draw a defect again and again, at a higher severity after too good a mask and a lower one after too bad a mask.
 

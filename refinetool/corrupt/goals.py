@@ -7,7 +7,7 @@ from typing import NamedTuple, TypeAlias
 import numpy as np
 
 from refinetool.masks import iou
-from refinetool.records import BoolArray, FloatArray
+from refinetool.records import FloatArray, Mask
 from refinetool.settings import GeneratorName
 
 Rng: TypeAlias = np.random.Generator
@@ -27,13 +27,13 @@ class Goal:
     high: float
     tries: int
     min_area: int
-    ignore: BoolArray | None
+    ignore: Mask | None
 
-    def allowed(self, mask: BoolArray) -> BoolArray:
+    def allowed(self, mask: Mask) -> Mask:
         """The mask without the pixels that it may not hold."""
         return mask if self.ignore is None else mask & ~self.ignore
 
-    def overlap(self, coarse: BoolArray, gt: BoolArray) -> float:
+    def overlap(self, coarse: Mask, gt: Mask) -> float:
         """IoU of the two, ignored pixels left out."""
         return iou(self.allowed(coarse), gt)
 
@@ -63,7 +63,7 @@ class Attempt(NamedTuple):
     evidence: float32 (H, W), above 0.5 inside the mask, where the mask was thresholded from something.
     """
 
-    coarse: BoolArray
+    coarse: Mask
     defects: tuple[str, ...]
     trail: tuple[float, ...] = ()
     evidence: FloatArray | None = None
@@ -95,11 +95,11 @@ class CorruptionInfo:
 class Corrupted(NamedTuple):
     """A coarse mask, bool (H, W), and how it came about."""
 
-    coarse: BoolArray
+    coarse: Mask
     info: CorruptionInfo
 
 
-def reach(generator: GeneratorName, attempts: Iterable[Attempt], gt: BoolArray, *, goal: Goal) -> Corrupted:
+def reach(generator: GeneratorName, attempts: Iterable[Attempt], gt: Mask, *, goal: Goal) -> Corrupted:
     """Draw attempts until one lies in the band, else take the closest.
 
     Attempts below the least area don't count; where all are, the good mask itself comes back. A good mask without

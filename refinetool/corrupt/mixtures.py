@@ -15,20 +15,20 @@ from refinetool.corrupt.geometry import Defect, zoom_on
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
 from refinetool.corrupt.shapes import coarse_polygon, holes_and_islands, leak, shift_and_scale
 from refinetool.corrupt.superpixels import superpixel_defects, superpixel_labels, superpixel_vote
-from refinetool.records import BoolArray, ImageArray, IntArray
+from refinetool.records import ImageArray, IntArray, Mask
 
-Generator: TypeAlias = Callable[[BoolArray, Rng, Goal], Corrupted]
+Generator: TypeAlias = Callable[[Mask, Rng, Goal], Corrupted]
 """A generator of which all but mask, randomness and goal are settled."""
 
 
 def training_mix(
     image: ImageArray | None,
-    gt: BoolArray,
+    gt: Mask,
     rng: Rng,
     *,
     goal: Goal,
     blobs: bool,
-    neighbours: Sequence[BoolArray],
+    neighbours: Sequence[Mask],
     compactness: float,
     min_side_px: int,
 ) -> Corrupted:
@@ -64,7 +64,7 @@ def training_mix(
 
 
 def mixed(
-    mask: BoolArray, rng: Rng, *, blobs: bool, low: float, labels: Callable[[], IntArray], neighbour: BoolArray
+    mask: Mask, rng: Rng, *, blobs: bool, low: float, labels: Callable[[], IntArray], neighbour: Mask
 ) -> Iterator[Attempt]:
     """Apply one or two defects of the table, drawn anew for each attempt.
 
@@ -90,7 +90,7 @@ def mixed(
         yield Attempt(coarse, tuple(names))
 
 
-def defects_beside(labels: Callable[[], IntArray], neighbour: BoolArray) -> dict[DefectName, Defect]:
+def defects_beside(labels: Callable[[], IntArray], neighbour: Mask) -> dict[DefectName, Defect]:
     """Every defect by name, for an object with these surroundings; see `mixed`."""
     return {
         "boundary-noise": boundary_noise,
@@ -108,7 +108,7 @@ def defects_beside(labels: Callable[[], IntArray], neighbour: BoolArray) -> dict
 
 def compose(
     image: ImageArray | None,
-    gt: BoolArray,
+    gt: Mask,
     rng: Rng,
     *,
     goal: Goal,

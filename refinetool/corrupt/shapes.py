@@ -9,14 +9,14 @@ from numpy.typing import NDArray
 from refinetool.corrupt import defects
 from refinetool.corrupt.geometry import radius, reach_px, signed_depth, smooth_noise
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
-from refinetool.records import BoolArray, ImageArray
+from refinetool.records import ImageArray, Mask
 
 FRONT_NOISE = 0.3
 FRONT_CELLS = 8
 """How ragged the front of merged pixels is: noise as a fraction of the radius, and its bumps along each side."""
 
 
-def partial(image: ImageArray | None, gt: BoolArray, rng: Rng, *, goal: Goal) -> Corrupted:
+def partial(image: ImageArray | None, gt: Mask, rng: Rng, *, goal: Goal) -> Corrupted:
     """Keep what lies on one side of a straight cut, so that the IoU is the kept fraction, drawn from the band.
 
     Deliberately ill-posed: nothing in such a mask says that there was more.
@@ -41,7 +41,7 @@ def partial(image: ImageArray | None, gt: BoolArray, rng: Rng, *, goal: Goal) ->
 
 
 def merge_neighbour(
-    image: ImageArray | None, gt: BoolArray, rng: Rng, *, goal: Goal, neighbours: Sequence[BoolArray]
+    image: ImageArray | None, gt: Mask, rng: Rng, *, goal: Goal, neighbours: Sequence[Mask]
 ) -> Corrupted:
     """Add the part of another object that is nearest, as much of it as the band asks for.
 
@@ -79,7 +79,7 @@ CORNER_JITTER = 0.05
 """Standard deviation of how far a corner is off, as a fraction of r."""
 
 
-def drawn_polygon(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+def drawn_polygon(mask: Mask, rng: Rng, severity: float) -> Mask:
     """Redraw each outline with few corners (Douglas-Peucker), slightly misplaced: how people annotate polygons."""
     r = radius(mask)
     outlines, _ = cv2.findContours(mask.astype(np.uint8), cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)
@@ -91,7 +91,7 @@ def drawn_polygon(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
     return canvas.astype(bool)
 
 
-def coarse_polygon(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+def coarse_polygon(mask: Mask, rng: Rng, severity: float) -> Mask:
     """Redraw the outline with straight edges and misplaced corners, the way that batches of masks allow.
 
     The signed distance is kept on a coarse lattice and interpolated linearly on triangles: its zero line is a polygon.
@@ -110,7 +110,7 @@ def coarse_polygon(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
     above, below = (depth[i, j], depth[i, j + 1]), (depth[i + 1, j], depth[i + 1, j + 1])
     upper = above[0] + u * (above[1] - above[0]) + v * (below[0] - above[0])
     lower = below[1] + (1 - u) * (below[0] - below[1]) + (1 - v) * (above[1] - below[1])
-    coarse: BoolArray = np.where(u + v < 1, upper, lower) > 0
+    coarse: Mask = np.where(u + v < 1, upper, lower) > 0
     return coarse
 
 
@@ -125,7 +125,7 @@ def _lattice(side: int, step: float, rng: Rng) -> tuple[NDArray[np.int64], NDArr
     return points.round().clip(0, side - 1).astype(np.int64), place
 
 
-def _convex(mask: BoolArray, rng: Rng, size: float) -> BoolArray:
+def _convex(mask: Mask, rng: Rng, size: float) -> Mask:
     """The intersection of ten half-planes that just hold the mask, every one a little misplaced."""
     rows, columns = np.nonzero(mask)
     first = rng.random()
@@ -138,7 +138,7 @@ def _convex(mask: BoolArray, rng: Rng, size: float) -> BoolArray:
     return inside
 
 
-def shift_and_scale(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+def shift_and_scale(mask: Mask, rng: Rng, severity: float) -> Mask:
     """Shift, scale and shear the mask about its centre by a few percent."""
     height, width = mask.shape
     rows, columns = np.nonzero(mask)
@@ -151,17 +151,17 @@ def shift_and_scale(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
     return cv2.warpAffine(mask.astype(np.uint8), matrix, (width, height), flags=how).astype(bool)
 
 
-def holes_and_islands(mask: BoolArray, rng: Rng, severity: float) -> BoolArray:
+def holes_and_islands(mask: Mask, rng: Rng, severity: float) -> Mask:
     """Punch rounded holes into the mask and drop rounded islands beside it."""
     noise = smooth_noise(mask.shape, rng, cells=int(rng.integers(*defects.TEAR_BUMPS)))
     level = defects.TEAR_LEVEL - defects.TEAR_SLOPE * severity
     beside = signed_depth(mask) > -min(defects.ISLAND_REACH * radius(mask), reach_px(mask))
-    coarse: BoolArray = (mask & (noise <= level)) | ((noise < -level) & beside)
+    coarse: Mask = (mask & (noise <= level)) | ((noise < -level) & beside)
     return coarse
 
 
-def leak(mask: BoolArray, rng: Rng, severity: float, *, neighbour: BoolArray) -> BoolArray:
+def leak(mask: Mask, rng: Rng, severity: float, *, neighbour: Mask) -> Mask:
     """Let the mask run over into the neighbour, where there is one."""
     reach = min(rng.uniform(*defects.LEAK_REACH) * radius(mask) * severity, reach_px(mask) - 1)
-    coarse: BoolArray = mask | (neighbour & (signed_depth(mask) > -reach))
+    coarse: Mask = mask | (neighbour & (signed_depth(mask) > -reach))
     return coarse

@@ -9,7 +9,7 @@ from PIL import Image
 from refinetool.formats.storage import new_file
 from refinetool.masks import bounding_box
 from refinetool.pictures import PAPER, beside, draw, label, stack
-from refinetool.records import BoolArray, Box, ImageArray
+from refinetool.records import Box, ImageArray, Mask
 
 TILE_PX = 300
 COLUMNS = 4
@@ -20,7 +20,7 @@ TINT = (255, 40, 60)
 TINT_SHARE = 0.5
 
 
-def tile(image: ImageArray, gt: BoolArray, coarse: BoolArray, text: str) -> ImageArray:
+def tile(image: ImageArray, gt: Mask, coarse: Mask, text: str) -> ImageArray:
     """One object: uint8 (TILE_PX, TILE_PX, 3) RGB.
 
     Args:
@@ -53,7 +53,7 @@ def write_picture(picture: ImageArray, path: Path) -> None:
         Image.fromarray(picture).save(file, format="PNG")
 
 
-def _window(mask: BoolArray) -> Box:
+def _window(mask: Mask) -> Box:
     height, width = mask.shape
     x0, y0, x1, y1 = bounding_box(mask) or (0, 0, width, height)
     room = max(round(MARGIN * max(x1 - x0, y1 - y0)), (MIN_WINDOW_PX - max(x1 - x0, y1 - y0)) // 2, 2)

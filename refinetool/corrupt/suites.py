@@ -20,7 +20,7 @@ from refinetool.corrupt import activations, edges, mixtures, shapes, superpixels
 from refinetool.corrupt.defects import NEARLY_RIGHT
 from refinetool.corrupt.geometry import Defect, aimed
 from refinetool.corrupt.goals import Corrupted, Goal, Rng, reach
-from refinetool.records import BoolArray, ImageArray
+from refinetool.records import ImageArray, Mask
 from refinetool.settings import BandName, CorruptSettings, GeneratorName, SuiteName, TrainSettings
 
 TRAIN = TrainSettings()
@@ -37,18 +37,18 @@ class Scene:
 
     image: ImageArray | None
     labels: superpixels.LabelMaps | None
-    neighbours: Callable[[], Sequence[BoolArray]]
+    neighbours: Callable[[], Sequence[Mask]]
 
 
 def scene_of(
-    image: ImageArray | None, neighbours: Callable[[], Sequence[BoolArray]], *, settings: CorruptSettings
+    image: ImageArray | None, neighbours: Callable[[], Sequence[Mask]], *, settings: CorruptSettings
 ) -> Scene:
     """The scene of an image, for all of its objects, so that the label maps are made once."""
     labels = None if image is None else superpixels.label_maps(image, compactness=settings.compactness)
     return Scene(image, labels, neighbours)
 
 
-Draw: TypeAlias = Callable[[Scene, BoolArray, Rng, Goal, CorruptSettings], Corrupted]
+Draw: TypeAlias = Callable[[Scene, Mask, Rng, Goal, CorruptSettings], Corrupted]
 
 
 @dataclass(frozen=True, slots=True)
@@ -95,7 +95,7 @@ class Suite:
 
 
 def draw(
-    suite: Suite, scene: Scene, gt: BoolArray, rng: Rng, *, ignore: BoolArray | None, settings: CorruptSettings
+    suite: Suite, scene: Scene, gt: Mask, rng: Rng, *, ignore: Mask | None, settings: CorruptSettings
 ) -> Corrupted:
     """One coarse mask from a generator of the suite, drawn by its fraction.
 
@@ -116,7 +116,7 @@ def draw(
 # --- generators, with their parameters taken from the settings
 
 
-def _superpixel(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
+def _superpixel(scene: Scene, gt: Mask, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
     assert scene.image is not None and scene.labels is not None, "superpixels need an image"
     return superpixels.superpixel(
         scene.image,
@@ -135,7 +135,7 @@ def _superpixel(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: Cor
     )
 
 
-def _boundary(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
+def _boundary(scene: Scene, gt: Mask, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
     return edges.boundary(
         scene.image,
         gt,
@@ -150,7 +150,7 @@ def _boundary(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: Corru
     )
 
 
-def _noise_band(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
+def _noise_band(scene: Scene, gt: Mask, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
     return edges.noise_band(
         scene.image,
         gt,
@@ -162,7 +162,7 @@ def _noise_band(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: Cor
     )
 
 
-def _cam_like(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
+def _cam_like(scene: Scene, gt: Mask, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
     return activations.activation_map(
         scene.image,
         gt,
@@ -177,7 +177,7 @@ def _cam_like(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: Corru
     )
 
 
-def _clip_like(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
+def _clip_like(scene: Scene, gt: Mask, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
     return activations.activation_map(
         scene.image,
         gt,
@@ -192,16 +192,16 @@ def _clip_like(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: Corr
     )
 
 
-def _partial(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, _: CorruptSettings) -> Corrupted:
+def _partial(scene: Scene, gt: Mask, rng: Rng, goal: Goal, _: CorruptSettings) -> Corrupted:
     return shapes.partial(scene.image, gt, rng, goal=goal)
 
 
-def _merge_neighbour(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, _: CorruptSettings) -> Corrupted:
+def _merge_neighbour(scene: Scene, gt: Mask, rng: Rng, goal: Goal, _: CorruptSettings) -> Corrupted:
     return shapes.merge_neighbour(scene.image, gt, rng, goal=goal, neighbours=scene.neighbours())
 
 
 def _training_mix(*, blobs: bool) -> Draw:
-    def mix(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
+    def mix(scene: Scene, gt: Mask, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
         return mixtures.training_mix(
             scene.image,
             gt,
@@ -216,7 +216,7 @@ def _training_mix(*, blobs: bool) -> Draw:
     return mix
 
 
-def _compose(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
+def _compose(scene: Scene, gt: Mask, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
     def settled(name: GeneratorName) -> mixtures.Generator:
         return lambda mask, rng, goal: KINDS[name].draw(scene, mask, rng, goal, settings)
 
@@ -229,7 +229,7 @@ def _compose(scene: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: Corrup
 def _by_severity(name: GeneratorName, defect: Defect) -> Draw:
     """The generator of a defect that knows a severity only."""
 
-    def aim(_: Scene, gt: BoolArray, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
+    def aim(_: Scene, gt: Mask, rng: Rng, goal: Goal, settings: CorruptSettings) -> Corrupted:
         margin, side = settings.window_margin, settings.window_side_px
         attempts = aimed(name, defect, gt, rng, goal=goal, margin=margin, min_side_px=side)
         return reach(name, attempts, gt, goal=goal)

@@ -12,7 +12,7 @@ import numpy as np
 from refinetool.corrupt import defects
 from refinetool.corrupt.geometry import radius, reach_px, signed_depth, zoom_on
 from refinetool.corrupt.goals import Attempt, Corrupted, Goal, Rng, reach
-from refinetool.records import BoolArray, ImageArray, IntArray
+from refinetool.records import ImageArray, IntArray, Mask
 
 LabelMaps: TypeAlias = Callable[[int], IntArray]
 """From a number of superpixels to the map of their labels, int64 (H, W), for one image."""
@@ -42,7 +42,7 @@ def label_maps(image: ImageArray, *, compactness: float) -> LabelMaps:
 
 def superpixel(
     image: ImageArray,
-    gt: BoolArray,
+    gt: Mask,
     rng: Rng,
     *,
     goal: Goal,
@@ -78,7 +78,7 @@ def superpixel(
     """
     part = goal.narrowed(rng, IOU_BAND_WIDTH)
 
-    def toggles(mask: BoolArray, maps: LabelMaps, ignore: BoolArray | None) -> Iterator[Attempt]:
+    def toggles(mask: Mask, maps: LabelMaps, ignore: Mask | None) -> Iterator[Attempt]:
         inside = replace(part, ignore=ignore)
         places = _places(mask, kernel_px=kernel_px, iterations=iterations)
         while True:
@@ -97,7 +97,7 @@ def superpixel(
     return reach("superpixel", attempts, gt, goal=replace(goal, tries=2 * goal.tries))
 
 
-def _places(mask: BoolArray, *, kernel_px: int, iterations: int) -> tuple[IntArray, ...]:
+def _places(mask: Mask, *, kernel_px: int, iterations: int) -> tuple[IntArray, ...]:
     """The pixels (flat indices) of the bands: around the boundary, inside of it, outside of it."""
     pixels, kernel = mask.view(np.uint8), np.ones((kernel_px, kernel_px), np.uint8)
     grown = cv2.dilate(pixels, kernel, iterations=iterations).astype(bool)
@@ -107,7 +107,7 @@ def _places(mask: BoolArray, *, kernel_px: int, iterations: int) -> tuple[IntArr
 
 
 def _toggle_until(
-    mask: BoolArray,
+    mask: Mask,
     places: Sequence[IntArray],
     rng: Rng,
     *,
@@ -128,13 +128,13 @@ def _toggle_until(
     return Attempt(coarse, tuple(toggled))
 
 
-def _toggle(coarse: BoolArray, labels: IntArray, places: IntArray, rng: Rng) -> None:
+def _toggle(coarse: Mask, labels: IntArray, places: IntArray, rng: Rng) -> None:
     """Pick one of some pixels and toggle its superpixel in place: added if the pixel is background, else removed."""
     pixel = rng.choice(places)
     coarse[labels == labels.flat[pixel]] = not coarse.flat[pixel]
 
 
-def superpixel_defects(mask: BoolArray, rng: Rng, severity: float, *, labels: IntArray) -> BoolArray:
+def superpixel_defects(mask: Mask, rng: Rng, severity: float, *, labels: IntArray) -> Mask:
     """Toggle whole superpixels at the boundary, inside and outside, as the DAVIS-585 set was made.
 
     The number of toggled superpixels grows with severity. A superpixel becomes what the pixel that it was chosen by is
@@ -153,10 +153,10 @@ def superpixel_defects(mask: BoolArray, rng: Rng, severity: float, *, labels: In
     return coarse
 
 
-def superpixel_vote(mask: BoolArray, rng: Rng, severity: float, *, labels: IntArray) -> BoolArray:
+def superpixel_vote(mask: Mask, rng: Rng, severity: float, *, labels: IntArray) -> Mask:
     """Snap the mask to superpixels: each becomes foreground if, give or take noise, half of it is."""
     total = np.bincount(labels.ravel())
     inside = np.bincount(labels.ravel(), weights=mask.ravel(), minlength=len(total))
     noise = defects.VOTE_NOISE * severity * rng.standard_normal(len(total)) * (inside > 0)
-    voted: BoolArray = (inside / np.maximum(total, 1) + noise > 0.5)[labels]
+    voted: Mask = (inside / np.maximum(total, 1) + noise > 0.5)[labels]
     return voted

@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinetool.evaluate.shapes import Shape, draw_in_box, enclose_boxes
-from refinetool.records import BoolArray, Size
+from refinetool.records import Mask, Size
 
 RADII = 5
 """How many regions around the outline are averaged."""
@@ -25,7 +25,7 @@ def compute_radii(size: Size) -> tuple[int, ...]:
     return tuple(1 + int((longest - 1) / RADII * i) for i in range(RADII))
 
 
-def find_outline_region(mask: BoolArray, radius: int) -> BoolArray:
+def find_outline_region(mask: Mask, radius: int) -> Mask:
     """The morphological gradient, bool (H, W): the dilation minus the erosion with an ellipse 2 r + 1 pixels wide.
 
     Nothing is known beyond the frame, so it neither grows nor shrinks a mask.
@@ -43,7 +43,7 @@ def _make_ellipse(radius: int) -> NDArray[np.uint8]:
 
 
 def compute_boundary_accuracies(
-    truth: Shape, others: list[Shape], *, size: Size, void: BoolArray | None
+    truth: Shape, others: list[Shape], *, size: Size, void: Mask | None
 ) -> list[float] | None:
     """The boundary accuracies, 0..1, of some masks of an image of size (H, W).
 

@@ -13,7 +13,7 @@ from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.evaluate.pairing import Match
 from refinetool.evaluate.report import CLIPS, Measure, Report, divide
-from refinetool.records import BoolArray, Sample
+from refinetool.records import Mask, Sample
 
 CONTOUR_WIDTH = 0.008
 """How far apart two contours may be and still agree, as a fraction of the image diagonal."""
@@ -35,7 +35,7 @@ Frames = dict[str, dict[int, FrameScore]]
 """Scores by frame and object."""
 
 
-def find_contour(mask: BoolArray) -> BoolArray:
+def find_contour(mask: Mask) -> Mask:
     """The pixels that differ from their right, lower or lower right neighbour, bool (H, W)."""
     edge = np.zeros(mask.shape, dtype=np.bool_)
     edge[:, :-1] |= mask[:, :-1] != mask[:, 1:]
@@ -44,7 +44,7 @@ def find_contour(mask: BoolArray) -> BoolArray:
     return edge
 
 
-def compute_contour_f(truth: BoolArray, prediction: BoolArray) -> float:
+def compute_contour_f(truth: Mask, prediction: Mask) -> float:
     """F, 0..1: the harmonic mean of precision and recall of the contour pixels of two masks, bool (H, W).
 
     A contour pixel is right if the other contour passes within b = ceil(0.008 sqrt(H^2 + W^2)) px of it. F is 0 if only
@@ -59,7 +59,7 @@ def compute_contour_f(truth: BoolArray, prediction: BoolArray) -> float:
     return float(2 * precision * recall / (precision + recall)) if precision + recall else 0.0
 
 
-def _dilate(pixels: BoolArray, reach_px: int) -> BoolArray:
+def _dilate(pixels: Mask, reach_px: int) -> Mask:
     """Dilate some pixels, bool (H, W), by a disc."""
     x0, y0, x1, y1 = masks.bounding_box(pixels) or (0, 0, 0, 0)
     here = (slice(max(0, y0 - reach_px), y1 + reach_px), slice(max(0, x0 - reach_px), x1 + reach_px))
@@ -160,7 +160,7 @@ def _score_frame(truth: Sample, prediction: Sample | None) -> dict[int, FrameSco
     return scores
 
 
-def _decode_masks(sample: Sample | None, valid: BoolArray | None) -> dict[int, BoolArray]:
+def _decode_masks(sample: Sample | None, valid: Mask | None) -> dict[int, Mask]:
     """The masks of a frame by id, leaving out those without a pixel that counts."""
     if sample is None:
         return {}

@@ -11,7 +11,7 @@ from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.evaluate.pairing import Match
 from refinetool.evaluate.report import PIXELS, Measure, Report, divide
-from refinetool.records import VOID, BoolArray, Sample
+from refinetool.records import VOID, Mask, Sample
 
 LABELS = 256
 """Label maps have 8 bits."""
@@ -126,7 +126,7 @@ def _is_unreadable(sample: Sample) -> bool:
     return any(region.mask is None for region in sample.regions)
 
 
-def _read_labels(sample: Sample | None, valid: BoolArray) -> NDArray[np.uint8]:
+def _read_labels(sample: Sample | None, valid: Mask) -> NDArray[np.uint8]:
     """The labels of the pixels that count, uint8 (pixels,); all are void if there is no map to read."""
     if sample is None or _is_unreadable(sample):
         return np.full(np.count_nonzero(valid), VOID, dtype=np.uint8)

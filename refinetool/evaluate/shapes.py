@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from refinetool import masks
-from refinetool.records import BoolArray, Box, Rle, Size
+from refinetool.records import Box, Mask, Rle, Size
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,8 +14,8 @@ class Shape:
     """A mask within its tight box, and the band along the inside of its boundary, both bool (y1 - y0, x1 - x0)."""
 
     box: Box
-    pixels: BoolArray
-    band: BoolArray
+    pixels: Mask
+    band: Mask
     area: int
     band_area: int
 
@@ -65,7 +65,7 @@ class Canvas:
     """
 
     size: Size
-    void: BoolArray | None
+    void: Mask | None
     band_px: int
     drawn: dict[bytes, Shape] = field(default_factory=dict)
 
@@ -88,7 +88,7 @@ class Canvas:
         return make_shape(pixels, (x0, y0), band_px=self.band_px)
 
 
-def make_shape(pixels: BoolArray, corner: tuple[int, int], *, band_px: int) -> Shape:
+def make_shape(pixels: Mask, corner: tuple[int, int], *, band_px: int) -> Shape:
     """Cut a mask, bool (h, w), to its box; its top left pixel lies at `corner` (x, y) in the image."""
     box = masks.bounding_box(pixels)
     if box is None:
@@ -118,7 +118,7 @@ def count_common(a: Shape, b: Shape) -> CommonPixels:
     )
 
 
-def draw_in_box(shape: Shape, box: Box) -> BoolArray:
+def draw_in_box(shape: Shape, box: Box) -> Mask:
     """Draw the part of a mask that lies in a box, bool (y1 - y0, x1 - x0)."""
     x0, y0, x1, y1 = box
     canvas = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
@@ -148,7 +148,7 @@ def _intersect(a: Box, b: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]
     )
 
 
-def measure_overlaps(truth: BoolArray, others: Iterable[BoolArray], *, boundary_ratio: float) -> list[Overlap]:
+def measure_overlaps(truth: Mask, others: Iterable[Mask], *, boundary_ratio: float) -> list[Overlap]:
     """IoU and boundary IoU of some masks, bool (H, W), with one ground truth mask.
 
     IoU is |P & G| / |P | G|. Boundary IoU is the same for the bands along the inside of the boundaries (Cheng et al.
