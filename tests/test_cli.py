@@ -362,7 +362,7 @@ def test_a_limited_run_is_continued(command: Command, folder: Path) -> None:
     assert "--resume goes on" in said.out
     assert command(*arguments).code == 2
     said = command(*arguments, "--resume")
-    assert "1 of them taken over" in said.out
+    assert "1 of them from an earlier run" in said.out
     command(*arguments[:-1], folder / "at-once.json")
     assert (folder / "out.json").read_bytes() == (folder / "at-once.json").read_bytes()
 
