@@ -172,7 +172,7 @@ def test_a_broken_mask_comes_back_as_it_was(command: Command, folder: Path, segm
         (["eval", "coarse.json", "nothing.json"], 1, ["nothing.json"]),
         (["models", "fetch", "sam-3"], 2, ["sam-3"]),
         (["models", "verify", "sam-3"], 2, ["sam-3"]),
-        (["demo", "."], 2, ["something else"]),
+        (["demo", "."], 2, ["something other than a demo"]),
     ],
 )
 def test_a_command_that_cannot_be_carried_out(
