@@ -35,19 +35,19 @@ def load(
     settings: RefineSettings = _REFINE,
     iou_adapter: "Path | str | None" = None,
 ) -> "Refiner":
-    """A refiner for images in memory: see `Refiner.refine_image`.
+    """Load a refiner for images in memory: see `Refiner.refine_image`.
 
     Args:
         model: A name that `refinetool models list` shows.
-        checkpoint: A file of weights, `random:SEED`, or None for those that belong to the name.
+        checkpoint: A weights file, `random:SEED`, or None for the published weights of the model.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
         settings: How to refine.
-        iou_adapter: What `refinetool adapt-iou` made for this model, or None.
+        iou_adapter: A file that `refinetool adapt-iou` wrote for this model, or None.
 
     Raises:
         UsageError: There is no such model, device or precision.
-        WeightsError: The weights are missing, or not the published ones; the adapter is for another model.
+        WeightsError: The weights are missing or not the published ones, or the adapter is for another model.
     """
     from pathlib import Path
 
@@ -64,7 +64,7 @@ def load(
 
 
 def __getattr__(name: str) -> object:
-    """`refine_dataset` is imported when it is asked for: what it needs would make `import refinetool` slow."""
+    """Import `refine_dataset` on first access: its imports would make `import refinetool` slow."""
     if name == "refine_dataset":
         from refinetool.running.run import refine_dataset
 

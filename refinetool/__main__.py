@@ -1,4 +1,4 @@
-"""`python -m refinetool` is `refinetool`."""
+"""Run the `refinetool` command as `python -m refinetool`."""
 
 from refinetool.cli import main
 

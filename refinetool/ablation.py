@@ -1,8 +1,9 @@
-"""Ablations: the same masks refined in many ways and measured against ground truth, as SAMRefiner's tables have it.
+"""Runs ablations: refines the same masks in many ways and measures each against ground truth, as in SAMRefiner's
+tables.
 
-A table has rows, and a row is a name and the settings that make it. All rows of a table see the same images; where they
-only ask differently, an image is encoded once. What is measured is the model's own proposal: without guard and
-snapping unless the base settings have them, and an empty proposal counts as empty.
+A table has rows; a row is a name with settings. All rows of a table use the same images, and where only the prompts
+differ, an image is encoded once. The model's own proposal is measured: without guard and snapping unless the base
+settings have them, and an empty proposal counts as empty.
 """
 
 import itertools
@@ -33,7 +34,7 @@ TableName: TypeAlias = Literal["prompts", "points", "boxes", "selection", "casca
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One way of refining."""
+    """A row of a table: a name, and the settings to refine with."""
 
     name: str
     settings: RefineSettings
@@ -41,12 +42,12 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Score:
-    """What one row reached over all objects, 0..1.
+    """The result of one row over all objects; values are 0..1.
 
     iou, boundary_iou: means over objects.
-    top1: share of the objects whose taken candidate is the best of the alternatives (ties count as right); objects of
-        which no candidate meets the truth are left out. None for ways that choose nothing.
-    seconds: for refinement, reading and measuring left out.
+    top1: fraction of the objects whose chosen candidate is the best of the alternatives (ties count as right). Objects
+        for which no candidate overlaps the ground truth are left out. None for rows that choose nothing.
+    seconds: time of refinement, without reading and measuring.
     """
 
     name: str
@@ -68,7 +69,7 @@ class SplitScore:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """One table: what it compares, and its scores, with the adapter in place where there is one."""
+    """One table: its name, its scores without an adapter, and its scores with the adapter if there is one."""
 
     name: TableName
     plain: tuple[Score, ...]
@@ -77,7 +78,7 @@ class Table:
 
 @dataclass(frozen=True, slots=True)
 class SplitTable:
-    """Table 2c."""
+    """Table 2c, with class maps instead of objects."""
 
     name: Literal["split"]
     plain: tuple[SplitScore, ...]
@@ -101,21 +102,21 @@ def ablate(
     boundary_ratio: float,
     on_progress: Callable[[int, int], None],
 ) -> list[Table | SplitTable]:
-    """Refine a data set in all the ways of some tables, and measure each against the ground truth.
+    """Refine a data set with every row of some tables, and measure each against the ground truth.
 
     Objects and class maps have different tables: `split` is for class maps, the others are for objects.
 
     Args:
         coarse, truth: Masks of the same images in the same format, with the same ids.
-        tables: Which; None for those of the paper: 1, 2a, 2b and 7 for objects, 2c for class maps.
-        iou_adapter: What `adapt-iou` made; every row is then measured without and with it.
-        base: What the rows change; `settings.ABLATION` is the model alone.
-        limit: How many images, from the first, to take.
-        on_progress: Called with how many images are done, over all tables, and how many there are.
+        tables: Names of tables; None for those of the paper: 1, 2a, 2b and 7 for objects, 2c for class maps.
+        iou_adapter: A file that `adapt-iou` wrote; every row is then measured without and with it.
+        base: The settings that the rows change; `settings.ABLATION` is the model alone.
+        limit: Use only this many images, from the first.
+        on_progress: Called with (images done over all tables, images in total).
 
     Raises:
-        UsageError: A table that the masks can't have.
-        DataError: Masks that can't be read, or nothing to measure.
+        UsageError: A table does not fit the masks.
+        DataError: Masks can't be read, or there is nothing to measure.
     """
     given = open_dataset(coarse, images=images, format=format, sizes=sizes)
     known = open_dataset(truth, images=images, format=format, sizes=sizes, need_images=False)
@@ -163,20 +164,20 @@ def ablate(
 def _class_maps(coarse: Iterable[Sample], truth: Iterable[Sample]) -> Iterator[tuple[Sample, Sample]]:
     for match in match_images(coarse, truth, None):
         if not match.semantic:
-            raise UsageError(f"Image {match.key} holds objects; the table split is about class maps")
+            raise UsageError(f"Image {match.key} holds objects; the table split is for class maps")
         if match.prediction is not None and match.truth is not None:
             yield match.prediction, match.truth
 
 
 def prompt_rows(base: RefineSettings) -> tuple[Row, ...]:
-    """Table 1: every combination of point, box and mask prompt. With the point goes the negative one."""
+    """Table 1: every combination of point, box and mask prompt. The point includes the negative point."""
     combinations = ("point", "box", "mask", "point + box", "point + mask", "box + mask", "all")
-    return tuple(Row(name, _asking(base, name)) for name in combinations)
+    return tuple(Row(name, _with_prompts(base, name)) for name in combinations)
 
 
 def point_rows(base: RefineSettings) -> tuple[Row, ...]:
-    """Table 2a: where the positive point is put, asked alone."""
-    alone = _asking(base, "point")
+    """Table 2a: position of the positive point, used alone."""
+    alone = _with_prompts(base, "point")
     return (
         Row("point, random", replace(alone, prompts=replace(alone.prompts, point="random"))),
         Row("point, box centre", replace(alone, prompts=replace(alone.prompts, point="box-center"))),
@@ -187,15 +188,15 @@ def point_rows(base: RefineSettings) -> tuple[Row, ...]:
 def box_rows(base: RefineSettings) -> tuple[Row, ...]:
     """Table 2b: tight and elastic box, alone and with all prompts."""
     return tuple(
-        Row(f"{asked}, {box} box", replace(settings, prompts=replace(settings.prompts, box=box)))
-        for asked in ("box", "all")
-        for settings in (_asking(base, asked),)
+        Row(f"{prompts}, {box} box", replace(settings, prompts=replace(settings.prompts, box=box)))
+        for prompts in ("box", "all")
+        for settings in (_with_prompts(base, prompts),)
         for box in ("tight", "elastic")
     )
 
 
 def selection_rows(base: RefineSettings) -> tuple[Row, ...]:
-    """Which candidate is taken, for single prompts and for all of them."""
+    """Selection of the candidate, for single prompts and for all prompts together."""
     selections: tuple[Literal["single", "predicted", "coarse", "oracle"], ...] = (
         "single",
         "predicted",
@@ -203,14 +204,14 @@ def selection_rows(base: RefineSettings) -> tuple[Row, ...]:
         "oracle",
     )
     return tuple(
-        Row(f"{asked}, {selection}", replace(_asking(base, asked), selection=selection))
-        for asked in ("point", "box", "all")
+        Row(f"{prompts}, {selection}", replace(_with_prompts(base, prompts), selection=selection))
+        for prompts in ("point", "box", "all")
         for selection in selections
     )
 
 
 def cascade_rows(base: RefineSettings) -> tuple[Row, ...]:
-    """Further passes, and what they are prompted with."""
+    """Number of passes, and what further passes are prompted with."""
     return (
         Row("1 pass", replace(base, passes=1)),
         *(
@@ -249,7 +250,7 @@ ROWS: dict[TableName, Callable[[RefineSettings], tuple[Row, ...]]] = {
 
 
 def tables_named(names: Iterable[str]) -> tuple[TableName, ...]:
-    """Tables by name; UsageError where there is no such table."""
+    """Return tables by name; raises UsageError if there is no such table."""
     known = {name: name for name in ROWS}
     for name in names:
         if name not in known:
@@ -266,12 +267,12 @@ def score_rows(
     max_pixels: int,
     on_image: Callable[[], None],
 ) -> list[Score]:
-    """Refine the objects of all samples in each way, and measure.
+    """Refine the objects of all samples with each row, and measure.
 
     Args:
-        samples: Objects that know their ground truth (`ground_truth.with_truth`).
-        backend: Used by the rows that ask a model.
-        boundary_ratio: Width of the boundary band as a share of the image diagonal.
+        samples: Objects with their ground truth (`running.truth.with_truth`).
+        backend: Used by the rows that run a model.
+        boundary_ratio: Width of the boundary band as a fraction of the image diagonal.
         on_image: Called after each image.
 
     Returns:
@@ -285,20 +286,20 @@ def score_rows(
     before = _Sums()
     sums = [_Sums() for _ in rows]
     for sample in samples:
-        wanted = [region for region in sample.regions if region.keep is None and region.truth is not None]
-        asked = replace(sample, regions=tuple(region for region in wanted if _filled(region)))
-        if not asked.regions:
+        known = [region for region in sample.regions if region.keep is None and region.truth is not None]
+        to_refine = replace(sample, regions=tuple(region for region in known if _filled(region)))
+        if not to_refine.regions:
             continue
         image = read_image(sample.image, size=sample.size, max_pixels=max_pixels)
         canvas = Canvas(sample.size, None, masks.boundary_width(sample.size, boundary_ratio))
-        for region in asked.regions:
+        for region in to_refine.regions:
             before.add(region.mask, region, canvas)
         for refiner, total in zip(refiners, sums, strict=True):
             started = time.perf_counter()
-            prepared = refiner.prepare_pixels(asked, image)
+            prepared = refiner.prepare_pixels(to_refine, image)
             outcome = refiner.finish(prepared, refiner.segment(prepared.jobs))
             total.seconds += time.perf_counter() - started
-            for region, annotation in zip(asked.regions, outcome.annotations, strict=True):
+            for region, annotation in zip(to_refine.regions, outcome.annotations, strict=True):
                 total.add(proposal_of(annotation), region, canvas)
                 total.judge(annotation, region)
         once.forget()
@@ -317,7 +318,7 @@ def score_splits(
     max_pixels: int,
     on_image: Callable[[], None],
 ) -> list[SplitScore]:
-    """Refine class maps in each way, and measure mIoU over all pixels.
+    """Refine class maps with each row, and measure mIoU over all pixels.
 
     Args:
         pairs: Coarse and true class maps of the same image.
@@ -347,13 +348,13 @@ def score_splits(
 
 
 def with_masks(sample: Sample, outcome: Outcome) -> Sample:
-    """The sample as it would be written: its regions with the masks of an outcome."""
+    """Return the sample as it would be written: its regions with the masks of an outcome."""
     pairs = zip(sample.regions, outcome.annotations, strict=True)
     return replace(sample, regions=tuple(replace(region, mask=annotation.mask) for region, annotation in pairs))
 
 
 def proposal_of(annotation: Annotation) -> Rle | None:
-    """What was proposed for a region, None where that was empty."""
+    """Return the proposal for a region, None where it was empty."""
     if annotation.refined:
         return annotation.mask
     if annotation.candidates is not None:
@@ -362,13 +363,13 @@ def proposal_of(annotation: Annotation) -> Rle | None:
 
 
 def is_top1(ious: Sequence[float], selected: int) -> bool | None:
-    """Whether the selected one of K candidates is the best by its IoU with the truth; None where all are 0."""
+    """Whether the selected one of K candidates is the best by IoU with the ground truth; None where all IoUs are 0."""
     best = max(ious)
     return None if best <= 0 else ious[selected] >= best - TIE
 
 
 class EmbedOnce:
-    """A backend that remembers the embeddings of an image, for one that is asked about again and again."""
+    """A backend that caches the embeddings of an image, which is used by several rows."""
 
     def __init__(self, backend: Backend) -> None:
         self._backend = backend
@@ -412,14 +413,14 @@ class _Sums:
         self.boundary_iou += found.boundary_iou
 
     def judge(self, annotation: Annotation, region: Region) -> None:
-        """Count whether the best alternative was taken, where there was a choice of several."""
-        offered = annotation.candidates
-        if offered is None or offered.selected == 0 or len(offered.masks) < 3:
+        """Count whether the best alternative was chosen, where there was a choice of several."""
+        candidates = annotation.candidates
+        if candidates is None or candidates.selected == 0 or len(candidates.masks) < 3:
             return
         assert region.truth is not None
         truth = masks.decode(region.truth)
-        ious = [masks.iou(masks.decode(rle), truth) for rle in offered.masks[1:]]
-        right = is_top1(ious, offered.selected - 1)
+        ious = [masks.iou(masks.decode(rle), truth) for rle in candidates.masks[1:]]
+        right = is_top1(ious, candidates.selected - 1)
         if right is not None:
             self.judged += 1
             self.right += right
@@ -430,7 +431,7 @@ class _Sums:
         return Score(name, n, self.iou / n, self.boundary_iou / n, top1, self.seconds)
 
 
-def _asking(base: RefineSettings, name: str) -> RefineSettings:
+def _with_prompts(base: RefineSettings, name: str) -> RefineSettings:
     point, box, mask = (word in name or name == "all" for word in ("point", "box", "mask"))
     prompts: PromptSettings = replace(
         base.prompts, use_point=point, use_negative=point and base.prompts.use_negative, use_box=box, use_mask=mask

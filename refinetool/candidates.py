@@ -1,4 +1,4 @@
-"""Candidates: asking a backend about the parts of a sample, and choosing one of its candidates for each.
+"""Runs a backend on the parts of a sample, and chooses one of the candidate masks for each part.
 
 Axes: n parts of a view, K candidates, H W the pixels of the view, h w the model's mask grid over it.
 """
@@ -16,19 +16,19 @@ from refinetool.regions import Part
 from refinetool.views import View
 
 Selection: TypeAlias = Literal["auto", "single", "predicted", "coarse", "oracle"]
-"""Which candidate becomes the refined mask: the single-mask output, the one of the highest predicted IoU, the one most
-like the coarse mask, or the one most like the truth. `auto` is resolved before anybody is asked."""
+"""Which candidate becomes the refined mask: the single-mask output, the one with the highest predicted IoU, the one
+most similar to the coarse mask, or the one most similar to the ground truth. `auto` is resolved before."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Job:
     """One view and the n parts that are refined in it.
 
-    pixels: uint8 (H, W, 3), what the view shows.
+    pixels: uint8 (H, W, 3), the image in the view.
     coarse: bool (n, H, W).
     truth: bool (n, H, W), the ground truth of the parts, None where it is not known.
-    prompts: What the model is to be asked first.
-    seeds: One per part: what its random points are drawn from, besides the pass.
+    prompts: The prompts of the first pass.
+    seeds: One per part; with the number of the pass they seed its random points.
     """
 
     view: View
@@ -42,14 +42,14 @@ class Job:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class AllCandidates:
-    """Every candidate of the n parts of a job: masks bool (n, K, H, W), scores (n, K), and which was taken, (n,)."""
+    """All candidates of the n parts of a job: masks bool (n, K, H, W), scores (n, K), and the chosen index, (n,)."""
 
     masks: BoolArray
     scores: FloatArray
     selected: IntArray
 
     def of_row(self, row: int, view: View, size: Size) -> Candidates:
-        """The candidates of one part, in the frame of the image, whose size is (H, W)."""
+        """Return the candidates of one part, in the frame of the image, whose size is (H, W)."""
         whole = (view.paste_masks(mask, size=size) for mask in self.masks[row])
         scores = tuple(float(score) for score in self.scores[row])
         return Candidates(tuple(masks.encode(mask) for mask in whole), scores, int(self.selected[row]))
@@ -57,12 +57,12 @@ class AllCandidates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Answer:
-    """What is proposed for the n parts of a job.
+    """The proposed masks for the n parts of a job.
 
     masks: bool (n, H, W) in the view.
-    predicted_iou: float32 (n,) in 0..1, or NaN where no model was asked.
-    logits: float32 (n, h, w), for a further pass, or to judge the masks by; None unless they were asked for.
-    candidates: all of them; None unless they were asked for.
+    predicted_iou: float32 (n,) in 0..1, or NaN where no model was run.
+    logits: float32 (n, h, w), for a further pass, or to judge the masks by; None unless requested.
+    candidates: all of them; None unless requested.
     """
 
     masks: BoolArray
@@ -81,12 +81,13 @@ def ask(
     with_logits: bool,
     with_candidates: bool,
 ) -> list[Answer]:
-    """Answer the prompts of each job, and choose.
+    """Predict masks for the prompts of each job, and choose a candidate for each part.
 
     Args:
-        embeddings, prompts: One per job, as the backend gave and as it takes them.
+        embeddings: One per job, from the backend.
+        prompts: One per job.
         selection: Resolved: not `auto`.
-        with_logits, with_candidates: Whether answers hold what they otherwise leave out.
+        with_logits, with_candidates: Whether answers contain these optional fields.
     """
     answers = []
     for job, prediction in zip(jobs, backend.predict(embeddings, prompts), strict=True):
@@ -105,7 +106,7 @@ def ask(
 
 
 def choose(prediction: Prediction, *, coarse: BoolArray, truth: BoolArray | None, selection: Selection) -> IntArray:
-    """Which of K candidates to take for each of N regions: (N,). Candidate 0 is the single-mask output.
+    """Choose one of K candidates for each of N regions: indices (N,). Candidate 0 is the single-mask output.
 
     Args:
         coarse: bool (N, H, W).
@@ -129,12 +130,12 @@ def choose(prediction: Prediction, *, coarse: BoolArray, truth: BoolArray | None
 
 
 def every_candidate(prediction: Prediction) -> BoolArray:
-    """All candidates at view size: bool (N, K, H, W)."""
+    """Return all candidates at view size: bool (N, K, H, W)."""
     n, k = prediction.scores.shape
     return np.stack([prediction.masks(np.full(n, column)) for column in range(k)], axis=1)
 
 
 def agreement(candidates: BoolArray, reference: BoolArray) -> FloatArray:
-    """IoU of each candidate, bool (N, K, H, W), with its region's reference, bool (N, H, W): float32 (N, K)."""
+    """Compute the IoU of each candidate, bool (N, K, H, W), with its region's reference (N, H, W): float32 (N, K)."""
     ious = [[masks.iou(candidate, mask) for candidate in row] for row, mask in zip(candidates, reference, strict=True)]
     return np.array(ious, dtype=np.float32).reshape(candidates.shape[:2])

@@ -1,5 +1,5 @@
-"""The main job on pictures that are there without a network: photographs that scikit-image carries in its wheel, and
-loose polygons drawn by hand around their objects.
+"""Runs refinement on example data that need no network: photographs from the scikit-image wheel, with loose polygons
+drawn by hand around their objects.
 """
 
 import json
@@ -22,13 +22,13 @@ from refinetool.running.summary import Progress, Summary
 from refinetool.settings import RefineSettings
 
 ZOOM = 3.5
-"""How much closer the second row of a picture looks."""
+"""Magnification of the second row of a picture, relative to the first."""
 IMAGES, COARSE, REFINED, PICTURES = "images", "coarse.json", "refined.json", "before-after"
 
 
 @dataclass(frozen=True, slots=True)
 class Demo:
-    """What a demo left in its folder: the coarse and the refined file, and one before/after picture per image."""
+    """The files of a demo: the coarse and the refined file, the images, and one before/after picture per image."""
 
     coarse: Path
     images: Path
@@ -51,7 +51,7 @@ def run_demo(
     """Write photographs and coarse polygons to a folder, refine them as `refine` does, and draw before and after.
 
     Args:
-        folder: Made if needed. An earlier demo in it is replaced; anything else is not touched.
+        folder: Created if needed. An earlier demo in it is replaced; anything else is not touched.
 
     Raises:
         UsageError: The folder holds something else, or there is no such model or device.
@@ -94,11 +94,11 @@ def check_folder(folder: Path) -> None:
         return
     ours = folder / COARSE
     if not ours.is_file() or ours.read_bytes() != _asset().read_bytes():
-        raise UsageError(f"{folder}: holds something else than a demo; name another folder: refinetool demo FOLDER")
+        raise UsageError(f"{folder}: holds something other than a demo; name another folder: refinetool demo FOLDER")
 
 
 def lay_out(folder: Path) -> None:
-    """Write the coarse file, and the photographs that it lists."""
+    """Write the coarse file, and the photographs it lists."""
     images = folder / IMAGES
     images.mkdir(parents=True, exist_ok=True)
     shutil.copyfile(_asset(), folder / COARSE)
@@ -110,7 +110,7 @@ def lay_out(folder: Path) -> None:
 def draw_pictures(
     coarse: Path, refined: Path, *, images: Path, folder: Path, settings: RefineSettings
 ) -> tuple[Path, ...]:
-    """One before/after picture per image of two files with the same images and ids, in their order."""
+    """Draw one before/after picture per image of two files with the same images and ids, in their order."""
     folder.mkdir(parents=True, exist_ok=True)
     before, after = (
         open_dataset(file, images=images, format=None, sizes=None, include_crowd=False).samples()
@@ -126,7 +126,7 @@ def draw_pictures(
 
 
 def _stack(sample: Sample) -> BoolArray:
-    """Masks of a sample, bool (N, H, W); one that can't be decoded is empty."""
+    """Return the masks of a sample, bool (N, H, W); one that can't be decoded is empty."""
     nothing = np.zeros(sample.size, dtype=np.bool_)
     regions = [nothing if region.mask is None else masks.decode(region.mask) for region in sample.regions]
     return np.stack(regions) if regions else np.zeros((0, *sample.size), dtype=np.bool_)

@@ -1,16 +1,16 @@
-"""What can go wrong, and the exit code it ends in.
+"""Exceptions for expected errors, and their exit codes.
 
     RefinetoolError
     ├── UsageError          2   the command can't be carried out as typed
-    ├── DataError           1   a file or record is not what it should be
+    ├── DataError           1   a file or record is not valid
     │   ├── ImageError          an image is missing, broken or too large
     │   └── MaskError           a mask can't be decoded or has the wrong size
     ├── WeightsError        1   weights are missing, incomplete or not the published ones
     ├── StorageError        1   an output can't be written
-    └── Interrupted       130   the user stopped the run; what is finished is kept
+    └── Interrupted       130   the user stopped the run; finished work is kept
 
-A message is one sentence or two: where (file, record), what was found, what was expected, what to do.
-Anything else that reaches the user is a bug and keeps its traceback.
+A message is one or two sentences: where (file, record), what was found, what was expected, what to do.
+Any other exception that reaches the user is a bug and keeps its traceback.
 """
 
 from typing import TYPE_CHECKING
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 
 class RefinetoolError(Exception):
-    """Any expected problem; `str(error)` is the sentence to print."""
+    """Any expected error; `str(error)` is the message to print."""
 
     exit_code = 1
 
@@ -32,7 +32,7 @@ class UsageError(RefinetoolError):
 
 
 class DataError(RefinetoolError):
-    """A file or a record in it is not what it should be."""
+    """A file or a record in it is not valid."""
 
 
 class ImageError(DataError):
@@ -53,17 +53,20 @@ class WeightsError(RefinetoolError):
 
 
 class StorageError(RefinetoolError):
-    """An output can't be written: permissions, a full disk, a path in the way."""
+    """An output can't be written: missing permissions, a full disk, an existing path."""
 
 
-class Interrupted(RefinetoolError):  # noqa: N818 - a state, not a fault
+class Interrupted(RefinetoolError):  # noqa: N818 - not an error
     """The user stopped the run; finished work is in the journal."""
 
     exit_code = 130
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether memory ran out: Python's, NumPy's, a device's, or torch's on the CPU, which has no class of its own."""
+    """Whether an error means that memory ran out: in Python, NumPy, a device, or torch on the CPU.
+
+    Torch raises a plain RuntimeError on the CPU, so its message is searched.
+    """
     return (
         isinstance(error, MemoryError)
         or any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__)

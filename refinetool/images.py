@@ -1,7 +1,7 @@
-"""Reading images: any file Pillow can decode, as RGB, the way round that the annotations mean.
+"""Reads images as RGB with Pillow, in the orientation of the annotations.
 
-Pillow decodes JPEG too: the pixels equal OpenCV's, a 640 x 480 image takes 1.3 ms instead of 1.1, and libjpeg does not
-write to stderr when a file is damaged.
+Pillow also decodes JPEG here: the pixels equal OpenCV's, a 640 x 480 image takes 1.3 ms instead of 1.1 ms, and libjpeg
+does not write to stderr when a file is damaged.
 """
 
 import io
@@ -16,7 +16,7 @@ from refinetool.records import ImageArray, Size
 from refinetool.statuses import Reason
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA")
-"""Raster formats. Pillow's others are not for photographs, and some start external programs."""
+"""Supported raster formats. Pillow's other formats are not for photographs, and some start external programs."""
 
 EXIF_ORIENTATION = 0x0112
 QUARTER_TURNS = {
@@ -25,20 +25,20 @@ QUARTER_TURNS = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-"""The EXIF orientations that swap width and height, and what puts the image upright."""
+"""The EXIF orientations that swap width and height, and the transformations that put the image upright."""
 
 _pillow_limit = Lock()
 
 
 def read_image(path: Path, *, size: Size, max_pixels: int) -> ImageArray:
-    """Read the image that a set of annotations talks about.
+    """Read the image of a set of annotations.
 
-    Pixels are taken as they are stored if their size is the annotated one, whatever the EXIF orientation says; if only
-    the turned image has that size, it is turned. Alpha is dropped, 16 bits become the upper 8, the first frame counts.
+    Pixels are used as stored if their size is the annotated size, whatever the EXIF orientation is. If only the rotated
+    image has that size, it is rotated. Alpha is dropped, of 16 bits the upper 8 are used, of several frames the first.
 
     Args:
         size: (H, W) according to the annotations.
-        max_pixels: Images that claim more are refused before they are decoded.
+        max_pixels: Images that claim more pixels are refused before they are decoded.
 
     Returns:
         uint8 (H, W, 3) RGB.
@@ -62,7 +62,7 @@ def read_image(path: Path, *, size: Size, max_pixels: int) -> ImageArray:
 
 
 def _opened(path: Path) -> Image.Image:
-    """Parse the header of an image; its pixels are decoded when they are asked for."""
+    """Parse the header of an image; its pixels are decoded later, on first access."""
     try:
         data = path.read_bytes()
     except FileNotFoundError as error:
@@ -71,7 +71,7 @@ def _opened(path: Path) -> Image.Image:
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    # Pillow's own limit is a global, and it warns from half of it on: `max_pixels` takes its place.
+    # Pillow's own limit is global and warns from half of the limit on; `max_pixels` replaces it.
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
@@ -83,7 +83,7 @@ def _opened(path: Path) -> Image.Image:
 
 
 def _turn_to(image: Image.Image, *, path: Path, size: Size) -> Image.Transpose | None:
-    """The turn after which the image has the annotated size; None if it has that size as it is."""
+    """Return the rotation that gives the image the annotated size; None if it already has that size."""
     height, width = size
     if image.size == (width, height):
         return None
@@ -103,7 +103,7 @@ def _turn_to(image: Image.Image, *, path: Path, size: Size) -> Image.Transpose |
 
 def _as_rgb(image: Image.Image) -> Image.Image:
     image.load()
-    if image.mode.startswith("I"):  # 16 bits: `I;16` and its byte orders, or `I` where a reader widens them
+    if image.mode.startswith("I"):  # 16 bits: `I;16` and its byte orders, or `I` where a reader widens the values
         values = np.asarray(image)
         if values.min() < 0 or values.max() > np.iinfo(np.uint16).max:
             raise ValueError("its pixels have 32 bits, expected 8 or 16")
@@ -115,10 +115,10 @@ def _as_rgb(image: Image.Image) -> Image.Image:
 
 
 def _unreadable(path: Path, error: Exception) -> ImageError:
-    # The decoders of a dozen formats raise whatever their parsing runs into: all of it means a broken file.
+    # The decoders of a dozen formats raise all kinds of exceptions; all of them mean a broken file.
     detail = (error.strerror if isinstance(error, OSError) else None) or str(error) or type(error).__name__
     if isinstance(error, UnidentifiedImageError):
-        detail = "it is no image of a known format"
+        detail = "it is not an image of a known format"
     return ImageError(f"{path}: the image can't be read ({detail}); replace the file.", reason=Reason.IMAGE_UNREADABLE)
 
 

@@ -1,7 +1,7 @@
-"""Pure mask algebra: run lengths, boxes, overlap, boundaries, distances, parts and outlines.
+"""Functions on binary masks: RLE, boxes, overlap, boundaries, distances, components and outlines.
 
-A mask is bool (H, W). Boxes are half-open xyxy, so `mask[y0:y1, x0:x1]` is the box. Nothing here modifies its input.
-Whatever can be read off a part of the image is computed on the box of the mask: masks are small, images are not.
+A mask is bool (H, W). Boxes are half-open xyxy, so `mask[y0:y1, x0:x1]` is the box. No function modifies its input.
+Where possible, computations use only the mask's box, because masks are small compared with images.
 """
 
 import math
@@ -22,13 +22,13 @@ from refinetool.records import BoolArray, Box, FloatArray, IntArray, Rle, Size
 
 
 def encode(mask: BoolArray) -> Rle:
-    """The run lengths of a mask, bool (H, W)."""
+    """Encode a mask, bool (H, W), as RLE."""
     runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return Rle(size=(mask.shape[0], mask.shape[1]), counts=runs["counts"])
 
 
 def decode(rle: Rle) -> BoolArray:
-    """The mask, bool (H, W), that run lengths stand for. Raises what `run_lengths` raises."""
+    """Decode RLE to a mask, bool (H, W). Raises the errors of `run_lengths`."""
     mask = np.zeros(rle.size, dtype=np.bool_)
     found = decode_crop(rle)
     if found is not None:
@@ -38,9 +38,9 @@ def decode(rle: Rle) -> BoolArray:
 
 
 def decode_crop(rle: Rle) -> tuple[BoolArray, Box] | None:
-    """The mask within its tight box, bool (y1 - y0, x1 - x0), and that box; None for an empty mask.
+    """Decode RLE to the mask within its tight box, bool (y1 - y0, x1 - x0), and that box; None for an empty mask.
 
-    Reads the runs and fills only the columns of the box: for objects that are small beside their image.
+    Fills only the columns of the box, which is fast for objects that are small compared with their image.
     """
     height = rle.size[0]
     runs = run_lengths(rle)
@@ -58,14 +58,14 @@ def decode_crop(rle: Rle) -> tuple[BoolArray, Box] | None:
 
 
 def run_lengths(rle: Rle) -> IntArray:
-    """The lengths of the runs, int64 (R,): background, mask, background ... in column order; COCO's uncompressed form.
+    """Decompress RLE to run lengths, int64 (R,): background, mask, background ... in column order.
 
-    Each number stands as base 32 digits, lowest first, one per character: 5 bits and a sixth for "more follows", the
-    last digit's highest bit being the sign. From the fourth number on, what stands is the difference to the number
-    two before.
+    Each number is stored as base 32 digits, lowest first, one per character: 5 bits and a sixth for "more follows"; the
+    highest bit of the last digit is the sign. From the fourth number on, the difference to the number two before is
+    stored.
 
     Raises:
-        MaskError: The characters are no such numbers, or their runs don't add up to the size.
+        MaskError: The characters are not such numbers, or the runs don't add up to the size.
     """
     digits = np.frombuffer(rle.counts, dtype=np.uint8).astype(np.int64) - 48
     if digits.size and (digits.min() < 0 or digits.max() > 63 or digits[-1] & 32):
@@ -74,7 +74,7 @@ def run_lengths(rle: Rle) -> IntArray:
     first = np.concatenate([np.zeros(min(1, last.size), dtype=np.int64), last[:-1] + 1])
     place = np.arange(digits.size) - np.repeat(first, last - first + 1)
     if place.size and place.max() > _MAX_DIGITS:
-        raise MaskError(f"the run lengths {_shortened(rle.counts)} hold a number too long to be one.")
+        raise MaskError(f"the run lengths {_shortened(rle.counts)} contain a number with too many digits.")
     runs = np.add.reduceat((digits & 31) << (5 * place), first) if first.size else np.zeros(0, dtype=np.int64)
     runs -= np.where(digits[last] & 16, 1 << (5 * (last - first + 1)), 0)
     runs[1::2] = np.cumsum(runs[1::2])
@@ -89,7 +89,7 @@ def run_lengths(rle: Rle) -> IntArray:
 
 
 _MAX_DIGITS = 7
-"""Eight digits of five bits: more than the pixels of any image."""
+"""Longest position of a digit: eight digits of five bits hold more than the pixels of any image."""
 
 
 def _shortened(counts: bytes) -> str:
@@ -98,12 +98,12 @@ def _shortened(counts: bytes) -> str:
 
 
 def area(rle: Rle) -> int:
-    """Number of mask pixels, without decoding."""
+    """Count the mask pixels, without decoding."""
     return int(coco_mask.area(_as_coco(rle)))
 
 
 def union(rles: Sequence[Rle]) -> Rle:
-    """The mask that covers what any of the given ones covers; at least one, all of one size."""
+    """Return the union of at least one mask, all of one size."""
     runs = coco_mask.merge([_as_coco(rle) for rle in rles])
     return Rle(size=rles[0].size, counts=runs["counts"])
 
@@ -116,7 +116,7 @@ def _as_coco(rle: Rle) -> dict[str, Any]:
 
 
 def bounding_box(mask: BoolArray) -> Box | None:
-    """The tight box (x0, y0, x1, y1), half-open; None for an empty mask."""
+    """Return the tight box (x0, y0, x1, y1), half-open; None for an empty mask."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
         return None
@@ -126,7 +126,7 @@ def bounding_box(mask: BoolArray) -> Box | None:
 
 
 def iou(a: BoolArray, b: BoolArray) -> float:
-    """Intersection over union in 0..1; two empty masks count as equal (1.0, as DAVIS has it)."""
+    """Compute the intersection over union in 0..1; two empty masks count as equal (1.0, as in DAVIS)."""
     either = int(np.count_nonzero(a | b))
     return int(np.count_nonzero(a & b)) / either if either else 1.0
 
@@ -135,7 +135,7 @@ def iou(a: BoolArray, b: BoolArray) -> float:
 
 
 def spread(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
-    """Logits (h, w) read bilinearly at the pixels of a frame of that shape: float32 (H, W)."""
+    """Resize logits (h, w) bilinearly to an image of the given shape: float32 (H, W)."""
     height, width = shape
     fine: FloatArray = np.asarray(cv2.resize(logits, (width, height), interpolation=cv2.INTER_LINEAR), np.float32)
     return fine
@@ -145,19 +145,19 @@ def spread(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
 
 
 def disc_radius(mask: BoolArray) -> float:
-    """Radius in pixels of a disc of the mask's area: what lengths scale with."""
+    """Return the radius in pixels of a disc of the mask's area, to which lengths are relative."""
     return math.sqrt(np.count_nonzero(mask) / math.pi)
 
 
 def boundary_width(size: Size, ratio: float) -> int:
-    """Width in pixels of the boundary band of an image of size (H, W): `ratio` of its diagonal, at least 1."""
+    """Return the width in pixels of the boundary band of an image (H, W): `ratio` of its diagonal, at least 1."""
     return max(1, round(ratio * math.hypot(*size)))
 
 
 def boundary(mask: BoolArray, width_px: int) -> BoolArray:
-    """The inner boundary band, bool (H, W): mask pixels within `width_px` (chessboard) of a pixel outside the mask.
+    """Return the inner boundary band, bool (H, W): mask pixels within `width_px` (chessboard) of a pixel outside it.
 
-    The frame of the image counts as boundary, as in the boundary IoU of Cheng et al. 2021.
+    The image border counts as boundary, as in the boundary IoU of Cheng et al. 2021.
     """
     band = np.zeros(mask.shape, dtype=np.bool_)
     box = bounding_box(mask)
@@ -175,7 +175,7 @@ def boundary(mask: BoolArray, width_px: int) -> BoolArray:
 
 
 def boundary_iou(a: BoolArray, b: BoolArray, ratio: float) -> float:
-    """IoU of the inner boundary bands, whose width is `ratio` of the image diagonal; two empty masks give 1.0."""
+    """Compute the IoU of inner boundary bands whose width is `ratio` of the diagonal; two empty masks give 1.0."""
     width_px = boundary_width((a.shape[0], a.shape[1]), ratio)
     return iou(boundary(a, width_px), boundary(b, width_px))
 
@@ -184,16 +184,16 @@ def boundary_iou(a: BoolArray, b: BoolArray, ratio: float) -> float:
 
 
 def distance_inside(mask: BoolArray, border_is_background: bool) -> FloatArray:
-    """How deep each pixel lies in the mask.
+    """Compute the depth of each pixel in the mask.
 
     Args:
         mask: bool (H, W).
-        border_is_background: Whether what lies beyond the frame of the image counts as background.
+        border_is_background: Whether pixels beyond the image border count as background.
 
     Returns:
         float32 (H, W): exact Euclidean distance in pixels, centre to centre, to the nearest pixel outside the mask;
-        0 outside the mask. A mask that fills the image has no background within the frame: its distance is then the
-        one to the first pixel beyond the frame, whatever `border_is_background` says.
+        0 outside the mask. For a mask that fills the image there is no background inside the image, so the distance is
+        that to the first pixel beyond the image border, whatever `border_is_background` is.
     """
     depth = np.zeros(mask.shape, dtype=np.float32)
     box = bounding_box(mask)
@@ -201,29 +201,29 @@ def distance_inside(mask: BoolArray, border_is_background: bool) -> FloatArray:
         return depth
     x0, y0, x1, y1 = box
     inside = mask[y0:y1, x0:x1]
-    # The background nearest to a mask pixel lies in the box or in the ring around it: the crop gives exact distances,
-    # provided that no ring is added where the box ends at the frame and nothing is known beyond it.
+    # The background nearest to a mask pixel is in the box or in the ring of pixels around it, so the crop gives exact
+    # distances, provided that no ring is added where the box touches the image border.
     height, width = mask.shape
     ring = np.array([[y0 > 0, y1 < height], [x0 > 0, x1 < width]])
     if border_is_background or not (ring.any() or not inside.all()):
         ring[:] = True
     padded = np.pad(inside, ring.astype(np.intp)).view(np.uint8)
     distance = cv2.distanceTransform(padded, cv2.DIST_L2, cv2.DIST_MASK_PRECISE)
-    # OpenCV's last bits vary from call to call, and ties between pixels with them. Squared distances are whole numbers.
+    # OpenCV's last bits vary from call to call, which would break ties at random. Squared distances are whole numbers.
     distance = np.sqrt(np.rint(distance * distance))
     top, left = int(ring[0, 0]), int(ring[1, 0])
     depth[y0:y1, x0:x1] = distance[top : top + y1 - y0, left : left + x1 - x0]
     return depth
 
 
-# --- parts and holes
+# --- components and holes
 
 
 @dataclass(frozen=True, slots=True)
 class Components:
-    """The R connected parts (8 neighbours) of a mask, in row-major order of their first pixel.
+    """The R connected components (8-connectivity) of a mask, in row-major order of their first pixel.
 
-    labels: int32 (H, W), 0 background, r + 1 for part r.
+    labels: int32 (H, W), 0 background, r + 1 for component r.
     boxes: int64 (R, 4), half-open xyxy.
     areas: int64 (R,), pixels.
     """
@@ -236,7 +236,7 @@ class Components:
         return len(self.areas)
 
     def crop(self, part: int) -> BoolArray:
-        """The mask of one part within its box, bool (y1 - y0, x1 - x0)."""
+        """Return the mask of one component within its box, bool (y1 - y0, x1 - x0)."""
         x0, y0, x1, y1 = self.boxes[part]
         return np.equal(self.labels[y0:y1, x0:x1], part + 1)
 
@@ -245,7 +245,7 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)
 
 
 def components(mask: BoolArray) -> Components:
-    """The connected parts of a mask, with their boxes and areas; no array per part is made."""
+    """Find the connected components of a mask, with boxes and areas, without making an array per component."""
     labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS, output=np.int32)
     slices = ndimage.find_objects(labels, max_label=count)
     boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], dtype=np.int64).reshape(count, 4)
@@ -254,10 +254,10 @@ def components(mask: BoolArray) -> Components:
 
 
 def has_holes(mask: BoolArray) -> bool:
-    """Whether some background can't be left, king's moves allowed, without crossing the mask.
+    """Whether the mask encloses some background (8-connectivity for the background).
 
-    Exactly the masks without holes are the ones that rings of `outline` can carry (COCO's readers fill a second ring
-    instead of cutting it out).
+    Exactly the masks without holes can be represented by the rings of `outline`, because COCO's readers fill a second
+    ring instead of cutting it out.
     """
     box = bounding_box(mask)
     if box is None:
@@ -265,11 +265,11 @@ def has_holes(mask: BoolArray) -> bool:
     x0, y0, x1, y1 = box
     outside = ~_framed(mask[y0:y1, x0:x1])
     labels, _ = cv2.connectedComponents(outside.view(np.uint8), connectivity=8)
-    return labels > 2  # the mask itself is label 0, what surrounds it label 1
+    return labels > 2  # the mask is label 0, the background around it label 1
 
 
 def _framed(mask: BoolArray) -> BoolArray:
-    """The mask with a ring of background around it, bool (H + 2, W + 2)."""
+    """Return the mask with a ring of background around it, bool (H + 2, W + 2)."""
     framed = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), dtype=np.bool_)
     framed[1:-1, 1:-1] = mask
     return framed
@@ -279,17 +279,17 @@ def _framed(mask: BoolArray) -> BoolArray:
 
 
 def outline(mask: BoolArray) -> list[IntArray]:
-    """The outline of a mask along the edges of its pixels.
+    """Trace the outline of a mask along the edges of its pixels.
 
     Returns:
-        One ring per 4-connected part and per hole: int64 (P, 2) corners (x, y), 0..W and 0..H, P >= 4, each corner a
-        turn by 90 degrees, the ring closed implicitly, the mask on the right hand of whoever walks along (parts
-        clockwise, holes counter-clockwise on the screen). Parts that touch at a corner get rings of their own, so
-        rings never cross. If the mask has no holes, pycocotools rasterises the rings to exactly the mask.
+        One ring per 4-connected component and per hole: int64 (P, 2) corners (x, y), 0..W and 0..H, P >= 4. Each corner
+        is a turn by 90 degrees; rings are closed implicitly. The mask is on the right hand side along a ring
+        (components clockwise, holes counter-clockwise on the screen). Components that touch at a corner have separate
+        rings, so rings never cross. If the mask has no holes, pycocotools rasterises the rings to exactly the mask.
 
-    Every corner of the outline ends one horizontal and one vertical edge. Within a row of corners the horizontal edges
-    join the first with the second, the third with the fourth ...; likewise the vertical ones within a column. Rings
-    are the cycles of taking these edges in turn.
+    Each corner of the outline is an end of one horizontal and one vertical edge. In a row of corners, horizontal edges
+    join the first with the second, the third with the fourth, and so on; the same holds for vertical edges in a column.
+    Following these edges alternately gives the rings as cycles.
     """
     box = bounding_box(mask)
     if box is None:
@@ -299,9 +299,9 @@ def outline(mask: BoolArray) -> list[IntArray]:
     top_left, top_right, bottom_left, bottom_right = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     edge_left, edge_right, edge_up = top_left != bottom_left, top_right != bottom_right, top_left != top_right
     turn_y, turn_x = _where(edge_left != edge_right)
-    touch_y, touch_x = _where(edge_left & edge_right & edge_up)  # two pixels meet at a corner: a turn for each
+    touch_y, touch_x = _where(edge_left & edge_right & edge_up)  # two pixels touch at a corner: one turn for each
 
-    # At a touching corner the edge to the left goes with the one up where the top-left pixel is in the mask.
+    # At a touching corner, the left edge joins the upper edge if the top-left pixel is in the mask.
     falling = top_left[touch_y, touch_x]
     ys = np.concatenate([turn_y, touch_y, touch_y])
     xs = np.concatenate([turn_x, touch_x, touch_x])
@@ -316,13 +316,13 @@ def outline(mask: BoolArray) -> list[IntArray]:
 
 
 def _where(flags: BoolArray) -> tuple[IntArray, IntArray]:
-    """(y, x) of the true pixels; a 2-D `np.nonzero` takes ten times as long."""
+    """Return (y, x) of the true pixels; a 2-D `np.nonzero` takes ten times as long."""
     y, x = np.divmod(np.flatnonzero(flags), flags.shape[1])
     return y, x
 
 
 def _joined(order: IntArray) -> list[int]:
-    """Partner of each corner when sorted corners are joined two by two."""
+    """Return the partner of each corner when sorted corners are joined in pairs."""
     partner = np.empty_like(order)
     partner[order[0::2]], partner[order[1::2]] = order[1::2], order[0::2]
     joined: list[int] = partner.tolist()
@@ -345,19 +345,19 @@ def _cycles(across: list[int], along: list[int], starts: list[int]) -> list[list
     return rings
 
 
-# --- arrays from elsewhere
+# --- arrays from users
 
 
 def as_bool(array: NDArray[Any], source: str) -> BoolArray:
-    """A mask that came from outside as bool (H, W).
+    """Convert a mask from a user to bool (H, W).
 
     Args:
         array: (H, W) of any type that holds only 0 and 1, or only 0 and 255.
-        source: What to call it in an error, such as a file and a record.
+        source: Name of the array in errors, such as a file and a record.
 
     Raises:
-        MaskError: The array is not 2-D, or holds anything else: probabilities and logits have to be thresholded by
-            whoever knows their threshold.
+        MaskError: The array is not 2-D, or holds other values. Probabilities and logits must be thresholded by the
+            caller, who knows the threshold.
     """
     if array.ndim != 2:
         raise MaskError(f"{source}: the mask has shape {array.shape}; expected (H, W).")

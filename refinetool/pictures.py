@@ -1,7 +1,7 @@
-"""Before/after pictures for people: the image with its coarse and its refined outlines, and a closer look.
+"""Draws before/after pictures: an image with its coarse and its refined outlines, and a close-up.
 
-Outlines run along pixel edges, so a picture shows the mask that is in the file, steps included. Pictures are uint8
-(H, W, 3) RGB; regions keep their colour from one tile to the next.
+Outlines follow pixel edges, so a picture shows exactly the mask in the file. Pictures are uint8 (H, W, 3) RGB; a region
+has the same colour in all tiles.
 """
 
 from collections.abc import Sequence
@@ -27,40 +27,40 @@ COLOURS: tuple[Colour, ...] = (
     (255, 82, 82),  # red
     (0, 255, 170),  # mint
 )
-"""Bright and saturated, which few photographs are; neighbours in the list differ for colour-blind eyes too."""
+"""Bright and saturated colours, which are rare in photographs; adjacent ones also differ for colour-blind people."""
 
 HALO: Colour = (0, 0, 0)
 PAPER: Colour = (24, 24, 28)
 WHITE: Colour = (255, 255, 255)
 
 TILE_AREA_PX = 540 * 540
-"""Area of a tile, so that wide and tall images take the same room."""
+"""Area of a tile, so that wide and tall images take the same space."""
 TILE_MAX_SIDE_PX = 1000
 TILE_MAX_SCALE = 4.0
-"""Small images are not blown up further than this."""
+"""Small images are not enlarged more than this."""
 GAP_PX = 6
 LINE_PX = 2
 HALO_PX = 1
-"""How far the halo stands out on either side of a line."""
+"""Width of the halo on either side of a line."""
 DIM_WHOLE, DIM_CLOSE = 0.45, 0.7
-"""Brightness of what lies outside all regions, so that a mask shows as what it keeps; a close-up keeps both sides of
-an edge visible."""
+"""Brightness of pixels outside all regions, in the whole image and in a close-up, where both sides of an edge must stay
+visible."""
 _SUBPIXEL_BITS = 4
 
 
 def panel(image: ImageArray, coarse: BoolArray, refined: BoolArray, *, zoom: float | None) -> ImageArray:
-    """One picture of what refinement did to an image: coarse on the left, refined on the right.
+    """Draw the refinement of an image: coarse on the left, refined on the right.
 
     Args:
         image: uint8 (H, W, 3) RGB.
         coarse, refined: bool (N, H, W), the same regions in the same order.
-        zoom: How many times closer a second row looks at the place that changed most; None leaves that row out.
+        zoom: Magnification of a second row, which shows the place that changed most; None leaves out that row.
 
     Returns:
-        uint8 RGB. A frame in the first row shows where the second row is taken.
+        uint8 RGB. A frame in the first row marks the place shown in the second row.
 
     Raises:
-        ValueError: The shapes do not fit together.
+        ValueError: The shapes do not match.
     """
     height, width = image.shape[:2]
     expected = (len(coarse), height, width)
@@ -83,14 +83,14 @@ def panel(image: ImageArray, coarse: BoolArray, refined: BoolArray, *, zoom: flo
 
 
 def draw(image: ImageArray, masks: BoolArray, window: Box, *, scale: float, dim: float) -> ImageArray:
-    """A part of an image, enlarged or reduced, with the outline of every region in its colour and the rest dimmed.
+    """Draw a part of an image, resized, with the outline of every region in its colour and the background dimmed.
 
     Args:
         image: uint8 (H, W, 3) RGB.
         masks: bool (N, H, W).
         window: The part to show, half-open xyxy.
         scale: Pixels of the picture per pixel of the image.
-        dim: 0..1, brightness of what lies outside all regions.
+        dim: 0..1, brightness of pixels outside all regions.
 
     Returns:
         uint8 RGB of about `scale` times the window.
@@ -111,14 +111,14 @@ def draw(image: ImageArray, masks: BoolArray, window: Box, *, scale: float, dim:
 
 
 def most_changed(coarse: BoolArray, refined: BoolArray, *, size: Size) -> Box:
-    """The window, half-open xyxy and inside the image, in which most pixels changed, the more central the better.
+    """Find the window, half-open xyxy and inside the image, in which most pixels changed, weighted towards its centre.
 
     Args:
         coarse, refined: bool (N, H, W).
         size: (h, w) of the window, at most (H, W).
 
     Returns:
-        The first such window in row-major order. Where nothing changed, the one around the middle of the regions, or
+        The first such window in row-major order. If nothing changed, the window around the centre of the regions, or
         of the image if there are none.
     """
     height, width = coarse.shape[1:]
@@ -127,7 +127,7 @@ def most_changed(coarse: BoolArray, refined: BoolArray, *, size: Size) -> Box:
     for before, after in zip(coarse, refined, strict=True):
         changed += before ^ after
     if changed.any():
-        # Two running means make weights that fall off from the middle of the window to its rim.
+        # Two box filters give weights that fall off from the centre of the window to its border.
         half = (max(1, w // 2), max(1, h // 2))
         weighted = cv2.blur(
             cv2.blur(changed, half, borderType=cv2.BORDER_CONSTANT), half, borderType=cv2.BORDER_CONSTANT
@@ -142,7 +142,7 @@ def most_changed(coarse: BoolArray, refined: BoolArray, *, size: Size) -> Box:
 
 
 def label(picture: ImageArray, text: str) -> ImageArray:
-    """A picture with a line of text in its upper left corner, on a dark ground."""
+    """Add a line of text on a dark background in the upper left corner of a picture."""
     canvas = Image.fromarray(picture)
     pen = ImageDraw.Draw(canvas, "RGBA")
     font = ImageFont.load_default(size=max(12, min(22, picture.shape[1] // 14)))
@@ -155,7 +155,7 @@ def label(picture: ImageArray, text: str) -> ImageArray:
 
 
 def beside(pictures: Sequence[ImageArray]) -> ImageArray:
-    """Pictures in a row, centred, with a gap between them."""
+    """Arrange pictures in a row, centred, with a gap between them."""
     height = max(len(picture) for picture in pictures)
     columns: list[ImageArray] = []
     for picture in pictures:
@@ -167,12 +167,12 @@ def beside(pictures: Sequence[ImageArray]) -> ImageArray:
 
 
 def stack(pictures: Sequence[ImageArray]) -> ImageArray:
-    """Pictures in a column, centred, with a gap between them."""
+    """Arrange pictures in a column, centred, with a gap between them."""
     return np.ascontiguousarray(beside([picture.transpose(1, 0, 2) for picture in pictures]).transpose(1, 0, 2))
 
 
 def _on_canvas(mask: BoolArray, window: Box, *, scale: float) -> list[np.ndarray[tuple[int, int], np.dtype[np.int32]]]:
-    """Rings of a mask as OpenCV takes them: fixed point, pixel centres at whole numbers."""
+    """Return the rings of a mask in OpenCV's format: fixed point, pixel centres at whole numbers."""
     origin = np.array(window[:2])
     rings = [((ring - origin) * scale - 0.5) * (1 << _SUBPIXEL_BITS) for ring in mask_algebra.outline(mask)]
     return [ring.round().astype(np.int32) for ring in rings]

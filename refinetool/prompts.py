@@ -1,8 +1,9 @@
-"""Prompt excavation: what to ask a segmenter about a coarse mask (SAMRefiner, section 3).
+"""Mines the prompts of a segmenter from coarse masks ("prompt excavation", SAMRefiner, section 3).
 
-One region is asked about with a point deep inside it, a point deep in the background of its box, the box, and a mask
-prompt that fades from the centre of the region. `excavate` makes what the mask alone gives; `expand_boxes` then widens
-boxes where the features beside them resemble the region. Each step is a function of one mask, applied to N.
+The prompts of a region are a point deep inside it, a point deep in the background of its box, the box, and a mask
+prompt that fades from the centre of the region. `excavate` makes the prompts that depend on the mask alone;
+`expand_boxes` then widens boxes where the features beside them are similar to the region. Each step is a function of
+one mask, applied to N.
 """
 
 from collections.abc import Callable, Sequence
@@ -29,7 +30,7 @@ from refinetool.records import (
 from refinetool.settings import PromptSettings
 
 Depth: TypeAlias = Callable[[BoolArray], FloatArray]
-"""bool (H, W) -> float32 (H, W): how far each mask pixel is from the background, 0 outside the mask."""
+"""bool (H, W) -> float32 (H, W): the distance of each mask pixel to the background, 0 outside the mask."""
 
 LONGEST_GRID_SIDE = 1024
 """Mask prompts of larger views are made on a coarser grid: no supported model reads them finer than 256."""
@@ -40,13 +41,12 @@ def excavate(masks: BoolArray, *, settings: PromptSettings, seeds: Sequence[Sequ
 
     Args:
         masks: bool (N, H, W) over the view, none of them empty.
-        seeds: One per region, at least 0, for random points only. A region's point depends on nothing else, so a batch
-            equals singles.
+        seeds: One per region, at least 0, for random points only. A random point depends on nothing but its mask and
+            seed, so a batch of N gives the same points as N single calls.
 
     Returns:
-        P = 0 to 2 points per region: the positive and the negative one, as far as they are switched on. A negative
-        point is labelled absent (-1) where the mask fills its box. Masks lie on a grid whose longer side is at most
-        1024.
+        P = 0 to 2 points per region: the positive and the negative one, if they are switched on. A negative point is
+        labelled absent (-1) where the mask fills its box. Mask prompts are on a grid whose longer side is at most 1024.
     """
     depth = depth_measure(settings)
     find_negative = release_prompts.background_point if settings.release else background_point
@@ -71,10 +71,10 @@ def excavate(masks: BoolArray, *, settings: PromptSettings, seeds: Sequence[Sequ
 
 
 def expand_boxes(prompts: Prompts, masks: BoolArray, similarity: FloatArray, *, settings: PromptSettings) -> Prompts:
-    """Widen the tight boxes of `excavate` where the picture beside them resembles the region.
+    """Widen the tight boxes of `excavate` where the image beside them is similar to the region.
 
     Args:
-        prompts: N regions. Without boxes they come back as they are.
+        prompts: N regions. Without boxes they are returned unchanged.
         masks: bool (N, H, W), the masks the prompts were mined from.
         similarity: float32 (N, h, w), cosine in -1..1 between the region's mean feature and each cell of a grid that
             covers exactly the view.
@@ -99,7 +99,7 @@ def expand_boxes(prompts: Prompts, masks: BoolArray, similarity: FloatArray, *, 
 
 
 def depth_measure(settings: PromptSettings) -> Depth:
-    """How the depth of a pixel in a mask is measured: exact Euclidean, or as the release does."""
+    """Return the measure of depth in a mask: exact Euclidean distance, or the release's chamfer distance."""
     if settings.release:
         return release_prompts.chamfer_inside
     return partial(distance_inside, border_is_background=settings.border_is_background)
@@ -109,12 +109,11 @@ def depth_measure(settings: PromptSettings) -> Depth:
 
 
 def foreground_point(mask: BoolArray, *, border_is_background: bool) -> Point | None:
-    """Find the pixel that lies deepest in the mask, the first in row-major order on ties.
+    """Find the deepest pixel of the mask, the first in row-major order on ties.
 
     Args:
         mask: bool (H, W).
-        border_is_background: Whether the frame of the image bounds the mask. A mask that fills the image is always
-            bounded by it.
+        border_is_background: Whether the image border bounds the mask. It always bounds a mask that fills the image.
 
     Returns:
         (x, y), or None for an empty mask.
@@ -130,7 +129,7 @@ def background_point(mask: BoolArray, box: Box) -> Point | None:
 
     Args:
         mask: bool (H, W), not empty.
-        box: Contains the whole mask, so no foreground outside it can be nearer.
+        box: Contains the whole mask, so there is no closer foreground outside it.
 
     Returns:
         (x, y), or None where the mask fills the box.
@@ -144,14 +143,14 @@ def background_point(mask: BoolArray, box: Box) -> Point | None:
 
 
 def random_point(mask: BoolArray, *, rng: np.random.Generator) -> Point:
-    """Draw a pixel of the mask, which is not empty, each with the same probability."""
+    """Draw a pixel of a non-empty mask, each with the same probability."""
     inside = np.flatnonzero(mask)
     y, x = np.unravel_index(rng.choice(inside), mask.shape)
     return int(x), int(y)
 
 
 def box_centre(box: Box) -> Point:
-    """The pixel in the middle of a box (upper left of the middle if a side is even), inside the mask or not."""
+    """Return the centre pixel of a box (upper left of the centre if a side is even), inside the mask or not."""
     x0, y0, x1, y1 = box
     return (x0 + x1 - 1) // 2, (y0 + y1 - 1) // 2
 
@@ -173,9 +172,9 @@ def _deepest(mask: BoolArray, box: Box, *, depth: Depth) -> Point:
 
 
 def _depth_in_box(mask: BoolArray, box: Box, *, depth: Depth) -> FloatArray:
-    """Depth within the tight box, exact: the nearest background lies in the box or in the ring of pixels around it.
+    """Return the exact depth within the tight box: the nearest background is in the box or in the pixels around it.
 
-    Where the box ends at the frame there is no ring, so the frame counts for what `depth` takes it for.
+    Where the box touches the image border there are no pixels around it, and `depth` decides how the border counts.
     """
     x0, y0, x1, y1 = box
     left, top = max(x0 - 1, 0), max(y0 - 1, 0)
@@ -186,9 +185,9 @@ def _depth_in_box(mask: BoolArray, box: Box, *, depth: Depth) -> FloatArray:
 
 
 def tight_box(mask: BoolArray) -> Box:
-    """The smallest box, half-open, around a mask, bool (H, W), that is not empty."""
+    """Return the smallest box, half-open, around a non-empty mask, bool (H, W)."""
     box = bounding_box(mask)
-    assert box is not None, "empty masks are kept back before prompts are mined"
+    assert box is not None, "empty masks must be left out before prompts are mined"
     return box
 
 
@@ -203,25 +202,25 @@ def elastic_box(
     step_px: float,
     rounds: int,
 ) -> Box:
-    """Widen a box towards pixels that resemble the region (context-aware elastic box, SAMRefiner eq. 1 and 2).
+    """Widen a box towards pixels that are similar to the region (context-aware elastic box, SAMRefiner eq. 1 and 2).
 
-    Beside each edge lies a strip as wide as a step and as long as the edge. The edge moves to the far side of its strip
-    if more than a fraction `threshold` of the strip's pixels is similar. All four edges are tested on the same box,
-    then moved together; strips are cut at the frame.
+    Beside each edge there is a strip as wide as a step and as long as the edge. The edge moves to the far side of its
+    strip if more than a fraction `threshold` of the strip's pixels are similar. All four edges are tested on the same
+    box, then moved together; strips are clipped at the image border.
 
     Args:
         box: The region's tight box in the view.
         similarity: float32 (h, w) cosine on a grid that covers exactly the view, read bilinearly between cell centres.
         size: (H, W) of the view.
         threshold: The paper's lambda.
-        min_similarity: Cosine above which a pixel is similar.
-        step: Width of a strip as a share of the box's side across it, rounded to whole pixels (half a pixel up) ...
-        step_px: ... and at most this.
-        rounds: How often the edges are tested; each round starts from the box of the one before.
+        min_similarity: Cosine similarity above which a pixel counts as similar.
+        step: Width of a strip as a fraction of the box's side across it, rounded to whole pixels (half a pixel up).
+        step_px: Maximum width of a strip, in pixels.
+        rounds: How often the edges are tested; each round starts from the box of the previous one.
     """
     height, width = size
 
-    def alike(x0: int, y0: int, x1: int, y1: int) -> bool:
+    def is_similar(x0: int, y0: int, x1: int, y1: int) -> bool:
         if x0 >= x1 or y0 >= y1:
             return False
         similar = sample_bilinear(similarity, (x0, y0, x1, y1), size=size) > min_similarity
@@ -233,19 +232,19 @@ def elastic_box(
         left, right = max(x0 - step_x, 0), min(x1 + step_x, width)
         top, bottom = max(y0 - step_y, 0), min(y1 + step_y, height)
         box = (
-            left if alike(left, y0, x0, y1) else x0,
-            top if alike(x0, top, x1, y0) else y0,
-            right if alike(x1, y0, right, y1) else x1,
-            bottom if alike(x0, y1, x1, bottom) else y1,
+            left if is_similar(left, y0, x0, y1) else x0,
+            top if is_similar(x0, top, x1, y0) else y0,
+            right if is_similar(x1, y0, right, y1) else x1,
+            bottom if is_similar(x0, y1, x1, bottom) else y1,
         )
     return box
 
 
 def sample_bilinear(grid: FloatArray, box: Box, *, size: Size) -> NDArray[np.float64]:
-    """Read a coarse map at the pixels of a box, as if it had been upsampled to the whole view.
+    """Sample a coarse map at the pixels of a box, as if it had been upsampled to the whole view.
 
     Args:
-        grid: float (h, w) over a view of `size`; cell and pixel centres lie half a step from their edges, and beyond
+        grid: float (h, w) over a view of `size`; cell and pixel centres are half a step from their edges, and beyond
             the outermost cell centres the map is constant.
         box: (x0, y0, x1, y1) in the view, half-open.
 
@@ -263,7 +262,7 @@ def sample_bilinear(grid: FloatArray, box: Box, *, size: Size) -> NDArray[np.flo
 def _between_cells(
     positions: NDArray[np.int64], *, cells: int, pixels: int
 ) -> tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.float64]]:
-    """The cells before and after each pixel, and how far it lies from the first to the second."""
+    """Return the cells before and after each pixel, and its position between them in 0..1."""
     at = np.clip((positions + 0.5) * (cells / pixels) - 0.5, 0, cells - 1)
     before = np.floor(at).astype(np.int64)
     return before, np.minimum(before + 1, cells - 1), at - before
@@ -297,7 +296,7 @@ def _stretched(box: Box, similarity: FloatArray, *, size: Size, settings: Prompt
 
 
 def _corners(box: Box, *, settings: PromptSettings) -> Box:
-    """A box as it goes into prompts: the release has its last row and column where others have the end."""
+    """Return a box as used in prompts: half-open, or ending at its last row and column as in the release."""
     x0, y0, x1, y1 = box
     return (x0, y0, x1 - 1, y1 - 1) if settings.release else box
 
@@ -306,7 +305,7 @@ def _corners(box: Box, *, settings: PromptSettings) -> Box:
 
 
 def mask_prompt(mask: BoolArray, point: Point, *, settings: PromptSettings) -> FloatArray:
-    """The Gaussian mask of a region as the settings want it; see `gaussian_mask`."""
+    """Make the Gaussian mask of a region with the parameters of the settings; see `gaussian_mask`."""
     return gaussian_mask(
         mask,
         point,
@@ -330,15 +329,15 @@ def gaussian_mask(
 ) -> FloatArray:
     """Turn a mask into logits that fade from its centre (SAMRefiner eq. 3).
 
-    With |M| the area in pixels, the foreground is
+    With |M| the area in pixels, the foreground is one of these:
 
     - radial: `amplitude` * exp(-r² / (|M| * span)), r the distance to the point;
     - distance: `amplitude` * exp(-(deepest - d)² / (|M| / span)), d the depth in the mask, as in the authors' release.
 
     Args:
         mask: bool (H, W) over the view, not empty.
-        point: The positive point, (x, y); only `radial` looks at it.
-        background: What lies outside the mask: -`amplitude`, or 0 as in the paper.
+        point: The positive point, (x, y); only `radial` uses it.
+        background: Value outside the mask: -`amplitude`, or 0 as in the paper.
         depth: Only `distance` uses it.
 
     Returns:
@@ -367,14 +366,14 @@ def gaussian_mask(
 
 
 def prompt_grid(size: Size) -> Size:
-    """(h, w) of the grid a mask prompt is made on: the view's own, or coarser if its longer side exceeds 1024."""
+    """Return (h, w) of the grid of a mask prompt: that of the view, or coarser if its longer side exceeds 1024."""
     height, width = size
     shrink = min(1.0, LONGEST_GRID_SIDE / max(size))
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
 
 def _on_prompt_grid(mask: BoolArray) -> BoolArray:
-    """The mask on its prompt grid: cells whose centre it covers; if there are none, the cells it touches."""
+    """Return the mask on its prompt grid: cells whose centre it covers; if there are none, the cells it touches."""
     height, width = mask.shape
     grid = prompt_grid((height, width))
     if grid == mask.shape:

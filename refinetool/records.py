@@ -1,4 +1,4 @@
-"""The records that travel along the flow. Frozen, small, and checked when they are made.
+"""Records that the steps of refinement exchange. They are frozen, small, and validated when they are made.
 
 Axes: N regions, K candidates, P points, H W the pixels of a view or image, h w a coarser grid over the same area.
 Frame: pixels of the original image (or of the view cut from it), x right, y down. Sizes are (H, W), points are
@@ -39,16 +39,16 @@ FOREGROUND, BACKGROUND, ABSENT = 1, 0, -1
 """Point labels, as segment-anything numbers them."""
 
 VOID = 255
-"""The value of pixels in a map that count for nothing, as in PASCAL VOC."""
+"""The value of pixels in a map that are ignored, as in PASCAL VOC."""
 
 Layout: TypeAlias = Literal["instances", "indexed", "semantic"]
-"""How the regions of a sample relate: `instances` may overlap; `indexed` ones share one map, so they may not;
-`semantic` ones share a map and are classes, so each is split into parts before it is refined."""
+"""How the regions of a sample are related: `instances` may overlap; `indexed` regions share one map, so they don't;
+`semantic` regions share a map and are classes, so each is split into parts before it is refined."""
 
 
 @dataclass(frozen=True, slots=True)
 class Rle:
-    """A mask as COCO's compressed run lengths: column order, starting with background."""
+    """A mask as COCO's compressed RLE: column order, starting with background."""
 
     size: Size
     counts: bytes
@@ -56,12 +56,12 @@ class Rle:
 
 @dataclass(frozen=True, slots=True)
 class Region:
-    """One coarse mask as it stands in the user's file.
+    """One coarse mask of the user's file.
 
     `mask` is None where the file holds none that can be decoded; `keep` then says why. A region with a `keep` reason
-    is not refined: it goes through untouched. `truth` is the ground truth, where it is
-    known and somebody wants to choose by it. `score` and `area` (pixels, of the outline) are what the file states, None
-    where it is silent: detections are ranked by the one, and true objects told small from large by the other.
+    is not refined and stays unchanged. `truth` is the ground truth, where it is known and candidates are chosen by it.
+    `score` and `area` (pixels, of the outline) are the values in the file, None where it has none: `score` ranks
+    detections, and `area` tells small ground-truth objects from large ones.
     """
 
     id: int
@@ -81,8 +81,8 @@ class Region:
 class Sample:
     """One image, by path, and its coarse regions in the order of the file.
 
-    `size` is what the annotations say the image measures, (H, W). `void` marks pixels that no region may claim or
-    lose (`VOID` in a map).
+    `size` is the image size (H, W) according to the annotations. `void` marks pixels that no region may claim or lose
+    (`VOID` in a map).
     """
 
     key: str
@@ -101,10 +101,10 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Prompts:
-    """What a segmenter is asked about N regions of one view.
+    """The prompts for N regions of one view.
 
     points: float32 (N, P, 2), (x, y) pixel indices in the view.
-    labels: int64 (N, P), 1 foreground, 0 background, -1 no point (its coordinates mean nothing).
+    labels: int64 (N, P), 1 foreground, 0 background, -1 no point (its coordinates are ignored).
     boxes: float32 (N, 4), half-open xyxy in the view, or None.
     masks: float32 (N, h, w), logits spread over the whole view on a grid of any size, or None.
     """
@@ -128,7 +128,7 @@ class Prompts:
         return len(self.labels)
 
     def take(self, rows: slice | Sequence[int]) -> "Prompts":
-        """The same prompts for some of the regions."""
+        """Return the prompts of some of the regions."""
         return Prompts(
             self.points[rows],
             self.labels[rows],
@@ -139,7 +139,7 @@ class Prompts:
 
 @dataclass(frozen=True, slots=True)
 class Candidates:
-    """The candidates of one region: K masks of the image's size with their predicted IoUs, and which was taken.
+    """The candidates of one region: K masks of the image's size with their predicted IoUs, and the chosen index.
 
     Candidate 0 is the single-mask output; the others are the alternatives of the multimask output.
     """
@@ -151,15 +151,15 @@ class Candidates:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Proposal:
-    """What is proposed in place of one coarse mask; post steps turn one proposal into the next.
+    """The mask proposed in place of one coarse mask; each post step returns a new proposal.
 
-    image: uint8 (H, W, 3) RGB, what the view shows.
+    image: uint8 (H, W, 3) RGB, the image in the view.
     coarse: bool (H, W), not empty.
     mask: bool (H, W).
-    logits: float32 (h, w) over the same area, above 0 where the model sees the object; None where no model was asked.
-    predicted_iou: the model's own estimate in 0..1; None where no model was asked.
-    coarse_iou: IoU of mask and coarse mask, None until it has been judged.
-    reason: why the coarse mask is to stay after all, None as long as nothing speaks against the proposal.
+    logits: float32 (h, w) over the same area, above 0 where the model sees the object; None where no model was run.
+    predicted_iou: the model's own estimate in 0..1; None where no model was run.
+    coarse_iou: IoU of mask and coarse mask, None until the guard has judged the proposal.
+    reason: why the coarse mask is kept, None unless there is a reason.
     """
 
     image: ImageArray
@@ -173,13 +173,13 @@ class Proposal:
 
 @dataclass(frozen=True, slots=True)
 class Annotation:
-    """What became of one region: its mask, and how far to trust it.
+    """The result for one region: its mask, its status and its scores.
 
     mask: the refined one, or the coarse one where there is a reason to keep it; None where the file held none.
     reason: why the coarse mask is kept, None where it was refined.
-    predicted_iou: the model's own estimate in 0..1, None where the model was not asked.
-    coarse_iou: IoU of the refined proposal with the coarse mask, None where there was no proposal.
-    candidates: all that the model gave, None unless they were to be kept.
+    predicted_iou: the model's own estimate in 0..1, None where no model was run.
+    coarse_iou: IoU of the proposal with the coarse mask, None where there was no proposal.
+    candidates: all candidates of the model, None unless they are kept.
     """
 
     mask: Rle | None
@@ -194,15 +194,15 @@ class Annotation:
 
     @property
     def status(self) -> str:
-        """`refined` or `kept:<reason>`, as it stands in tables."""
+        """`refined` or `kept:<reason>`, as in tables."""
         return "refined" if self.reason is None else f"kept:{self.reason}"
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """What comes back for a sample: one annotation per region, in the same order.
+    """The result for a sample: one annotation per region, in the same order.
 
-    `error` is the sentence to show when the whole sample could not be refined; its annotations are then all kept.
+    `error` is the message to show if the whole sample could not be refined; all its annotations are then kept.
     """
 
     key: str

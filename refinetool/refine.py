@@ -1,10 +1,11 @@
-"""START HERE. Refinement in one sentence:
+"""START HERE. Refines masks in these steps:
 
     read → split → view → embed → (excavate → segment → select) x passes → post steps → merge → write
 
-A `Refiner` does all of it but reading and writing files, which belong to `formats`, for one image or, through
-`running`, for many. Its three steps suit three kinds of threads: `prepare` reads and mines prompts ahead of the model,
-`segment` is the model, `finish` judges and encodes behind it. `Refiner.refine_image` is the three in a row.
+A `Refiner` does all of them except reading and writing annotation files, which is done by `formats`. It works on one
+image, or on many through `running`. Its three methods run in three kinds of threads: `prepare` reads the image and
+mines prompts ahead of the model, `segment` runs the model, `finish` judges and encodes masks behind it.
+`Refiner.refine_image` calls the three in a row.
 """
 
 import zlib
@@ -34,7 +35,7 @@ from refinetool.views import View, choose_views
 
 @dataclass(frozen=True, slots=True)
 class Prepared:
-    """A sample with everything the model is to be asked. `trivial` are pieces of class masks too small to refine."""
+    """A sample with all jobs for the model. `trivial` holds components of class masks that are too small to refine."""
 
     sample: Sample
     jobs: tuple[Job, ...]
@@ -43,7 +44,7 @@ class Prepared:
 
 @dataclass(frozen=True, slots=True)
 class RefinedMask:
-    """What `refine_image` returns for a mask: bool (H, W), and how it came about (see `records.Annotation`)."""
+    """Result of `refine_image` for one mask: bool (H, W), its status and scores (see `records.Annotation`)."""
 
     mask: BoolArray
     status: str
@@ -53,9 +54,9 @@ class RefinedMask:
 
 @dataclass(frozen=True, slots=True)
 class Refiner:
-    """A model and how to use it. Holds no state between calls.
+    """A model with its settings. Holds no state between calls.
 
-    settings: `auto` and None become what suits the model when a refiner is made.
+    settings: `auto` and None are replaced by the model's defaults when a refiner is made.
     """
 
     backend: Backend
@@ -66,20 +67,20 @@ class Refiner:
 
     @property
     def jobs_at_once(self) -> int:
-        """How many views are best asked about together."""
+        """Number of views to process together for the best speed."""
         return self.backend.views_at_once
 
     def prepare(self, sample: Sample) -> Prepared:
         """Read the image of a sample, split its regions, choose views and mine the first prompts.
 
         Raises:
-            ImageError: the image is missing, broken, too large or of another size than the sample says.
+            ImageError: the image is missing, broken, too large, or its size differs from that of the sample.
         """
         image = read_image(sample.image, size=sample.size, max_pixels=self.settings.max_pixels)
         return self.prepare_pixels(sample, image)
 
     def prepare_pixels(self, sample: Sample, image: ImageArray) -> Prepared:
-        """The same for pixels at hand, uint8 (H, W, 3) RGB of the sample's size."""
+        """Do the same for an image in memory, uint8 (H, W, 3) RGB of the sample's size."""
         parts, trivial = split_sample(sample, settings=self.settings.split)
         chosen = choose_views(
             [part.box for part in parts],
@@ -99,7 +100,7 @@ class Refiner:
         return Job(view, tuple(parts), view.crop_image(image), coarse, truth, prompts, seeds)
 
     def segment(self, jobs: Sequence[Job]) -> list[Answer]:
-        """Ask the model about views, of whatever samples; one answer per job, the same whatever else is asked."""
+        """Run the model on views of any samples. Returns one answer per job, independent of the other jobs."""
         match self.settings.method:
             case "prompts":
                 return self._segment_prompts(jobs)
@@ -109,19 +110,19 @@ class Refiner:
                 return answer_classically(jobs, method=method, settings=self.settings.classical)
 
     def _segment_prompts(self, jobs: Sequence[Job]) -> list[Answer]:
-        """SAMRefiner's way: (excavate → segment → select) x passes."""
+        """Refine with SAMRefiner's method: (excavate → segment → select) x passes."""
         settings = self.settings
         embeddings = self.backend.embed([job.pixels for job in jobs])
         current = [job.coarse for job in jobs]
         answers: list[Answer] = []
         for number in range(settings.passes):
             if number > 0:
-                current = [not_lost(answer.masks, before) for answer, before in zip(answers, current, strict=True)]
+                current = [unless_empty(answer.masks, before) for answer, before in zip(answers, current, strict=True)]
             prompts = self._excavate(number, jobs, current, answers)
             if settings.prompts.box == "elastic":
                 prompts = [
-                    expand_boxes(asked, found, embedding.similarity(found), settings=settings.prompts)
-                    for asked, found, embedding in zip(prompts, current, embeddings, strict=True)
+                    expand_boxes(mined, mined_from, embedding.similarity(mined_from), settings=settings.prompts)
+                    for mined, mined_from, embedding in zip(prompts, current, embeddings, strict=True)
                 ]
             last = number == settings.passes - 1
             answers = ask(
@@ -138,21 +139,21 @@ class Refiner:
     def _excavate(
         self, number: int, jobs: Sequence[Job], current: Sequence[BoolArray], answers: Sequence[Answer]
     ) -> list[Prompts]:
-        """The prompts of pass `number`, mined from the masks of the one before, or with its logits among them."""
+        """Return the prompts of pass `number`, mined from the masks of the previous pass, or including its logits."""
         settings = self.settings
         if number == 0:
             prompts = [job.prompts for job in jobs]
-            return [replace(asked, masks=None) for asked in prompts] if settings.cascade == "logits-a" else prompts
+            return [replace(mined, masks=None) for mined in prompts] if settings.cascade == "logits-a" else prompts
         prompts = [
-            excavate(found, settings=settings.prompts, seeds=in_pass(number, job.seeds))
-            for job, found in zip(jobs, current, strict=True)
+            excavate(previous, settings=settings.prompts, seeds=in_pass(number, job.seeds))
+            for job, previous in zip(jobs, current, strict=True)
         ]
         if settings.cascade == "regen":
             return prompts
-        return [replace(asked, masks=answer.logits) for asked, answer in zip(prompts, answers, strict=True)]
+        return [replace(mined, masks=answer.logits) for mined, answer in zip(prompts, answers, strict=True)]
 
     def finish(self, prepared: Prepared, answers: Sequence[Answer]) -> Outcome:
-        """Take what the model proposed through the post steps, and merge it where regions share a map.
+        """Apply the post steps to the model's proposals, and merge them where regions share a map.
 
         Args:
             answers: One per job of the sample.
@@ -177,7 +178,7 @@ class Refiner:
         return Verdict(claim, proposal.reason, score, proposal.coarse_iou, candidates)
 
     def refine_image(self, image: ImageArray, coarse: BoolArray) -> list[RefinedMask]:
-        """Refine N masks of one image that are at hand as arrays; they may overlap.
+        """Refine N masks of one image, given as arrays; they may overlap.
 
         Args:
             image: uint8 (H, W, 3) RGB.
@@ -207,7 +208,7 @@ class Refiner:
 
 
 def in_view(part: Part, view: View) -> BoolArray:
-    """The mask of a part in the frame of a view that holds all of it, bool (H, W)."""
+    """Return the mask of a part, bool (H, W), in the frame of a view that contains the whole part."""
     mask = np.zeros(view.size, dtype=np.bool_)
     left, top, _, _ = view.window
     x0, y0, x1, y1 = part.box
@@ -216,25 +217,25 @@ def in_view(part: Part, view: View) -> BoolArray:
 
 
 def truth_in_view(parts: Sequence[Part], view: View, sample: Sample) -> BoolArray | None:
-    """The ground truth of the regions of some parts, bool (n, H, W) in a view; None unless all of it is known."""
+    """Return the ground truth of the regions of n parts, bool (n, H, W) in a view; None unless it is known for all."""
     rles = [sample.regions[part.region].truth for part in parts]
     known = [masks.decode(rle) for rle in rles if rle is not None]
     return view.crop_masks(np.stack(known)) if len(known) == len(rles) else None
 
 
 def in_pass(number: int, seeds: Sequence[tuple[int, ...]]) -> list[tuple[int, ...]]:
-    """The seeds of a pass."""
+    """Return the seeds of a pass."""
     return [(*seed, number) for seed in seeds]
 
 
-def not_lost(found: BoolArray, before: BoolArray) -> BoolArray:
-    """The masks of a pass, bool (n, H, W), with those before it where it found nothing to mine from."""
-    kept: BoolArray = np.where(found.any(axis=(1, 2), keepdims=True), found, before)
+def unless_empty(current: BoolArray, previous: BoolArray) -> BoolArray:
+    """Return the masks of a pass, bool (n, H, W), with empty ones replaced by those of the previous pass."""
+    kept: BoolArray = np.where(current.any(axis=(1, 2), keepdims=True), current, previous)
     return kept
 
 
 def claim_of(part: Part, proposal: Proposal, view: View) -> Claim:
-    """What a part asks for in the image: the proposal, or its coarse mask where there is a reason to keep that."""
+    """Return the claim of a part in the image: the proposal, or the coarse mask where there is a reason to keep it."""
     if proposal.reason is not None:
         return Claim(part.region, part.box, part.mask, None)
     x0, y0, x1, y1 = tight_box(proposal.mask)
@@ -252,17 +253,17 @@ def load_refiner(
     settings: RefineSettings,
     iou_adapter: Path | None = None,
 ) -> Refiner:
-    """A refiner with the named model (`refinetool models list`); methods that ask no model load none.
+    """Load a refiner with the named model (`refinetool models list`). Methods without a model load none.
 
     Args:
         checkpoint: A weights file, `random:SEED`, or None for the published weights.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
-        iou_adapter: What `refinetool adapt-iou` made for this model, or None.
+        iou_adapter: A file that `refinetool adapt-iou` wrote for this model, or None.
 
     Raises:
-        UsageError: An adapter that would have nothing to do, or names that do not exist.
-        WeightsError: Weights or an adapter that can't be used.
+        UsageError: The settings would not use the adapter, or a name does not exist.
+        WeightsError: The weights or the adapter can't be used.
     """
     if settings.method in CLASSICAL:
         return Refiner(NoModel(), settings)
@@ -277,18 +278,18 @@ def load_refiner(
     )
     refiner = Refiner(backend, settings)
     if iou_adapter is not None:
-        refuse_idle_adapter(iou_adapter, settings=refiner.settings)
+        refuse_unused_adapter(iou_adapter, settings=refiner.settings)
     return refiner
 
 
-def refuse_idle_adapter(adapter: Path, *, settings: RefineSettings) -> None:
-    """Raise UsageError where an IoU adapter would not be asked by resolved settings."""
+def refuse_unused_adapter(adapter: Path, *, settings: RefineSettings) -> None:
+    """Raise UsageError if resolved settings would not use an IoU adapter."""
     from refinetool.modules.iou_adapter import scores_masks
 
     if settings.selection != "predicted":
         raise UsageError(
             f"{adapter}: an IoU adapter corrects the predicted IoUs that candidates are chosen by, and --selection "
-            f"{settings.selection} does not ask for them; add --selection predicted, or leave the adapter out"
+            f"{settings.selection} does not use them; add --selection predicted, or leave the adapter out"
         )
     if settings.prompts.use_mask and not scores_masks(adapter):
         raise UsageError(

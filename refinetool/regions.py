@@ -1,9 +1,9 @@
-"""Regions of a sample, from the file to the parts that are refined, and back to one annotation per region.
+"""Splits the regions of a sample into the parts that are refined, and merges the parts into one annotation per region.
 
 A class mask may hold many objects, far apart, which one set of prompts can't describe. `split` cuts it into connected
-components and joins those that lie close (SAMRefiner, Algorithm 1), on their boxes and areas alone. After refinement
-`merge` paints what was proposed into one map, in which no pixel has two owners, and `outcome_of` judges what is left of
-each region in it. Instances are their own parts and may overlap.
+components and joins those that are close (SAMRefiner, Algorithm 1), using only their boxes and areas. After refinement
+`merge` paints the proposals into one map, in which each pixel has at most one owner, and `outcome_of` judges what is
+left of each region in the map. Instances have one part each and may overlap.
 """
 
 import math
@@ -31,17 +31,18 @@ DROPPED = -1
 """In place of a part's number: a component too small to be refined."""
 
 RELAXATION = 0.1
-"""How far the density of a merged part may fall below that of its sparser half under the `relaxed` rule."""
+"""How far the density of a joined part may fall below that of its sparser component under the `relaxed` rule."""
 
 LOOK_AHEAD = 1024
-"""How many components a growing one is compared with at a time. Speed only."""
+"""How many components a growing component is compared with at a time. Affects only speed."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Part:
-    """What is refined at a time: a region, or a part of a class mask.
+    """The unit of refinement: a region, or a part of a class mask.
 
-    region: Its number in the sample; number: that of the part in the region.
+    region: Index of the region in the sample.
+    number: Index of the part in the region.
     box: Half-open xyxy in the image.
     mask: bool (y1 - y0, x1 - x0), the coarse mask within the box.
     """
@@ -68,7 +69,7 @@ class ClassParts:
     _components: NDArray[np.int32]
     """Component numbers from 1 within the window, 0 for background."""
     _part_of: IntArray
-    """(R + 1,): the part of each component, or `DROPPED`, which is also what entry 0 says of the background."""
+    """(R + 1,): the part of each component, or `DROPPED`; entry 0, the background, is `DROPPED` as well."""
 
     def __len__(self) -> int:
         return len(self.areas)
@@ -95,12 +96,12 @@ class ClassParts:
 
 @dataclass(frozen=True, slots=True)
 class Claim:
-    """What one part asks for in the merged map.
+    """The pixels that one part claims in the merged map.
 
     owner: Index of the region (the class, or the instance) it belongs to.
     box: Half-open xyxy in the image.
     mask: bool (y1 - y0, x1 - x0), the part within the box.
-    predicted_iou: How sure the model is of the mask; None for a coarse mask that was kept or never refined.
+    predicted_iou: The model's estimate for the mask; None for a coarse mask that was kept or never refined.
     """
 
     owner: int
@@ -110,7 +111,7 @@ class Claim:
 
 
 def split_sample(sample: Sample, *, settings: SplitSettings) -> tuple[list[Part], list["Claim"]]:
-    """The parts of a sample that are to be refined, and the pieces of class masks that are too small for it."""
+    """Return the parts of a sample to refine, and the components of class masks that are too small to refine."""
     parts: list[Part] = []
     trivial: list[Claim] = []
     for number, region in enumerate(sample.regions):
@@ -130,10 +131,10 @@ def split_sample(sample: Sample, *, settings: SplitSettings) -> tuple[list[Part]
 
 
 def split(class_mask: BoolArray, *, settings: SplitSettings) -> ClassParts:
-    """Cut a class mask into parts that each make one region.
+    """Split a class mask into parts that are refined one by one.
 
-    Components (8 neighbours) of fewer than `min_area_px` pixels are dropped; the others are joined by `group`, or all
-    of them where the rule is `off`.
+    Components (8-connectivity) of fewer than `min_area_px` pixels are dropped; the others are joined by `group`, or all
+    into one part where the rule is `off`.
 
     Args:
         class_mask: bool (H, W); an empty one has no parts.
@@ -159,9 +160,9 @@ def split(class_mask: BoolArray, *, settings: SplitSettings) -> ClassParts:
 def merge(claims: Iterable[Claim], *, void: BoolArray | None, size: Size) -> LabelMap:
     """Paint the parts of all regions into one map.
 
-    Parts of one region are united. Where regions compete, the part with the highest predicted IoU wins, of equals the
-    later one. Parts without a predicted IoU, being coarse, lie below all others. Void pixels and pixels that nobody
-    claims belong to nobody.
+    Parts of one region are united. Where parts of different regions overlap, the one with the highest predicted IoU
+    wins, or the later one if equal. Parts without a predicted IoU are coarse and have lower priority than all others.
+    Void pixels and pixels that no part claims belong to nobody.
 
     Args:
         void: bool (H, W), or None where the sample has no void.
@@ -180,22 +181,23 @@ def merge(claims: Iterable[Claim], *, void: BoolArray | None, size: Size) -> Lab
 
 
 def whole_claim(owner: int, mask: BoolArray, *, predicted_iou: float | None = None) -> Claim:
-    """A mask of the image, bool (H, W) and not empty, as a claim cut to its box."""
+    """Make a claim from a non-empty mask of the image, bool (H, W), cropped to its box."""
     x0, y0, x1, y1 = box = tight_box(mask)
     return Claim(owner, box, mask[y0:y1, x0:x1].copy(), predicted_iou)
 
 
-# --- what became of each region
+# --- results per region
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Verdict:
-    """What became of one part.
+    """The result for one part.
 
-    claim: What it asks for in the image: the refined mask, or the coarse one where there is a reason to keep it.
-    predicted_iou: How sure the model is of its mask, also of one that was not taken; None where no model was asked.
-    coarse_iou: IoU of what was proposed with the coarse mask.
-    candidates: All that the model gave, None unless they are to be kept.
+    claim: Its claim in the image: the refined mask, or the coarse one where there is a reason to keep it.
+    reason: Why the coarse mask is kept, or None.
+    predicted_iou: The model's estimate for its mask, even if the mask was rejected; None where no model was run.
+    coarse_iou: IoU of the proposal with the coarse mask.
+    candidates: All candidates of the model, None unless they are kept.
     """
 
     claim: Claim
@@ -206,16 +208,16 @@ class Verdict:
 
 
 Drifted: TypeAlias = Callable[[BoolArray, BoolArray, float], bool]
-"""Whether a mask has too little to do with the coarse one: coarse mask, mask, and their IoU."""
+"""Whether a mask has drifted too far from the coarse one. Arguments: coarse mask, mask, and their IoU."""
 
 
 def outcome_of(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim], *, drifted: Drifted) -> Outcome:
-    """The outcome of a sample: one annotation per region, in its order.
+    """Return the outcome of a sample: one annotation per region, in the order of the regions.
 
     Args:
-        verdicts: One per part that the model was asked about.
-        trivial: Pieces of class masks that were too small to be parts.
-        drifted: Asked of regions that others left little of.
+        verdicts: One per part that was refined.
+        trivial: Components of class masks that were too small to be parts.
+        drifted: Called for regions in a merged map, which may have lost pixels to others.
     """
     if sample.layout == "instances":
         return Outcome(sample.key, tuple(_alone(sample, verdicts)))
@@ -223,7 +225,7 @@ def outcome_of(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Cl
 
 
 def _alone(sample: Sample, verdicts: Sequence[Verdict]) -> list[Annotation]:
-    """One annotation per region, where regions may overlap and none has more than one part."""
+    """Return one annotation per region, where regions may overlap and none has more than one part."""
     judged = {verdict.claim.owner: verdict for verdict in verdicts}
     annotations = []
     for number, region in enumerate(sample.regions):
@@ -239,11 +241,12 @@ def _alone(sample: Sample, verdicts: Sequence[Verdict]) -> list[Annotation]:
 def _merged(
     sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim], *, drifted: Drifted
 ) -> list[Annotation]:
-    """One annotation per region, where regions share a map: no pixel has two owners (`merge` has the rule).
+    """Return one annotation per region, where regions share a map and no pixel has two owners (see `merge`).
 
     A region counts as refined if any of its parts is; its predicted IoU is the mean of those parts, weighted by area.
-    A region of which no part is refined keeps its coarse mask to the pixel: nobody else can claim it. The same goes for
-    one that the merge leaves empty or drifted, because others took its pixels: the rest is then merged around it.
+    A region without refined parts keeps its coarse mask to the pixel: no other region can claim these pixels. A region
+    that is empty or has drifted after the merge, because others took its pixels, also keeps its coarse mask; the rest
+    is then merged around it.
     """
     by_region = [[verdict for verdict in verdicts if verdict.claim.owner == n] for n in range(len(sample.regions))]
     refined = {n for n, own in enumerate(by_region) if any(verdict.reason is None for verdict in own)}
@@ -282,12 +285,12 @@ def _merged(
 
 
 def _judged(verdict: Verdict, mask: Rle | None) -> Annotation:
-    """The annotation of a region that is one part."""
+    """Return the annotation of a region that is one part."""
     return Annotation(mask, verdict.reason, verdict.predicted_iou, verdict.coarse_iou, verdict.candidates)
 
 
 def _mean_score(verdicts: Sequence[Verdict]) -> float | None:
-    """The mean predicted IoU of some parts, weighted by area; None where no model was asked."""
+    """Return the mean predicted IoU of some parts, weighted by area; None where no model was run."""
     scores = [verdict.predicted_iou for verdict in verdicts if verdict.predicted_iou is not None]
     if len(scores) < len(verdicts):
         return None
@@ -295,13 +298,13 @@ def _mean_score(verdicts: Sequence[Verdict]) -> float | None:
 
 
 def _untouched(region: Region) -> Annotation:
-    """The annotation of a region that the model was not asked about."""
+    """Return the annotation of a region on which the model was not run."""
     reason = Reason.EMPTY if region.mask is None or masks.area(region.mask) == 0 else Reason.TOO_SMALL
     return Annotation(region.mask, region.keep or reason)
 
 
 def _encode_claim(claim: Claim, size: Size) -> Rle:
-    """The run lengths of a claim in the frame of its image."""
+    """Encode a claim as RLE in the frame of its image."""
     return masks.encode(_pasted(claim.mask, claim.box, size=size))
 
 
@@ -311,19 +314,19 @@ def _encode_claim(claim: Claim, size: Size) -> Rle:
 def group(
     boxes: IntArray, areas: IntArray, *, rule: Literal["paper", "relaxed"], merge_ratio: float, fixed_point: bool
 ) -> IntArray:
-    """Decide which components make one part.
+    """Decide which components form one part.
 
     Two components are joined if together they fill enough of the box around both (the paper's mu = `merge_ratio`):
     their boxes more than mu of it, and their pixels more than mu of it.
 
-    - `paper` tests pairs of the original components; what is joined directly or through others is one part.
-    - `relaxed`, as in the authors' release, lets a component grow while it is compared with those after it, and asks
-      the pixels for no more than the density of the sparser of the two, less 0.1.
+    - `paper` tests pairs of the original components; components joined directly or through others form one part.
+    - `relaxed`, as in the authors' release, lets a component grow while it is compared with the following ones. The
+      pixels need not exceed the density of the sparser of the two minus 0.1.
 
     Args:
         boxes: int64 (R, 4), half-open xyxy.
         areas: int64 (R,), pixels.
-        fixed_point: Whether the parts are joined again as if they were components, until none are.
+        fixed_point: Whether parts are joined again like components, until nothing changes.
 
     Returns:
         int64 (R,): the number 0..G-1 of each component's part, in the order of the parts' first components.
@@ -331,7 +334,7 @@ def group(
     sweep = _sweep_pairs if rule == "paper" else _sweep_growing
     part_of = np.arange(len(areas))
     while True:
-        # The first component stands for its part; the rank of the firsts is the number of the part.
+        # A part is identified by its first component; the rank of that component is the number of the part.
         firsts, step = np.unique(sweep(boxes, areas, merge_ratio), return_inverse=True)
         part_of = step[part_of]
         if not fixed_point or len(firsts) == len(areas):
@@ -340,7 +343,7 @@ def group(
 
 
 def _sweep_pairs(boxes: IntArray, areas: IntArray, merge_ratio: float) -> IntArray:
-    """The first component of the part each component ends up in, by the `paper` rule."""
+    """Return the first component of each component's part, by the `paper` rule."""
     first = np.arange(len(areas))
     corners, box_areas = np.ascontiguousarray(boxes.T), _area(boxes.T)
     for i in range(len(areas)):
@@ -354,7 +357,7 @@ def _sweep_pairs(boxes: IntArray, areas: IntArray, merge_ratio: float) -> IntArr
 
 
 def _sweep_growing(boxes: IntArray, areas: IntArray, merge_ratio: float) -> IntArray:
-    """The first component of the part each component ends up in, by the `relaxed` rule."""
+    """Return the first component of each component's part, by the `relaxed` rule."""
     first = np.arange(len(areas))
     corners, areas = boxes.T.copy(), areas.copy()
     box_areas = _area(corners)
@@ -380,7 +383,7 @@ def _sweep_growing(boxes: IntArray, areas: IntArray, merge_ratio: float) -> IntA
 
 
 def _around(corners: IntArray, others: IntArray) -> IntArray:
-    """The boxes around one box and each of the others; coordinates come first: (4, ...)."""
+    """Return the boxes around one box and each of the others; coordinates come first: (4, ...)."""
     return np.concatenate([np.minimum(corners[:2], others[:2]), np.maximum(corners[2:], others[2:])])
 
 
@@ -389,7 +392,7 @@ def _area(corners: IntArray) -> IntArray:
 
 
 def _joined(boxes: IntArray, areas: IntArray, part_of: IntArray) -> tuple[IntArray, IntArray]:
-    """Boxes (G, 4) and areas (G,) of the parts, given those of the R components and the part of each."""
+    """Return boxes (G, 4) and areas (G,) of the parts, given those of the R components and the part of each."""
     count = int(part_of.max(initial=-1)) + 1
     corners = np.full((count, 4), np.iinfo(np.int64).max)
     np.minimum.at(corners, part_of, boxes * [1, 1, -1, -1])  # the largest end is the smallest of the negatives

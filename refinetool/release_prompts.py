@@ -1,11 +1,11 @@
-"""The geometry of SAMRefiner's public release where it differs from the paper, for `PromptSettings.release`.
+"""Reproduces the geometry of SAMRefiner's public release where it differs from the paper (`PromptSettings.release`).
 
-Reproduced: chamfer distances, a negative point at (0, 0) where a box holds no background, ranges that stop before the
-last row and column, expansions that the frame cancels and that are rounded towards zero. Its constants are
-`settings.RELEASE`.
+Reproduced are chamfer distances, a negative point at (0, 0) where a box holds no background, ranges that stop before
+the last row and column, and box expansions that are cancelled at the image border and rounded towards zero. The
+constants are in `settings.RELEASE`.
 
-Left out: the release weakens the mask prompts of a whole image by what happened to the box of its last mask. Here each
-mask answers for its own box, so that results do not depend on the order of the masks.
+Not reproduced: in the release, the box of the last mask of an image decides whether all mask prompts of the image are
+weakened. Here each mask depends only on its own box, so results do not depend on the order of the masks.
 """
 
 from itertools import pairwise
@@ -15,11 +15,11 @@ import numpy as np
 from refinetool.records import BoolArray, Box, FloatArray, Point
 
 UNREACHABLE = 1e10
-"""The release's distance where there is nothing to measure to."""
+"""The release's distance where there is no background."""
 
 
 def chamfer_inside(mask: BoolArray) -> FloatArray:
-    """Chamfer distance of each mask pixel to the nearest background pixel: a step costs 1, a diagonal one sqrt 2.
+    """Measure the chamfer distance of each mask pixel to the background: a step costs 1, a diagonal step sqrt 2.
 
     Two raster scans are exact for this metric. The border is not background.
 
@@ -39,12 +39,12 @@ def chamfer_inside(mask: BoolArray) -> FloatArray:
             np.minimum(row[1:], above[:-1] + np.sqrt(2.0), out=row[1:])
             np.minimum(row[:-1], above[1:] + np.sqrt(2.0), out=row[:-1])
             _relax_row(row)
-    # Sums of ones and roots reach one length by several paths: float32 drops their last bits, so that ties stay ties.
+    # The same length can be summed up in different orders; float32 drops the last bits, so that ties stay ties.
     return distance.astype(np.float32)
 
 
 def _relax_row(row: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
-    """Let each pixel be reached from its neighbours in the row, in place."""
+    """Update the distances of a row from its own pixels, in place."""
     x = np.arange(len(row))
     rightwards = np.minimum.accumulate(row - x) + x
     leftwards = np.minimum.accumulate((row + x)[::-1])[::-1] - x
@@ -54,7 +54,7 @@ def _relax_row(row: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
 def background_point(mask: BoolArray, box: Box) -> Point:
     """Find the background pixel of the box that is farthest from the foreground, the first in row-major order on ties.
 
-    The box's last row and column are not searched. Where no background is left the point is (0, 0), whatever is there.
+    The box's last row and column are not searched. If there is no background, the point is (0, 0), whatever is there.
 
     Args:
         mask: bool (H, W), not empty.
@@ -71,8 +71,8 @@ def background_point(mask: BoolArray, box: Box) -> Point:
 def stretch_box(box: Box, similar: BoolArray, *, threshold: float, step: float, step_px: float) -> Box:
     """Move each edge of a box outwards by one step if more than `threshold` of the strip it sweeps is similar.
 
-    A step is `step` of the side, at most `step_px`. Coordinates are inclusive and their fractions are cut off, so the
-    left and upper edges move up to one pixel further than the others. An edge that would reach the frame stays.
+    A step is `step` times the side, at most `step_px`. Coordinates are inclusive and truncated, so the left and upper
+    edges move up to one pixel further than the others. An edge that would reach the image border stays.
 
     Args:
         box: Tight box, half-open.
@@ -86,12 +86,12 @@ def stretch_box(box: Box, similar: BoolArray, *, threshold: float, step: float, 
     step_x, step_y = min(step * (x1 - x0), step_px), min(step * (y1 - y0), step_px)
     left, top, right, bottom = int(x0 - step_x), int(y0 - step_y), int(x1 + step_x), int(y1 + step_y)
 
-    def alike(strip: BoolArray) -> bool:
+    def is_similar(strip: BoolArray) -> bool:
         return strip.size > 0 and float(strip.mean()) > threshold
 
     return (
-        left if left > 0 and alike(similar[y0:y1, left:x0]) else x0,
-        top if top > 0 and alike(similar[top:y0, x0:x1]) else y0,
-        (right if right < width and alike(similar[y0:y1, x1:right]) else x1) + 1,
-        (bottom if bottom < height and alike(similar[y1:bottom, x0:x1]) else y1) + 1,
+        left if left > 0 and is_similar(similar[y0:y1, left:x0]) else x0,
+        top if top > 0 and is_similar(similar[top:y0, x0:x1]) else y0,
+        (right if right < width and is_similar(similar[y0:y1, x1:right]) else x1) + 1,
+        (bottom if bottom < height and is_similar(similar[y1:bottom, x0:x1]) else y1) + 1,
     )

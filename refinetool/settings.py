@@ -1,11 +1,11 @@
-"""Every default of the tool, once. Functions elsewhere take plain keyword arguments without defaults."""
+"""Settings with every default of the tool. Functions elsewhere take plain keyword arguments without defaults."""
 
 import os
 from dataclasses import dataclass, field, replace
 from typing import Literal, TypeAlias
 
 SuiteName: TypeAlias = Literal["davis-like", "boundary", "weak", "train-mix", "stress", "embedded-mix"]
-"""Mixes of generators of coarse masks; what is in them stands in `corrupt.suites`, as do the generators and bands."""
+"""Mixes of generators of coarse masks; `corrupt.suites` defines them, the generators and the bands."""
 GeneratorName: TypeAlias = Literal[
     "superpixel",
     "boundary",
@@ -29,15 +29,15 @@ GeneratorName: TypeAlias = Literal[
 BandName: TypeAlias = Literal["easy", "default", "hard", "extreme"]
 
 MAX_PIXELS = 178_956_970
-"""Pillow's bound: a quarter of a gibibyte in RGB, twice."""
+"""Pillow's limit: twice the number of RGB pixels in a quarter of a gibibyte."""
 
 UNBOUNDED = -1e9
-"""A threshold that everything reaches; finite, so that JSON can hold it."""
+"""A threshold that every value reaches; finite, so that it can be written as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class PromptSettings:
-    """How prompts are mined from a coarse mask. Numbers are the paper's unless said otherwise."""
+    """How prompts are mined from a coarse mask. Values are the paper's unless stated otherwise."""
 
     point: Literal["distance", "random", "box-center"] = "distance"
     use_point: bool = True
@@ -45,14 +45,14 @@ class PromptSettings:
     use_box: bool = True
     use_mask: bool = True
     border_is_background: bool = False
-    """Whether the frame of the image counts as the mask's boundary when the deepest pixel is sought."""
+    """Whether the image border counts as the mask's boundary when the deepest pixel is searched for."""
     box: Literal["tight", "elastic"] = "elastic"
     elastic_threshold: float = 0.1
-    """Share of similar pixels in the strip beside a box edge above which the edge moves (the paper's lambda)."""
+    """Fraction of similar pixels in the strip beside a box edge above which the edge moves (the paper's lambda)."""
     elastic_similarity: float = 0.5
-    """Cosine above which a pixel counts as similar."""
+    """Cosine similarity above which a pixel counts as similar."""
     elastic_step: float = 0.1
-    """Width of the strip as a share of the box side."""
+    """Width of the strip as a fraction of the box side."""
     elastic_step_px: float = 10.0
     """Upper bound of that width, in pixels."""
     elastic_rounds: int = 1
@@ -63,7 +63,7 @@ class PromptSettings:
     """How slowly the mask prompt fades (the paper's gamma)."""
     gaussian_background: Literal["negative", "zero"] = "negative"
     weaken_expanded: bool = False
-    """Whether a mask whose box was extended gets a mask prompt of amplitude 1 (the release does)."""
+    """Whether a mask whose box was extended gets a mask prompt of amplitude 1, as in the release."""
     release: bool = False
     """Follow the authors' release: chamfer distances, fallback point (0, 0), inclusive boxes, unclipped steps."""
 
@@ -75,7 +75,7 @@ class ViewSettings:
     mode: Literal["auto", "frame", "crop", "mixed"] = "auto"
     """The whole image, a crop around each region, or crops for small regions of large images only."""
     margin: float = 0.25
-    """What a crop adds around the region's box, on each side, as a share of the box side."""
+    """Margin of a crop around the region's box, on each side, as a fraction of the box side."""
     min_side_px: int = 96
     max_aspect: float = 2.0
     """A crop's longer side is at most this many times the shorter one, where the image has room."""
@@ -90,7 +90,7 @@ class SplitSettings:
     """How a class mask is split into parts (SAMRefiner's split-then-merge)."""
 
     rule: Literal["paper", "relaxed", "off"] = "relaxed"
-    """How close components are told; `off` refines each class mask in one piece."""
+    """How components are joined into parts; `off` refines each class mask in one piece."""
     merge_ratio: float = 0.5
     """The paper's mu."""
     min_area_px: int = 5
@@ -100,14 +100,14 @@ class SplitSettings:
 
 @dataclass(frozen=True, slots=True)
 class GuardSettings:
-    """When the coarse mask is kept; see docs/design/guard.md. None stands for what suits the model."""
+    """When the coarse mask is kept; see docs/design/guard.md. None stands for the default of the model."""
 
     min_predicted_iou: float | None = None
     min_coarse_iou: float = 0.4
     max_area_ratio: float = 2.5
     """Refined area over coarse area, or its inverse, above which the refined mask is doubtful."""
     min_expected_gain: float | None = None
-    """Fraction of the coarse mask's error that the model's mask must remove if its logits are taken at their word."""
+    """Fraction of the coarse mask's error that the model's mask must remove, as estimated from the model's logits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,16 +116,16 @@ class SnapSettings:
 
     mode: Literal["auto", "none", "guided"] = "auto"
     radius: float = 0.05
-    """Filter radius as a share of the radius of a disc of the mask's area."""
+    """Filter radius as a fraction of the radius of a disc of the mask's area."""
     epsilon: float = 1e-4
     """Variance, on a 0..1 colour scale, below which the guide counts as flat."""
 
 
 @dataclass(frozen=True, slots=True)
 class ModelDefaults:
-    """What suits a model: what `auto` and None stand for in `RefineSettings`.
+    """Defaults of a model: the values that `auto` and None stand for in `RefineSettings`.
 
-    The thresholds of the guard are bounded only where they were measured; see docs/design/guard.md.
+    The guard has thresholds only for models on which they were measured; see docs/design/guard.md.
     """
 
     view: Literal["frame", "crop", "mixed"] = "mixed"
@@ -137,54 +137,54 @@ class ModelDefaults:
 
 @dataclass(frozen=True, slots=True)
 class GridSettings:
-    """The automatic masks that the grid baselines choose from, as SAM's automatic mask generator makes them."""
+    """The automatic masks that the grid baselines choose from, made like those of SAM's automatic mask generator."""
 
     points_per_side: int = 32
     min_predicted_iou: float = 0.88
     min_stability: float = 0.95
-    """IoU of the masks cut `stability_offset` above and below the threshold."""
+    """Minimum IoU of the masks thresholded `stability_offset` above and below the usual threshold."""
     stability_offset: float = 1.0
     merge_overlap: float = 0.5
-    """Share of an automatic mask inside the coarse one above which `grid-merge` takes it."""
+    """Fraction of an automatic mask inside the coarse one above which `grid-merge` takes it."""
 
 
 @dataclass(frozen=True, slots=True)
 class ClassicalSettings:
-    """The baselines without a model. Lengths are shares of r, the radius of a disc of the mask's area."""
+    """The baselines without a model. Lengths are fractions of r, the radius of a disc of the mask's area."""
 
     grabcut_band: float = 0.15
-    """Pixels this near the outline are in doubt, the others are certain."""
+    """Pixels this close to the outline are undecided; the others are fixed."""
     grabcut_rounds: int = 3
     guided_radius: float = 0.2
     guided_epsilon: float = 1e-4
-    """Of the colour guided filter; `snap` is the same filter with a smaller radius."""
+    """Epsilon of the colour guided filter; `snap` is the same filter with a smaller radius."""
     smooth_sigma: float = 0.06
     """Standard deviation of the Gaussian blur."""
 
 
 @dataclass(frozen=True, slots=True)
 class RefineSettings:
-    """One refinement job, apart from model and files."""
+    """Settings of a refinement job, apart from model and files."""
 
     method: Literal["prompts", "grid-max-iou", "grid-merge", "grabcut", "guided", "smooth"] = "prompts"
-    """`prompts` is SAMRefiner's way; the others are baselines, for comparison."""
+    """`prompts` is SAMRefiner's method; the others are baselines for comparison."""
     passes: int = 1
     cascade: Literal["regen", "logits-a", "logits-b"] = "regen"
-    """What a further pass asks: prompts mined from the mask before; or its logits in place of the mask prompt, where
-    the first pass had points and box only (a), or everything (b)."""
+    """What a further pass is prompted with: prompts mined from the previous mask; or the previous logits in place of
+    the mask prompt, where the first pass used points and box only (a), or all prompts (b)."""
     selection: Literal["auto", "single", "predicted", "coarse", "oracle"] = "auto"
-    """Which candidate is taken; `oracle` is the one most like the ground truth, an upper bound."""
+    """Which candidate is chosen; `oracle` is the one most similar to the ground truth, an upper bound."""
     keep_candidates: bool = False
     """Whether annotations hold every candidate of the last pass."""
     include_crowd: bool = False
     seed: int = 0
-    """For random points only; everything else is deterministic."""
+    """Seed of random points; everything else is deterministic."""
     prompt_batch: int | None = None
-    """Regions per decoder call; None for what suits the device, see `BATCHES`."""
+    """Regions per decoder call; None for the default of the device, see `BATCHES`."""
     image_batch: int | None = None
-    """Views per encoder call; likewise."""
+    """Views per encoder call; None as above."""
     max_pixels: int = MAX_PIXELS
-    """Images that claim more pixels are refused unread."""
+    """Images that claim more pixels are refused without being decoded."""
     prompts: PromptSettings = field(default_factory=PromptSettings)
     view: ViewSettings = field(default_factory=ViewSettings)
     split: SplitSettings = field(default_factory=SplitSettings)
@@ -194,7 +194,7 @@ class RefineSettings:
     classical: ClassicalSettings = field(default_factory=ClassicalSettings)
 
     def resolved(self, defaults: ModelDefaults) -> "RefineSettings":
-        """The settings with what suits a model in place of `auto` and None. Resolving twice changes nothing."""
+        """Replace `auto` and None by the defaults of a model. Resolving twice changes nothing."""
         guard = self.guard
         return replace(
             self,
@@ -214,7 +214,7 @@ def _either(chosen: float | None, default: float) -> float:
 
 
 BATCHES = {"cpu": (1, 4), "cuda": (8, 32)}
-"""Views per encoder call and regions per decoder call by kind of device. On a CPU larger ones gain nothing."""
+"""Views per encoder call and regions per decoder call, by kind of device. On a CPU larger batches gain nothing."""
 
 NO_GUARD = GuardSettings(
     min_predicted_iou=UNBOUNDED, min_expected_gain=UNBOUNDED, min_coarse_iou=0.0, max_area_ratio=-UNBOUNDED
@@ -231,12 +231,12 @@ RELEASE = RefineSettings(
     guard=NO_GUARD,
     snap=SnapSettings(mode="none"),
 )
-"""What the authors' public release does by default, for comparison; its elastic box is switched off."""
+"""The defaults of the authors' public release, for comparison; its elastic box is switched off."""
 
 _PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"))
 
 ABLATION = replace(_PLAIN, selection="predicted")
-"""What the rows of an ablation begin with: the model's own masks, chosen by predicted IoU as in the paper."""
+"""The base of every row of an ablation: the model's own masks, chosen by predicted IoU as in the paper."""
 
 METHODS = {
     "samrefiner": RefineSettings(),
@@ -251,18 +251,18 @@ METHODS = {
     "guided": replace(_PLAIN, method="guided", view=ViewSettings(mode="crop")),
     "smooth": replace(_PLAIN, method="smooth", view=ViewSettings(mode="crop")),
 }
-"""What `refine --method` begins with: the tool's own way, and baselines, which have neither guard nor snapping."""
+"""The base of each `refine --method`: the tool's own method, and baselines, which have neither guard nor snapping."""
 
 
 @dataclass(frozen=True, slots=True)
 class JobSettings:
-    """The model of a job, and what it runs on."""
+    """The model of a job, and the device it runs on."""
 
     model: str = "embedded"
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
-    """How many read and mine ahead of the model and encode behind it."""
+    """Threads that read images and mine prompts ahead of the model, and encode masks behind it."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -270,70 +270,71 @@ class EvaluateSettings:
     """How masks are measured."""
 
     boundary_ratio: float = 0.02
-    """Width of the band of the boundary IoU as a share of the image diagonal, as Cheng et al. 2021 have it."""
+    """Width of the band of the boundary IoU as a fraction of the image diagonal, as in Cheng et al. 2021."""
     protocol: Literal["auto", "coco", "lvis", "davis", "lvos", "none"] = "auto"
-    """Whose rules AP and J&F follow; `auto` is COCO for COCO files and DAVIS for clips."""
+    """Rules that AP and J&F follow; `auto` is COCO for COCO files and DAVIS for clips."""
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
-    """Processes of the command; `evaluate` in Python starts none unless it is told to."""
+    """Processes that the command starts; `evaluate` in Python starts none by default."""
 
 
 @dataclass(frozen=True, slots=True)
 class CorruptSettings:
-    """How coarse masks are made from good ones. Superpixel numbers are those of the DAVIS-585 set, outline and
-    morphology numbers those of CascadePSP, noise numbers those of HQ-SAM; the rest is ours. What training draws from
-    is defined in `corrupt.defects`."""
+    """How coarse masks are made from good ones. The superpixel values are those of the DAVIS-585 set, the outline and
+    morphology values those of CascadePSP, the noise values those of HQ-SAM; the others were chosen for this tool. The
+    defects used in training are defined in `corrupt.defects`."""
 
     suite: SuiteName = "davis-like"
     seed: int = 0
     workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     """Threads that make masks."""
     tries: int = 31
-    """Attempts before the one closest to the band is taken."""
+    """Attempts before the one closest to the band is used."""
     min_area_px: int = 10
     """A coarse mask with fewer pixels is drawn again."""
     window_margin: float = 0.5
-    """What the window around an object adds on each side, as a fraction of the longer side of its box."""
+    """Margin of the window around an object, on each side, as a fraction of the longer side of its box."""
     window_side_px: int = 128
-    """Pixels of smaller windows are repeated until the longer side has this many: defects scale with objects."""
+    """Smaller windows are enlarged by repeating pixels until the longer side has this many, so that defects scale with
+    objects."""
     compactness: float = 10.0
-    """Weight of the position against the colour in SLIC: greater values give squarer superpixels."""
+    """Weight of position relative to colour in SLIC: larger values give squarer superpixels."""
     superpixel_counts: tuple[int, ...] = (50, 100, 200, 300, 500, 700)
     superpixel_shares: tuple[float, float, float] = (0.65, 0.25, 0.10)
-    """How often a superpixel defect starts at the boundary, inside and outside."""
+    """Probabilities that a superpixel defect starts at the boundary, inside and outside."""
     superpixel_kernel_px: int = 5
     superpixel_iterations: int = 3
-    """The boundary band is as wide as this many dilations and erosions with a square of that side make it."""
+    """Number of dilations and erosions, with a square of that side, that make the boundary band."""
     superpixel_defects: int = 10
-    """Superpixels toggled in an attempt, at most."""
+    """Maximum number of superpixels toggled in an attempt."""
     outline_cut: float = 0.1
-    """Fraction of consecutive outline pixels that is left out, where the ends of the gap are close."""
+    """Fraction of consecutive outline pixels that are left out, where the ends of the gap are close."""
     outline_keep: float = 0.1
-    """Fraction of the other outline pixels that is kept as corners."""
+    """Fraction of the other outline pixels that are kept as corners."""
     outline_jitter: float = 0.0
-    """Standard deviation of the relative move of a corner away from the middle of its outline."""
+    """Standard deviation of the relative shift of a corner away from the centre of its outline."""
     morphology_rounds: int = 250
-    """Rounds of four local dilations and erosions, at most."""
+    """Maximum number of rounds of four local dilations and erosions."""
     noise_side_px: int = 256
     """Longer side of the grid of the noise band."""
     noise_factor: int = 8
     noise_residue: float = 0.01
-    """Noise is added where a mask differs by this much from itself scaled down by the factor and up again."""
+    """Noise is added where a mask differs by this much from its copy downscaled by the factor and upscaled again."""
     cam_cell_px: float = 32.0
     cam_blur: float = 1.0
-    """In cells, as below."""
+    """In cells, also in `clip_blur`."""
     cam_leak: float = 0.15
-    """Amplitude of the noise all over the image, as a fraction of the peak, as below."""
+    """Amplitude of the noise over the whole image, as a fraction of the peak, also in `clip_leak`."""
     clip_cell_px: float = 16.0
     clip_blur: float = 1.0
     clip_leak: float = 0.1
     activation_mode: Literal["under", "over", "either"] = "either"
-    """Whether thresholded activations are to be too small, too large, or either."""
+    """Whether thresholded activations are too small, too large, or either."""
     compose_more: float = 0.5
     """Probability that a composition takes a second, and then a third step."""
     pictures: int = 12
     """Objects on the contact sheet."""
     max_pixels: int = MAX_PIXELS
-    """Images that claim more pixels are left alone."""
+    """The masks of images that claim more pixels are not changed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -341,41 +342,41 @@ class PackSettings:
     """How training data are packed into a few files."""
 
     side: int = 448
-    """Longer side of a packed picture at most, in pixels."""
+    """Maximum longer side of a packed picture, in pixels."""
     max_megabytes: float | None = 50.0
-    """Quality and side of the pictures are lowered until the pack is smaller; None means no bound."""
+    """Quality and size of the pictures are lowered until the pack is smaller; None means no limit."""
     min_object_px: int = 100
     """Objects with fewer pixels in the packed picture are left out."""
     validation_share: float = 0.1
-    """Share of the pictures that measure instead of teaching, where the data have no split."""
+    """Fraction of the pictures used for validation, where the data have no split."""
     max_pixels: int = MAX_PIXELS
     """Images that claim more pixels are refused."""
 
 
 @dataclass(frozen=True, slots=True)
 class AdaptSettings:
-    """How an IoU adapter is trained (SAMRefiner++). Numbers are the paper's unless said otherwise."""
+    """How an IoU adapter is trained (SAMRefiner++). Values are the paper's unless stated otherwise."""
 
     rank: int = 4
     margin: float = 0.02
-    """How far the best candidate's score is to lie above the others."""
+    """How far the best candidate's score should be above the others."""
     learning_rate: float = 0.01
     momentum: float = 0.0
     weight_decay: float = 0.0
     images_per_step: int = 5
     steps: int = 117
-    """One epoch of the paper's 585 images; a smaller set is passed several times."""
+    """One epoch of the paper's 585 images; a smaller set is used several times."""
     decay_steps: tuple[int, ...] = (60, 100)
-    """After so many steps the learning rate falls to a tenth."""
+    """Steps at which the learning rate is divided by ten."""
     both_prompts: bool = False
-    """Whether each mask teaches with its point and with its box, instead of one of them drawn at random."""
+    """Whether each mask is trained on with its point and its box, instead of with one of them drawn at random."""
     with_masks: bool = True
-    """Whether the adapter also scores answers to prompts with a mask, as in the paper, and not only those to points and
-    boxes."""
+    """Whether the adapter also scores candidates of prompts with a mask, as in the paper, and not only those of points
+    and boxes."""
     held_out: float = 0.3
-    """Share of the images that measure instead of teaching."""
+    """Fraction of the images held out for measuring."""
     max_images: int = 1000
-    """Images to use at most, drawn at random; more would only cost time, since `steps` is fixed."""
+    """Maximum number of images, drawn at random; more would only cost time, since `steps` is fixed."""
     seed: int = 0
 
 
@@ -388,24 +389,24 @@ ADAPT_RECIPES: dict[RecipeName, AdaptSettings] = {
         margin=0.1, learning_rate=1.0, steps=234, decay_steps=(120, 200), both_prompts=True, with_masks=False
     ),
 }
-"""`single` is ours, for points and boxes only; its numbers were chosen on val lists for the embedded model:
-see docs/design/iou-adaption.md."""
+"""`single` is not from the paper. It is for points and boxes only; its values were chosen on validation splits for the
+embedded model: see docs/design/iou-adaption.md."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainSettings:
-    """How the embedded model is trained. Shares are probabilities: per example, or per prompt where it says so."""
+    """How the embedded model is trained. Names with `share` are probabilities or fractions, as their text says."""
 
     part: Literal["all", "detail"] = "all"
-    """What learns: everything, or only the detail head, on top of weights to start from."""
+    """What is trained: everything, or only the detail head, on top of weights to start from."""
     steps: int = 4_250
     minutes: float | None = None
-    """Train for this long, whatever the steps: the schedule then follows the clock."""
+    """Train for this many minutes and ignore `steps`: the schedule then follows the clock."""
     seed: int = 0
     side: int = 256
     """Side of the square input in pixels, a multiple of 32."""
     small_side: int = 192
-    """Side of the square input at first: twice as fast as the full side, and the weights fit both."""
+    """Side of the square input at first. It is twice as fast as the full side, and the weights fit both."""
     small_share: float = 10 / 17
     """Fraction of the run spent at that side before the full one."""
     images_per_step: int = 8
@@ -414,30 +415,32 @@ class TrainSettings:
     weight_decay: float = 0.05
     warmup_steps: int = 200
     decay_share: float = 7 / 17
-    """Fraction of the run, at the end, over which the learning rate falls to `final_rate` of its plateau."""
+    """Fraction of the run, at the end, over which the learning rate falls to `final_rate` times its plateau."""
     final_rate: float = 0.02
     average_decay: float = 0.998
-    """Decay of the moving average of the weights; the average is what is shipped."""
+    """Decay of the moving average of the weights; the average is what is saved as the model."""
     composite_share: float = 0.2
-    """Examples whose object is pasted from another picture: the only ones with exact edges."""
+    """Probability that the object of an example is pasted from another picture; only these have exact edges."""
     frame_share: float = 0.12
-    """Examples that show much of the picture instead of a crop around the object."""
+    """Probability that an example shows much of the picture instead of a crop around the object."""
     other_object_share: float = 0.25
-    """Prompts that ask for another object of the crop."""
+    """Probability that a prompt is for another object of the crop."""
     good_share: float = 0.25
-    """Prompts whose coarse mask is nearly right (IoU above 0.9), so that good masks are left alone."""
+    """Probability that a prompt's coarse mask is nearly right (IoU above 0.9), so that the model learns to leave good
+    masks alone."""
     coarse_low: float = 0.5
     coarse_high: float = 0.97
-    """IoU of the coarse masks that are neither nearly right nor blobs."""
+    """Range of IoU of the coarse masks that are neither nearly right nor blobs."""
     blob_share: float = 0.25
-    """Prompts whose coarse mask is a blob of low resolution, like those of activation maps and mask heads."""
+    """Probability that a prompt's coarse mask is a blob of low resolution, like those of activation maps and mask
+    heads."""
     blob_low: float = 0.4
     blob_high: float = 0.8
-    """IoU of the blobs."""
+    """Range of IoU of the blobs."""
     corruption_tries: int = 4
-    """Draws of a coarse mask before the one nearest to its range of IoU is taken."""
+    """Draws of a coarse mask before the one closest to its range of IoU is used."""
     edge_loss: float = 0.3
-    """Weight of the auxiliary loss that asks the image features for edges, whatever the prompts are."""
+    """Weight of the auxiliary loss that makes the image features predict edges, independently of the prompts."""
     save_every: int = 250
     validate_every: int = 500
     validation_examples: int = 160
@@ -453,7 +456,7 @@ TRAIN_ON_GPU = TrainSettings(
     validate_every=1000,
     validation_examples=512,
 )
-"""What training takes on a GPU unless told otherwise: larger batches."""
+"""Defaults of training on a GPU: larger batches."""
 
 FINE_TUNE_RATE = 0.2
-"""Learning rate of a run that starts from weights, as a share of one that starts from nothing."""
+"""Learning rate of a run that starts from weights, relative to a run that starts from random weights."""

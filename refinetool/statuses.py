@@ -1,10 +1,10 @@
-"""Statuses: why a region keeps its coarse mask. One vocabulary for journal, tables and summaries."""
+"""Reasons why a region keeps its coarse mask. Journal, tables and summaries all use these."""
 
 from enum import StrEnum
 
 
 class Reason(StrEnum):
-    """Why a region keeps its coarse mask: what stands behind the colon of the status `kept:<reason>`."""
+    """Why a region keeps its coarse mask: the part after the colon in the status `kept:<reason>`."""
 
     CROWD = "crowd"
     CROWDED_OUT = "crowded-out"

@@ -1,6 +1,6 @@
-"""Views: what a segmenter sees of an image for a region. The whole frame, or a crop around the region's box.
+"""Chooses the view of each region: the whole frame, or a crop around the region's box.
 
-A crop shows small objects at a resolution the model can work with. Coordinates in a view are those of the image less
+A crop shows small objects at a resolution the model can work with. Coordinates in a view are image coordinates minus
 the view's upper left corner; nothing is scaled here.
 """
 
@@ -27,17 +27,17 @@ class View:
         return y1 - y0, x1 - x0
 
     def crop_image(self, image: ImageArray) -> ImageArray:
-        """What the view shows of an image: (H, W, 3) to contiguous (h, w, 3), which may share its memory."""
+        """Crop an image (H, W, 3) to a contiguous (h, w, 3), which may share its memory."""
         x0, y0, x1, y1 = self.window
         return np.ascontiguousarray(image[y0:y1, x0:x1])
 
     def crop_masks(self, masks: BoolArray) -> BoolArray:
-        """The same for masks, bool (..., H, W) to (..., h, w)."""
+        """Crop masks, bool (..., H, W), to (..., h, w)."""
         x0, y0, x1, y1 = self.window
         return np.ascontiguousarray(masks[..., y0:y1, x0:x1])
 
     def paste_masks(self, masks: BoolArray, *, size: Size) -> BoolArray:
-        """Masks of the view, bool (..., h, w), in an image of `size`: bool (..., H, W), background outside the view."""
+        """Paste masks of the view, bool (..., h, w), into an image of `size`: bool (..., H, W), background outside."""
         x0, y0, x1, y1 = self.window
         pasted = np.zeros((*masks.shape[:-2], *size), dtype=np.bool_)
         pasted[..., y0:y1, x0:x1] = masks
@@ -88,9 +88,9 @@ def choose_views(
 
 
 def crop_around(box: Box, *, size: Size, settings: ViewSettings) -> Box:
-    """The window of a region's crop: its box with a margin, neither too small nor too long and thin.
+    """Return the window of a region's crop: its box with a margin, with a minimum side and a maximum aspect ratio.
 
-    The box lies in the middle unless that would cross the frame; the window is then shifted, not shrunk. Where the
+    The box is centred unless the window would cross the image border; the window is then shifted, not shrunk. Where the
     image is smaller than the window should be, the window is as wide or high as the image.
 
     Args:
@@ -112,6 +112,6 @@ def crop_around(box: Box, *, size: Size, settings: ViewSettings) -> Box:
 
 
 def _placed(start: int, end: int, length: int, limit: int) -> tuple[int, int]:
-    """An interval of `length` around the middle of another, moved into 0..`limit`."""
+    """Return an interval of `length` centred on another interval, shifted into 0..`limit`."""
     first = min(max((start + end - length) // 2, 0), limit - length)
     return first, first + length

@@ -168,11 +168,11 @@ def test_a_broken_mask_comes_back_as_it_was(command: Command, folder: Path, segm
         (["refine", "coarse.json", "-o", "there.json"], 2, ["there.json", "--overwrite"]),
         (["refine", "coarse.json", "--model", "sam-vit-bb"], 2, ["sam-vit-bb", "did you mean sam-vit-b?"]),
         (["refine", "coarse.json", "--resume", "--fresh"], 2, ["--resume", "--fresh"]),
-        (["refine", "coarse.json", "--no-point", "--no-negative", "--no-box", "--no-mask"], 2, ["nothing is left"]),
+        (["refine", "coarse.json", "--no-point", "--no-negative", "--no-box", "--no-mask"], 2, ["no prompt is left"]),
         (["eval", "coarse.json", "nothing.json"], 1, ["nothing.json"]),
         (["models", "fetch", "sam-3"], 2, ["sam-3"]),
         (["models", "verify", "sam-3"], 2, ["sam-3"]),
-        (["demo", "."], 2, ["something else"]),
+        (["demo", "."], 2, ["something other than a demo"]),
     ],
 )
 def test_a_command_that_cannot_be_carried_out(

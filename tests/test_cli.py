@@ -364,10 +364,10 @@ def test_dry_run_touches_nothing(command: Command, folder: Path) -> None:
 def test_a_limited_run_is_continued(command: Command, folder: Path) -> None:
     arguments = ["refine", folder / "coarse.json", "--images", folder / "images", "-o", folder / "out.json"]
     said = command(*arguments, "--limit", 1)
-    assert "--resume goes on" in said.out
+    assert "--resume continues" in said.out
     assert command(*arguments).code == 2
     said = command(*arguments, "--resume")
-    assert "1 of them taken over" in said.out
+    assert "1 of them from an earlier run" in said.out
     command(*arguments[:-1], folder / "at-once.json")
     assert (folder / "out.json").read_bytes() == (folder / "at-once.json").read_bytes()
 

@@ -75,9 +75,9 @@ def test_a_summary_in_words(command: Command, monkeypatch: pytest.MonkeyPatch) -
         "7 of 10 masks refined (70%), mean change 12.3 % (1 - IoU)",
         "  2 kept coarse: the refined mask drifted too far from it",
         "  1 kept coarse: the new mask is the same",
-        "4 images, 1 of them taken over from an earlier run, 1:40 (0.03 images/s)",
+        "4 images, 1 of them from an earlier run, 1:40 (0.03 images/s)",
         "2 polygons became RLE",
-        "not all images are done: --resume goes on from out.json.journal.jsonl",
+        "not all images are done: --resume continues from out.json.journal.jsonl",
         "written to out.json",
     ]
 

@@ -1,1 +1,1 @@
-"""Other ways of refining, to compare with: without a model (`classical`), or without showing it the mask (`grid`)."""
+"""Baselines to compare with: without a model (`classical`), or with a model that does not see the mask (`grid`)."""

@@ -1,6 +1,6 @@
-"""Baselines without a model, for comparison: GrabCut and the guided filter, and a blur, which is blind to the image.
+"""Baselines without a model: GrabCut, the guided filter, and a blur that ignores the image.
 
-Lengths are shares of r, the radius of a disc of the mask's area.
+Lengths are fractions of r, the radius of a disc of the mask's area.
 """
 
 import hashlib
@@ -24,11 +24,11 @@ CLASSICAL: tuple[Method, ...] = ("grabcut", "guided", "smooth")
 SMALLEST_SIGMA_PX = 0.3
 RNG_SEED = 0
 NO_RECTANGLE = (0, 0, 0, 0)
-"""What GrabCut gets that begins with a trimap."""
+"""Rectangle argument of GrabCut when it starts from a trimap."""
 
 
 def answer_classically(jobs: Sequence[Job], *, method: Method, settings: ClassicalSettings) -> list[Answer]:
-    """One answer per job; its predicted IoUs are NaN, since nobody predicts any."""
+    """Return one answer per job. Predicted IoUs are NaN, since there is no model."""
     return [
         Answer(
             np.stack([refined(job.pixels, mask, method=method, settings=settings) for mask in job.coarse]),
@@ -39,7 +39,7 @@ def answer_classically(jobs: Sequence[Job], *, method: Method, settings: Classic
 
 
 def refined(image: ImageArray, mask: BoolArray, *, method: Method, settings: ClassicalSettings) -> BoolArray:
-    """One mask, bool (H, W), of an image, uint8 (H, W, 3) RGB, refined by the method."""
+    """Refine one mask, bool (H, W), of an image, uint8 (H, W, 3) RGB, with a method."""
     match method:
         case "grabcut":
             return grabcut(image, mask, band_share=settings.grabcut_band, rounds=settings.grabcut_rounds)
@@ -50,11 +50,11 @@ def refined(image: ImageArray, mask: BoolArray, *, method: Method, settings: Cla
 
 
 def grabcut(image: ImageArray, mask: BoolArray, *, band_share: float, rounds: int) -> BoolArray:
-    """GrabCut (Rother et al. 2004) where all within `band_share` r of the outline is in doubt, the rest certain.
+    """Refine with GrabCut (Rother et al. 2004): pixels within `band_share` r of the outline are undecided.
 
     Args:
         image: uint8 (H, W, 3) RGB.
-        mask: bool (H, W), not empty. One that fills the image comes back: there is no background to learn from.
+        mask: bool (H, W), not empty. One that fills the image is returned: there is no background to learn from.
         rounds: Iterations of colour models and cut.
     """
     if mask.all():
@@ -65,14 +65,14 @@ def grabcut(image: ImageArray, mask: BoolArray, *, band_share: float, rounds: in
     trimap[(outside > 0) & (outside <= band_px)] = cv2.GC_PR_BGD
     trimap[(inside > 0) & (inside <= band_px)] = cv2.GC_PR_FGD
     trimap[inside > band_px] = cv2.GC_FGD
-    cv2.setRNGSeed(RNG_SEED)  # its colour clusters start at random
+    cv2.setRNGSeed(RNG_SEED)  # GrabCut initialises its colour clusters at random
     models = np.zeros((1, 65)), np.zeros((1, 65))
     cv2.grabCut(np.ascontiguousarray(image), trimap, NO_RECTANGLE, *models, rounds, cv2.GC_INIT_WITH_MASK)
     return np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
 def smooth(mask: BoolArray, *, sigma_share: float) -> BoolArray:
-    """Blur a mask, bool (H, W), with a standard deviation of `sigma_share` r and cut it at one half."""
+    """Blur a mask, bool (H, W), with a standard deviation of `sigma_share` r and threshold it at one half."""
     sigma_px = max(sigma_share * disc_radius(mask), SMALLEST_SIGMA_PX)
     blurred: BoolArray = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma_px) > 0.5
     return blurred
@@ -80,7 +80,7 @@ def smooth(mask: BoolArray, *, sigma_share: float) -> BoolArray:
 
 @dataclass(slots=True)
 class NoModel:
-    """The backend of methods that have no model: it answers nothing, and only says that crops suit them."""
+    """The backend of methods without a model: it predicts nothing, and its only default is to use crops."""
 
     name: str = "none"
     defaults: ModelDefaults = field(default_factory=lambda: ModelDefaults(view="crop", selection="single"))
@@ -91,4 +91,4 @@ class NoModel:
         raise NotImplementedError("methods without a model embed nothing")
 
     def predict(self, embeddings: Sequence[Embedding], prompts: Sequence[Prompts]) -> list[Prediction]:
-        raise NotImplementedError("methods without a model ask nothing")
+        raise NotImplementedError("methods without a model predict nothing")

@@ -1,8 +1,8 @@
-"""Baselines that never show the coarse mask to the model: automatic masks of the image, compared with it afterwards.
+"""Baselines that don't show the coarse mask to the model: they compare automatic masks of the image with it.
 
-The model is asked about a regular grid of points. Of the masks it gives, those of which it is sure and whose outline
-is stable remain, as in SAM's automatic mask generator; duplicates stay, since they change neither a maximum nor a
-union. `grid-max-iou` takes the one most like the coarse mask, `grid-merge` unites those that lie mostly inside it.
+The model is prompted with a regular grid of points. Masks with a high predicted IoU and a stable outline are used, as
+in SAM's automatic mask generator; duplicates are not removed, since they change neither a maximum nor a union.
+`grid-max-iou` takes the mask most similar to the coarse mask, `grid-merge` unites the masks that lie mostly inside it.
 """
 
 from collections.abc import Iterator, Sequence
@@ -22,9 +22,9 @@ POINTS_AT_ONCE = 32
 
 
 def answer_by_grid(backend: Backend, jobs: Sequence[Job], *, rule: Rule, settings: GridSettings) -> list[Answer]:
-    """One answer per job. A part for which nothing is found gets an empty mask.
+    """Return one answer per job. A part for which nothing is found gets an empty mask.
 
-    Predicted IoUs are those of the masks taken, the mean over those that were united.
+    The predicted IoU is that of the chosen mask, or the mean over the united masks.
     """
     choose = max_iou if rule == "grid-max-iou" else merged
     answers = []
@@ -37,14 +37,14 @@ def answer_by_grid(backend: Backend, jobs: Sequence[Job], *, rule: Rule, setting
 def automatic_masks(
     backend: Backend, embedding: Embedding, *, settings: GridSettings
 ) -> Iterator[tuple[BoolArray, FloatArray]]:
-    """Masks of the image, in portions: bool (m, H, W) and their predicted IoUs, float32 (m,), m of at least 1."""
+    """Yield masks of the image in portions of m >= 1: bool (m, H, W) and their predicted IoUs, float32 (m,)."""
     points = grid_points(embedding.size, per_side=settings.points_per_side)
     for start in range(0, len(points), POINTS_AT_ONCE):
         some = points[start : start + POINTS_AT_ONCE, None]
-        asked = Prompts(some, np.full(some.shape[:2], FOREGROUND, dtype=np.int64), boxes=None, masks=None)
-        (prediction,) = backend.predict([embedding], [asked])
-        sure = prediction.scores >= settings.min_predicted_iou
-        good = sure & (prediction.stability(settings.stability_offset) >= settings.min_stability)
+        prompts = Prompts(some, np.full(some.shape[:2], FOREGROUND, dtype=np.int64), boxes=None, masks=None)
+        (prediction,) = backend.predict([embedding], [prompts])
+        confident = prediction.scores >= settings.min_predicted_iou
+        good = confident & (prediction.stability(settings.stability_offset) >= settings.min_stability)
         for column in range(1, good.shape[1]):
             rows = np.flatnonzero(good[:, column])
             if len(rows):
@@ -55,7 +55,7 @@ def automatic_masks(
 
 
 def grid_points(size: Size, *, per_side: int) -> FloatArray:
-    """Centres of `per_side` x `per_side` equal tiles of an image, row by row: float32 (per_side ** 2, 2) as (x, y)."""
+    """Return the centres of `per_side` x `per_side` equal tiles of an image as (x, y), float32 (per_side², 2)."""
     height, width = size
     steps = (np.arange(per_side) + 0.5) / per_side
     x, y = np.meshgrid(steps * width - 0.5, steps * height - 0.5)
@@ -63,7 +63,7 @@ def grid_points(size: Size, *, per_side: int) -> FloatArray:
 
 
 def max_iou(portions: Iterator[tuple[BoolArray, FloatArray]], coarse: BoolArray, *, settings: GridSettings) -> Answer:
-    """For each coarse mask, bool (n, H, W), the automatic mask of the highest IoU with it."""
+    """Take, for each coarse mask, bool (n, H, W), the automatic mask with the highest IoU."""
     del settings
     best, scores, ious = np.zeros_like(coarse), np.zeros(len(coarse), np.float32), np.zeros(len(coarse))
     for masks, predicted in portions:
@@ -77,7 +77,7 @@ def max_iou(portions: Iterator[tuple[BoolArray, FloatArray]], coarse: BoolArray,
 
 
 def merged(portions: Iterator[tuple[BoolArray, FloatArray]], coarse: BoolArray, *, settings: GridSettings) -> Answer:
-    """For each coarse mask, bool (n, H, W), the union of the automatic masks that lie mostly inside it."""
+    """Unite, for each coarse mask, bool (n, H, W), the automatic masks that lie mostly inside it."""
     union, total, count = np.zeros_like(coarse), np.zeros(len(coarse)), np.zeros(len(coarse))
     for masks, predicted in portions:
         inside = shared_pixels(masks, coarse) / masks.sum(axis=(1, 2))[:, None] > settings.merge_overlap
@@ -89,7 +89,7 @@ def merged(portions: Iterator[tuple[BoolArray, FloatArray]], coarse: BoolArray, 
 
 
 def shared_pixels(masks: BoolArray, coarse: BoolArray) -> FloatArray:
-    """Pixels that each of m masks shares with each of n: float32 (m, n), exact up to 2 ** 24."""
+    """Count the pixels that each of m masks shares with each of n: float32 (m, n), exact up to 2 ** 24."""
     product: FloatArray = masks.reshape(len(masks), -1).astype(np.float32) @ coarse.reshape(len(coarse), -1).T.astype(
         np.float32
     )

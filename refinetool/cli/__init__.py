@@ -1,7 +1,7 @@
 """The commands, one file each: parse, build settings, make one library call, print, exit.
 
-Nothing heavy is imported before a command runs, so that `--help` is instant. A command is known once its file is
-imported; they stand in `--help` in the order of the imports here.
+Nothing heavy is imported before a command runs, so that `--help` is instant. Importing a command's file registers the
+command; `--help` lists the commands in the order of the imports here.
 """
 
 from refinetool.cli.app import app, main  # isort: skip

@@ -18,11 +18,11 @@ EVALUATE = EvaluateSettings()
 
 TITLES = {
     "prompts": "Prompts (SAMRefiner, table 1)",
-    "points": "Where the point is put (table 2a)",
+    "points": "Position of the point (table 2a)",
     "boxes": "Tight and elastic box (table 2b)",
     "split": "Split, then merge (table 2c)",
     "methods": "Methods (table 7)",
-    "selection": "Which candidate is taken",
+    "selection": "Selection of the candidate",
     "cascade": "Further passes",
 }
 
@@ -31,7 +31,7 @@ TITLES = {
 def ablate(
     *,
     coarse: Annotated[Path, typer.Argument(metavar="COARSE", help="Coarse masks.")],
-    truth: Annotated[Path, typer.Argument(metavar="GT", help="Their ground truth: the same ids.")],
+    truth: Annotated[Path, typer.Argument(metavar="GT", help="Ground truth with the same ids.")],
     images: options.Images = None,
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
@@ -45,22 +45,25 @@ def ablate(
         typer.Option(
             "--table",
             metavar="NAME",
-            help=f"Table to print: {', '.join(TITLES)}. May be given several times; else the paper's.",
+            help=f"Table to print: {', '.join(TITLES)}. May be given several times. Without it, the paper's tables.",
             show_default=False,
         ),
     ] = None,
     limit: options.Limit = None,
     guarded: Annotated[
-        bool, typer.Option("--guarded", help="With guard and snapping; else the model's own masks are measured.")
+        bool, typer.Option("--guarded", help="Use guard and snapping. Without it, the model's own masks are measured.")
     ] = False,
     boundary_ratio: Annotated[
-        float, typer.Option("--boundary-ratio", min=0, max=1, help="Boundary band, as a share of the image diagonal.")
+        float,
+        typer.Option(
+            "--boundary-ratio", min=0, max=1, help="Width of the boundary band, as a fraction of the image diagonal."
+        ),
     ] = EVALUATE.boundary_ratio,
     quiet: options.Quiet = False,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print the tables as Markdown.")] = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Print the tables of the SAMRefiner paper for your data and model: what each prompt, box and method is worth."""
+    """Print the tables of the SAMRefiner paper for your data and model: the effect of each prompt, box and method."""
     from refinetool.ablation import ablate as measure
     from refinetool.ablation import tables_named
 
@@ -94,7 +97,7 @@ def ablate(
 
 
 def laid_out(table: "Table | SplitTable") -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
-    """Headings and rows of one table, figures times 100."""
+    """Return headings and rows of one table; values are multiplied by 100."""
     from refinetool.ablation import SplitTable
 
     if isinstance(table, SplitTable):

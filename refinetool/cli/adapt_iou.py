@@ -19,14 +19,15 @@ if TYPE_CHECKING:
 ADAPT = AdaptSettings()
 TRAINING = "Training"
 FEW = 100
-"""Held-out answers below which a change of a few points is chance."""
+"""Number of held-out answers below which a change of a few points may be chance."""
 
 
 @app.command(
     "adapt-iou",
-    help="Train an IoU adapter on your coarse masks, without labels: it learns which candidate to take.\n\n"
-    "For prompts without a mask, and refine --selection predicted. Part of the images is held out and shows whether it "
-    "helps; where it does not, nothing is written and the exit code is 1. refine --iou-adapter uses the file.",
+    help="Train an IoU adapter on your coarse masks, without labels: it learns which candidate to choose.\n\n"
+    "The adapter is meant for prompts without a mask and refine --selection predicted. Some images are held out to "
+    "measure whether it helps; if it does not, nothing is written and the exit code is 1. Use the adapter with refine "
+    "--iou-adapter.",
 )
 @options.with_settings("max_pixels", "image_batch", "prompt_batch", "view.mode", "prompts.box")
 def adapt_iou(
@@ -35,9 +36,7 @@ def adapt_iou(
     images: options.Images = None,
     output: Annotated[
         Path,
-        typer.Option(
-            "--output", "-o", help="The adapter to write, a .safetensors file.", rich_help_panel=options.FILES
-        ),
+        typer.Option("--output", "-o", help="Adapter file to write (.safetensors).", rich_help_panel=options.FILES),
     ],
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
@@ -50,19 +49,29 @@ def adapt_iou(
         Literal["auto", "paper", "release", "single"],
         typer.Option(
             "--recipe",
-            help="How to train; auto is single for the embedded model and the paper's for others.",
+            help="Training recipe; auto is single for the embedded model and paper for others.",
             rich_help_panel=TRAINING,
         ),
     ] = "auto",
     steps: Annotated[
         int | None,
         typer.Option(
-            "--steps", metavar="N", min=1, help="Steps of 5 images, else the recipe's.", rich_help_panel=TRAINING
+            "--steps",
+            metavar="N",
+            min=1,
+            help="Training steps of 5 images each. [dim]\\[default: the recipe's][/dim]",
+            rich_help_panel=TRAINING,
         ),
     ] = None,
     learning_rate: Annotated[
         float | None,
-        typer.Option("--learning-rate", metavar="X", min=0, help="Else the recipe's.", rich_help_panel=TRAINING),
+        typer.Option(
+            "--learning-rate",
+            metavar="X",
+            min=0,
+            help="Initial learning rate. [dim]\\[default: the recipe's][/dim]",
+            rich_help_panel=TRAINING,
+        ),
     ] = None,
     held_out: Annotated[
         float,
@@ -71,20 +80,28 @@ def adapt_iou(
             metavar="X",
             min=0,
             max=1,
-            help="Share of the images that measure instead of teaching.",
+            help="Fraction of the images held out for measuring.",
             rich_help_panel=TRAINING,
         ),
     ] = ADAPT.held_out,
     max_images: Annotated[
         int,
         typer.Option(
-            "--max-images", metavar="N", min=2, help="Use so many at most, drawn at random.", rich_help_panel=TRAINING
+            "--max-images",
+            metavar="N",
+            min=2,
+            help="Maximum number of images to use, drawn at random.",
+            rich_help_panel=TRAINING,
         ),
     ] = ADAPT.max_images,
     seed: Annotated[
         int,
         typer.Option(
-            "--seed", metavar="N", min=0, help="Seed of weights, order and held-out images.", rich_help_panel=TRAINING
+            "--seed",
+            metavar="N",
+            min=0,
+            help="Random seed of weights, order and held-out images.",
+            rich_help_panel=TRAINING,
         ),
     ] = ADAPT.seed,
     keep: Annotated[
@@ -93,7 +110,9 @@ def adapt_iou(
     keep_features: Annotated[
         bool,
         typer.Option(
-            "--keep-features", help="Leave what the model answered, for another recipe.", rich_help_panel=TRAINING
+            "--keep-features",
+            help="Keep the stored model features, to try another recipe.",
+            rich_help_panel=TRAINING,
         ),
     ] = False,
     resume: options.Resume = False,
@@ -118,7 +137,7 @@ def adapt_iou(
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
     settings = options.changed(REFINE, changes)
-    with console.counting("asking the model", unit="images", quiet=quiet) as listener:
+    with console.counting("collecting features", unit="images", quiet=quiet) as listener:
         summary = adapt(
             coarse,
             output=output,
@@ -152,7 +171,7 @@ def adapt_iou(
 
 
 def tell(summary: "AdaptSummary") -> None:
-    """The figures as a table, and what was done, on stdout."""
+    """Print the results as a table, and what was done, on stdout."""
     words = {"point": "points alone", "box": "box alone", "single": "both of these", "all": "all prompts"}
     console.table(
         "",
@@ -171,31 +190,31 @@ def tell(summary: "AdaptSummary") -> None:
         ],
         numbers=range(1, 7),
     )
-    reused = f", {summary.reused} of them asked about in an earlier run" if summary.reused else ""
+    reused = f", {summary.reused} of them from an earlier run" if summary.reused else ""
     console.say(
-        f"{summary.images} images with {summary.masks} masks{reused}: {summary.fit_images} taught, "
-        f"{summary.held_out_images} were held out"
+        f"{summary.images} images with {summary.masks} masks{reused}: {summary.fit_images} for training, "
+        f"{summary.held_out_images} held out"
     )
     console.say(
-        f"the model took {console.duration(summary.gather_seconds)}, training {console.duration(summary.train_seconds)}"
+        f"features took {console.duration(summary.gather_seconds)}, training {console.duration(summary.train_seconds)}"
     )
     single = summary.of("single")
     if summary.helps:
         gain = 100 * (single.top1_after - single.top1_before)
         console.say(f"[bold]adaption helps: top-1 of single prompts rises by {gain:.1f} points[/bold]")
     if single.answers < FEW:
-        console.say(f"only {single.answers} answers were held out: a few points more or less may be chance")
+        console.say(f"only {single.answers} answers were held out: a difference of a few points may be chance")
     if summary.features is not None:
-        console.say(f"features are left in {summary.features}: --resume tries another recipe in seconds", markup=False)
+        console.say(f"features are kept in {summary.features}: --resume tries another recipe in seconds", markup=False)
     if summary.output is not None:
-        console.say(f"written to {summary.output}; refinetool refine takes it with --iou-adapter", markup=False)
+        console.say(f"written to {summary.output}; use it with refinetool refine --iou-adapter", markup=False)
 
 
 def verdict(summary: "AdaptSummary") -> str:
-    """The sentence for an adapter that does not help."""
+    """Return the message for an adapter that does not help."""
     single = summary.of("single")
     written = (
-        "it was written all the same, as --keep asks"
+        "the adapter was written because of --keep"
         if summary.output is not None
         else "nothing was written; refine without an adapter, give more images, or try another --recipe with --resume"
     )

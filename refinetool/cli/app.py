@@ -1,4 +1,4 @@
-"""The command line as a whole: its root, its entry point, and how errors end it."""
+"""The root command, its entry point, and how errors are reported."""
 
 import sys
 from typing import Annotated
@@ -11,7 +11,7 @@ from refinetool.errors import RefinetoolError
 
 app = typer.Typer(
     name="refinetool",
-    help="Turn coarse segmentation masks into precise ones: the same file back, with better masks.",
+    help="Turn coarse segmentation masks into precise ones. The output is the same file with better masks.",
     epilog="First steps: refinetool demo, then refinetool refine masks.json --images photos",
     no_args_is_help=True,
     add_completion=False,

@@ -1,6 +1,6 @@
-"""What the commands show: progress while they run, a summary at the end, one sentence when something is wrong.
+"""Output of the commands: progress while they run, a summary at the end, one message per error.
 
-Progress and sentences go to stderr, results to stdout, so that `--json` can be piped.
+Progress and errors go to stderr, results to stdout, so that `--json` can be piped.
 """
 
 import dataclasses
@@ -23,52 +23,53 @@ if TYPE_CHECKING:
     from refinetool.train.embedded.run import TrainProgress
 
 LINE_EVERY_S = 10.0
-LINE_EVERY_SHARE = 0.1
+LINE_EVERY_FRACTION = 0.1
 LINE_NOT_BEFORE_S = 1.0
-"""Without a terminal, a line of progress is due after this time or this share of the images, but not at once."""
+"""Without a terminal, progress is printed after LINE_EVERY_S, or after LINE_EVERY_FRACTION of the images but not more
+often than once in LINE_NOT_BEFORE_S."""
 
 REASONS: dict[Reason, str] = {
     Reason.CROWD: "crowds; --include-crowd refines them too",
     Reason.CROWDED_OUT: "other refined masks took their pixels",
     Reason.DRIFT: "the refined mask drifted too far from it",
-    Reason.DRY_RUN: "only looked at",
+    Reason.DRY_RUN: "dry run",
     Reason.EMPTY: "empty masks",
     Reason.EMPTY_RESULT: "the model found nothing",
     Reason.IMAGE_MISSING: "the image is missing",
     Reason.IMAGE_TOO_LARGE: "the image is too large; --max-pixels allows more",
     Reason.IMAGE_UNREADABLE: "the image can't be read",
     Reason.LOW_SCORE: "the model predicts too low an IoU for the refined mask",
-    Reason.NO_GAIN: "the model hardly expects the refined mask to be better",
+    Reason.NO_GAIN: "by the model's own estimate the refined mask is hardly better",
     Reason.NO_TRUTH: "no ground truth to choose by",
     Reason.OUT_OF_MEMORY: "the image needs more memory than there is",
     Reason.SIZE_MISMATCH: "image and mask differ in size",
-    Reason.TOO_SMALL: "every piece of the class is too small to refine",
+    Reason.TOO_SMALL: "every component of the class is too small to refine",
     Reason.UNCHANGED: "the new mask is the same",
     Reason.UNREADABLE: "the file can't be read",
     Reason.UNREADABLE_MASK: "the mask can't be read",
 }
-"""What a summary says of masks that are kept."""
+"""How a summary explains why masks were kept."""
 
 Listener: TypeAlias = "Callable[[Progress], None]"
 
 
 def say(text: str, *, markup: bool = True) -> None:
-    """A line on stdout, wrapped only by the terminal."""
+    """Print a line on stdout, wrapped only by the terminal."""
     Console(soft_wrap=True, highlight=False).print(text, markup=markup)
 
 
 def complain(sentence: str) -> None:
-    """A red sentence on stderr."""
+    """Print a message in red on stderr."""
     Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]{escape(sentence)}[/red]")
 
 
 def dump(value: Mapping[str, object]) -> None:
-    """A JSON object on stdout."""
+    """Print a JSON object on stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
 
 
 def duration(seconds: float) -> str:
-    """Seconds as 0.7 s, 42 s, 3:05 or 2:10:07."""
+    """Format seconds as 0.7 s, 42 s, 3:05 or 2:10:07."""
     if seconds < 9.95:
         return f"{seconds:.1f} s"
     minutes, rest = divmod(round(seconds), 60)
@@ -83,10 +84,10 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def listening(*, waiting: str, quiet: bool) -> Iterator[Listener]:
-    """Something to tell the progress of a run to: a bar on a terminal, plain lines elsewhere, nothing if `quiet`.
+    """Yield a callback that shows the progress of a run: a bar on a terminal, lines elsewhere, nothing if `quiet`.
 
     Args:
-        waiting: What the bar says before the first image.
+        waiting: Text of the bar before the first image.
     """
     console = Console(stderr=True)
     if quiet:
@@ -99,7 +100,7 @@ def listening(*, waiting: str, quiet: bool) -> Iterator[Listener]:
 
 
 class Lines:
-    """Progress as lines of text, few enough for a log file."""
+    """A callback that writes progress as lines of text, few enough for a log file."""
 
     def __init__(self, *, write: Callable[[str], None], clock: Callable[[], float]) -> None:
         self._write, self._clock = write, clock
@@ -108,14 +109,16 @@ class Lines:
     def __call__(self, progress: "Progress") -> None:
         now = self._clock()
         waited, advanced = now - self._told_at, progress.done - self._told_images
-        due = waited >= LINE_EVERY_S or (advanced >= LINE_EVERY_SHARE * progress.total and waited >= LINE_NOT_BEFORE_S)
+        due = waited >= LINE_EVERY_S or (
+            advanced >= LINE_EVERY_FRACTION * progress.total and waited >= LINE_NOT_BEFORE_S
+        )
         if advanced and (due or progress.done == progress.total):
             self._told_at, self._told_images = now, progress.done
             self._write(describe(progress))
 
 
 def describe(progress: "Progress") -> str:
-    """Progress in a line: `40/200 images, 212 masks, 9 kept, 12.1 images/s, 0:13 left`."""
+    """Format progress as a line: `40/200 images, 212 masks, 9 kept, 12.1 images/s, 0:13 left`."""
     failed = f", {progress.failed} failed" if progress.failed else ""
     left = f", {duration(progress.seconds_left)} left" if progress.seconds_left else ""
     return (
@@ -142,7 +145,7 @@ def _bar(console: Console, waiting: str) -> Iterator[Listener]:
 
 @contextmanager
 def counting(what: str, *, unit: str, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Something to tell a progress to, as (done, total): a bar on a terminal, plain lines elsewhere."""
+    """Yield a callback (done, total) that shows progress: a bar on a terminal, plain lines elsewhere."""
     console = Console(stderr=True)
     if quiet:
         yield lambda *_: None
@@ -174,7 +177,7 @@ def counting(what: str, *, unit: str, quiet: bool) -> Iterator[Callable[[int, in
 
 @contextmanager
 def downloading(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None]]:
-    """Something to tell the progress of a download to, as (bytes there, bytes in all)."""
+    """Yield a callback (bytes downloaded, bytes in total) that shows the progress of a download on a terminal."""
     console = Console(stderr=True)
     if quiet or not console.is_terminal:
         yield lambda *_: None
@@ -190,7 +193,7 @@ def downloading(name: str, *, quiet: bool) -> Iterator[Callable[[int, int], None
     )
     with rich_progress.Progress(*columns, console=console) as bar:
         task = bar.add_task(name, total=None)
-        yield lambda there, size: bar.update(task, completed=there, total=size)
+        yield lambda downloaded, size: bar.update(task, completed=downloaded, total=size)
 
 
 TrainingListeners: TypeAlias = "tuple[Callable[[int, int], None], Callable[[TrainProgress], None]]"
@@ -198,9 +201,10 @@ TrainingListeners: TypeAlias = "tuple[Callable[[int, int], None], Callable[[Trai
 
 @contextmanager
 def training(*, quiet: bool) -> Iterator[TrainingListeners]:
-    """Something to tell the packing of the data to, as (done, total), and something to tell the training to.
+    """Yield two callbacks: (done, total) for the packing of the data, and one for the progress of training.
 
-    A bar on a terminal, else a line now and then. Validations stay on the screen as lines either way.
+    They show a bar on a terminal, and a line from time to time elsewhere. Validations stay on the screen as lines in
+    both cases.
     """
     console = Console(stderr=True)
     if quiet:
@@ -231,7 +235,7 @@ def _training_bar(console: Console) -> Iterator[TrainingListeners]:
 
     columns = (rich_progress.BarColumn(), rich_progress.TextColumn("{task.description}"))
     with rich_progress.Progress(*columns, console=console, transient=True) as bar:
-        task = bar.add_task("getting ready", total=1.0)
+        task = bar.add_task("preparing", total=1.0)
         last: dict[str, float] = {}
 
         def tell_packing(done: int, total: int) -> None:
@@ -247,7 +251,7 @@ def _training_bar(console: Console) -> Iterator[TrainingListeners]:
 
 
 def _describe_training(progress: "TrainProgress", measured: Mapping[str, float] | None) -> str:
-    """Progress in a line: `step 40/200: loss 2.0312, iou 0.7001, full 0.8012, 12.1 images/s, 0:13 left`."""
+    """Format progress as a line: `step 40/200: loss 2.0312, iou 0.7001, full 0.8012, 12.1 images/s, 0:13 left`."""
     figures = {"loss": progress.loss, "iou": progress.iou, **(measured or {})}
     words = ", ".join(f"{name} {value:.4f}" for name, value in figures.items())
     steps = "" if progress.steps is None else f"/{progress.steps}"
@@ -259,25 +263,25 @@ def _describe_training(progress: "TrainProgress", measured: Mapping[str, float] 
 
 
 def summarise(summary: "Summary") -> None:
-    """What a run did, in a few lines on stdout."""
-    share = f" ({summary.refined / summary.masks:.0%})" if summary.masks else ""
+    """Print what a run did, in a few lines on stdout."""
+    percent = f" ({summary.refined / summary.masks:.0%})" if summary.masks else ""
     change = "" if summary.mean_change is None else f", mean change {100 * summary.mean_change:.1f} % (1 - IoU)"
-    say(f"[bold]{summary.refined} of {summary.masks} masks refined[/bold]{share}{change}")
+    say(f"[bold]{summary.refined} of {summary.masks} masks refined[/bold]{percent}{change}")
     _say_kept(summary)
-    reused = f", {summary.reused} of them taken over from an earlier run" if summary.reused else ""
+    reused = f", {summary.reused} of them from an earlier run" if summary.reused else ""
     rate = f" ({summary.images_per_second:.3g} images/s)" if summary.images_per_second else ""
     say(f"{summary.images} images{reused}, {duration(summary.seconds)}{rate}")
     for note in summary.notes:
         say(note, markup=False)
     if summary.journal is not None:
-        say(f"not all images are done: --resume goes on from {summary.journal}", markup=False)
+        say(f"not all images are done: --resume continues from {summary.journal}", markup=False)
     say(f"written to {summary.output}", markup=False)
 
 
 def foretell(summary: "Summary", *, model: str, output: Path) -> None:
-    """What a run would do, in a few lines on stdout."""
-    asked = summary.kept.get(Reason.DRY_RUN, 0)
-    say(f"[bold]{asked} of {summary.masks} masks would be refined[/bold], in {summary.images} images")
+    """Print what a run would do, in a few lines on stdout."""
+    planned = summary.kept.get(Reason.DRY_RUN, 0)
+    say(f"[bold]{planned} of {summary.masks} masks would be refined[/bold], in {summary.images} images")
     _say_kept(summary)
     say(f"with the model {model}", markup=False)
     say(f"to {output}", markup=False)
@@ -285,7 +289,7 @@ def foretell(summary: "Summary", *, model: str, output: Path) -> None:
 
 
 def complain_of_images(summary: "Summary") -> None:
-    """Sentences about the images that failed, on stderr."""
+    """Print the errors of the images that failed, on stderr."""
     for sentence in summary.errors:
         complain(sentence)
     if summary.failed > len(summary.errors):
@@ -299,14 +303,14 @@ def _say_kept(summary: "Summary") -> None:
 
 
 def as_json(record: object) -> dict[str, object]:
-    """A frozen record as JSON holds it."""
+    """Convert a frozen record to what JSON can hold."""
     if not dataclasses.is_dataclass(record) or isinstance(record, type):
         raise TypeError(f"{record!r} is not a record")
     return dict(json.loads(json.dumps(dataclasses.asdict(record), default=_plain)))
 
 
 def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> None:
-    """A table on stdout; the columns named by `numbers` are set flush right."""
+    """Print a table on stdout; the columns with an index in `numbers` are right-aligned."""
     drawn = Table(title=title or None, title_justify="left", box=None, pad_edge=False, padding=(0, 2, 0, 0))
     for index, heading in enumerate(headings):
         drawn.add_column(heading, justify="right" if index in numbers else "left", overflow="fold")
@@ -316,7 +320,7 @@ def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *,
 
 
 def markdown(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> None:
-    """The same table in Markdown, on stdout."""
+    """Print the same table as Markdown on stdout."""
     if title:
         sys.stdout.write(f"**{title}**\n\n")
     rules = ["---:" if index in numbers else "---" for index in range(len(headings))]

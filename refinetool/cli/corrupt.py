@@ -20,20 +20,20 @@ if TYPE_CHECKING:
 
 CORRUPT = CorruptSettings()
 
-FILES, WHAT, RUN = "Files", "What is made", "Run"
+FILES, WHAT, RUN = "Files", "Defects", "Run"
 
 REASONS = console.REASONS | {
     Reason.CROWD: "crowds",
     Reason.TOO_SMALL: f"masks under {CORRUPT.min_area_px} pixels",
 }
-"""What a summary says of masks that stay as they were."""
+"""How the summary explains why a mask was not changed."""
 
 
 @app.command(
-    help="Make coarse masks from good ones: the same file back, with worse masks.\n\n"
-    "A suite is a mix of generators, each with a band of IoU to reach; the report says how many masks did. An "
-    "object's mask depends on the seed, its image and its id alone. Crowds, tiny masks and masks that can't be read "
-    "stay as they are."
+    help="Make coarse masks from good ones. The output is the same file with worse masks.\n\n"
+    "A suite is a mix of generators, each with a band of IoU to reach; the report says how many masks reached it. An "
+    "object's mask depends only on the seed, its image and its id. Crowds, tiny masks and masks that can't be read "
+    "are not changed."
 )
 def corrupt(
     *,
@@ -54,21 +54,27 @@ def corrupt(
     sizes: options.Sizes = None,
     max_pixels: Annotated[
         int,
-        typer.Option("--max-pixels", min=1, metavar="N", help="Larger images are left alone.", rich_help_panel=FILES),
+        typer.Option(
+            "--max-pixels",
+            min=1,
+            metavar="N",
+            help="Largest image size, in pixels. The masks of larger images are not changed.",
+            rich_help_panel=FILES,
+        ),
     ] = CORRUPT.max_pixels,
     record: Annotated[
         Path | None,
         typer.Option(
             "--record",
             metavar="PATH",
-            help="CSV or JSON file to write, with how each coarse mask was made.",
+            help="CSV or JSON file to write, saying how each coarse mask was made.",
             rich_help_panel=FILES,
         ),
     ] = None,
     picture: Annotated[
         Path | None,
         typer.Option(
-            "--picture", metavar="PATH", help="PNG to write, a contact sheet of a dozen masks.", rich_help_panel=FILES
+            "--picture", metavar="PATH", help="PNG to write: a contact sheet of a dozen masks.", rich_help_panel=FILES
         ),
     ] = None,
     overwrite: options.Overwrite = False,
@@ -86,32 +92,34 @@ def corrupt(
         typer.Option(
             "--generator",
             metavar="NAME",
-            help="One generator, no suite: superpixel, boundary, noise-band, cam-like, clip-like, polygon, "
-            "shift-scale, low-res, partial, merge-neighbour, boundary-noise, grow-shrink, heat-map, holes-islands, "
-            "biased-activation, mix, blobs or compose.",
+            help="A single generator instead of a suite: superpixel, boundary, noise-band, cam-like, clip-like, "
+            "polygon, shift-scale, low-res, partial, merge-neighbour, boundary-noise, grow-shrink, heat-map, "
+            "holes-islands, biased-activation, mix, blobs or compose.",
             rich_help_panel=WHAT,
         ),
     ] = None,
     band: Annotated[
         BandName | None,
-        typer.Option("--band", help="How hard, instead of the suite's own bands.", rich_help_panel=WHAT),
+        typer.Option("--band", help="Difficulty: a named band of IoU in place of the suite's.", rich_help_panel=WHAT),
     ] = None,
     iou_low: Annotated[
         float | None,
         typer.Option(
-            "--iou-low", min=0, max=1, metavar="X", help="The band in numbers: lowest IoU.", rich_help_panel=WHAT
+            "--iou-low", min=0, max=1, metavar="X", help="Lowest IoU of the band, as a number.", rich_help_panel=WHAT
         ),
     ] = None,
     iou_high: Annotated[
         float | None,
-        typer.Option("--iou-high", min=0, max=1, metavar="X", help="Highest IoU of the band.", rich_help_panel=WHAT),
+        typer.Option(
+            "--iou-high", min=0, max=1, metavar="X", help="Highest IoU of the band, as a number.", rich_help_panel=WHAT
+        ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Another seed gives other masks.", rich_help_panel=RUN)
+        int, typer.Option("--seed", min=0, metavar="N", help="Random seed.", rich_help_panel=RUN)
     ] = CORRUPT.seed,
     limit: Annotated[
         int | None,
-        typer.Option("--limit", min=1, metavar="N", help="Corrupt the first N images only.", rich_help_panel=RUN),
+        typer.Option("--limit", min=1, metavar="N", help="Corrupt only the first N images.", rich_help_panel=RUN),
     ] = None,
     workers: Annotated[
         int | None,
@@ -119,7 +127,7 @@ def corrupt(
             "--workers",
             min=1,
             metavar="N",
-            help="Threads. [dim]\\[default: CPU cores, 8 at most][/dim]",
+            help="Number of threads. [dim]\\[default: CPU cores, at most 8][/dim]",
             rich_help_panel=RUN,
             show_default=False,
         ),
@@ -166,16 +174,16 @@ def choose(
     low: float | None,
     high: float | None,
 ) -> "Suite":
-    """The suite that was asked for, with another band if one is given.
+    """Return the requested suite, with another band if one is given.
 
     Raises:
-        UsageError: Half a band, two of them, or one whose ends are swapped.
+        UsageError: Half a band, two bands, or a band whose ends are swapped.
     """
     from refinetool.corrupt.suites import BANDS, SUITES, single
 
     chosen = SUITES[suite] if generator is None else single(generator)
     if band is not None and (low is not None or high is not None):
-        raise UsageError("--band and --iou-low with --iou-high say the same; choose one")
+        raise UsageError("--band and --iou-low with --iou-high both set the band; choose one")
     if band is not None:
         return chosen.with_band(*BANDS[band])
     if low is None and high is None:
@@ -197,13 +205,13 @@ def default_output(truth: Path) -> Path:
 
 def summarise(summary: "CorruptSummary") -> None:
     """Print what was made, band by band."""
-    headings = ("", "IoU asked for", "n", "reached", "mean IoU", "median", "boundary IoU", "parts", "holes")
+    headings = ("", "requested IoU", "n", "reached", "mean IoU", "median", "boundary IoU", "parts", "holes")
     console.table("", headings, [_row(band) for band in summary.bands], numbers=range(2, len(headings)))
     console.say(f"[bold]{summary.corrupted} of {summary.masks} masks made coarse[/bold], in {summary.images} images")
     if missed := summary.corrupted - summary.reached:
-        console.say(f"  {missed} missed their band, and are the closest that was drawn; --record names them")
+        console.say(f"  {missed} missed their band and are the closest attempts; --record lists them")
     for reason, count in sorted(summary.kept.items(), key=_most_first):
-        console.say(f"  {count} left as they are: {REASONS[reason]}", markup=False)
+        console.say(f"  {count} not changed: {REASONS[reason]}", markup=False)
     for note in summary.notes:
         console.say(note, markup=False)
     console.say(f"written to {summary.output}", markup=False)

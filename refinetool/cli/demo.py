@@ -14,7 +14,7 @@ from refinetool.cli.options import JOB, REFINE
 @app.command()
 def demo(
     *,
-    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Where to write.")] = Path("refinetool-demo"),
+    folder: Annotated[Path, typer.Argument(metavar="[FOLDER]", help="Folder to write.")] = Path("refinetool-demo"),
     model: options.ModelName = JOB.model,
     checkpoint: options.Checkpoint = None,
     device: options.Device = JOB.device,
@@ -22,7 +22,7 @@ def demo(
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
 ) -> None:
-    """Refine hand-drawn outlines of objects in built-in photographs: no network, no data, a few seconds."""
+    """Refine hand-drawn outlines of objects in built-in photographs. Needs no network and no data."""
     from refinetool.demo import run_demo
 
     with console.listening(waiting="loading the model", quiet=quiet) as listener:
@@ -43,6 +43,6 @@ def demo(
         console.say("\nLook at the pictures, coarse on the left and refined on the right:")
         for path in result.pictures:
             console.say(f"  {path}", markup=False)
-        console.say("\nThe same by hand:")
+        console.say("\nTo run the same refinement yourself:")
         command = ["refinetool", "refine", str(result.coarse), "--images", str(result.images), "-o", "refined.json"]
         console.say(f"  {shlex.join(command)}", markup=False)

@@ -20,20 +20,21 @@ EVALUATE = EvaluateSettings()
 def evaluate(
     *,
     prediction: Annotated[Path, typer.Argument(metavar="PRED", help="Masks to evaluate.")],
-    truth: Annotated[Path, typer.Argument(metavar="GT", help="Their ground truth, with the same ids.")],
+    truth: Annotated[Path, typer.Argument(metavar="GT", help="Ground truth with the same ids.")],
     coarse: Annotated[
-        Path | None, typer.Option("--coarse", help="What PRED was refined from; adds values before and gains.")
+        Path | None,
+        typer.Option("--coarse", help="Coarse masks that PRED was refined from; adds their values and the gains."),
     ] = None,
     candidates: Annotated[
         Path | None,
-        typer.Option("--candidates", help="File written by refine --candidates; adds how well masks were selected."),
+        typer.Option("--candidates", help="File written by refine --candidates; adds how well candidates were chosen."),
     ] = None,
     images: options.Images = None,
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
     protocol: Annotated[
         Literal["auto", "coco", "lvis", "davis", "lvos", "none"],
-        typer.Option("--protocol", help="Rules for AP (coco, lvis) or for J&F (davis, lvos)."),
+        typer.Option("--protocol", help="Rules for computing AP (coco, lvis) or J&F (davis, lvos)."),
     ] = EVALUATE.protocol,
     boundary_ratio: Annotated[
         float,
@@ -42,15 +43,18 @@ def evaluate(
         ),
     ] = EVALUATE.boundary_ratio,
     workers: Annotated[
-        int | None, typer.Option("--workers", min=1, help="Processes. [dim]\\[default: one per core, at most 8][/dim]")
+        int | None,
+        typer.Option("--workers", min=1, help="Number of processes. [dim]\\[default: CPU cores, at most 8][/dim]"),
     ] = None,
     plot: Annotated[
         Path | None,
-        typer.Option("--plot", help="PNG to write: gain by size and by quality of the coarse mask. Needs --coarse."),
+        typer.Option(
+            "--plot", help="PNG to write: gain by object size and by quality of the coarse mask. Needs --coarse."
+        ),
     ] = None,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: options.AsJson = False,
-    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="No progress.")] = False,
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
 ) -> None:
     """Measure masks against ground truth: AP, IoU, boundary IoU, mBA; mIoU for class maps, J&F for clips."""
     if plot is not None and coarse is None:

@@ -12,12 +12,12 @@ if TYPE_CHECKING:
     from refinetool.backends.weights import Status
 
 models = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(models, name="models", help="List models, fetch their weights, verify them.")
+app.add_typer(models, name="models", help="List models, and fetch and verify their weights.")
 
 
 @models.command("list")
 def models_list(as_json: options.AsJson = False) -> None:
-    """Show the models, where their weights come from, and which are here."""
+    """List the models, their weights, and which weights have been fetched."""
     from refinetool.backends.models import MODELS
     from refinetool.backends.weights import cache_folder, listing
 
@@ -32,7 +32,7 @@ def models_list(as_json: options.AsJson = False) -> None:
         rows.append((name, model.about, size, status.state if status else "built in"))
     console.table("", ("name", "what", "weights", "state"), rows, numbers=(2,))
     console.say(f"\nWeights are kept in {cache_folder()}", markup=False)
-    console.say("refinetool models fetch NAME brings them there; --checkpoint takes a file from anywhere.")
+    console.say("refinetool models fetch NAME downloads weights to this folder; --checkpoint reads any other file.")
 
 
 def _model_record(name: str, states: "Mapping[str, Status]") -> dict[str, object]:
@@ -48,10 +48,10 @@ def _model_record(name: str, states: "Mapping[str, Status]") -> dict[str, object
 
 @models.command("fetch")
 def models_fetch(
-    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Models, as `models list` names them.")],
+    names: Annotated[list[str], typer.Argument(metavar="NAME...", help="Names of models from `models list`.")],
     quiet: options.Quiet = False,
 ) -> None:
-    """Download published weights, continue where a download stopped, and check their SHA-256."""
+    """Download published weights and check their SHA-256. Interrupted downloads are continued."""
     from refinetool.backends import weights
 
     for weight in [weights.find(name) for name in names]:
@@ -64,11 +64,12 @@ def models_fetch(
 @models.command("verify")
 def models_verify(
     names: Annotated[
-        list[str] | None, typer.Argument(metavar="[NAME...]", help="Models; without any, all that are here.")
+        list[str] | None,
+        typer.Argument(metavar="[NAME...]", help="Names of models; without any, all that have been fetched."),
     ] = None,
     as_json: options.AsJson = False,
 ) -> None:
-    """Check weights that are here against the published SHA-256."""
+    """Check fetched weights against the published SHA-256."""
     from refinetool.backends import weights
 
     here = [status.weights.model for status in weights.listing() if status.state != "missing"]

@@ -1,8 +1,8 @@
-"""The options of the commands, by the panel of `--help` they stand in.
+"""Options that the commands share, grouped by their panel in `--help`.
 
-Options that several commands have are types here. Options of refinement settings are rows of `SETTINGS`, stated once;
-`with_settings` gives a command those that it names. They are None unless they are given: the default stands in
-`settings`, is shown from there, and gives way to `--compat` where that asks for something else.
+Options of several commands are type aliases here. Options of refinement settings are rows of `SETTINGS`, and
+`with_settings` adds the named ones to a command. They are None unless given: the default shown in `--help` is that of
+`settings`, and `--compat` may set another.
 """
 
 import dataclasses
@@ -29,7 +29,7 @@ PROMPTS = "Prompts mined from the coarse mask"
 
 
 def _given(*names: str, text: str, panel: str, default: object = None, **more: Any) -> Any:
-    """An option that is None unless it is given; `default` is only shown."""
+    """Make an option that is None unless given; `default` is only shown in the help."""
     shown = "" if default is None else f" [dim]\\[default: {default}][/dim]"
     return typer.Option(*names, help=text + shown, rich_help_panel=panel, show_default=False, **more)
 
@@ -43,7 +43,10 @@ def _flag(*names: str, text: str, panel: str) -> Any:
 Images: TypeAlias = Annotated[
     Path | None,
     _given(
-        "--images", metavar="PATH", text="Folder of the images; else they are sought beside the masks.", panel=FILES
+        "--images",
+        metavar="PATH",
+        text="Image folder. Without it, images are looked for beside the masks.",
+        panel=FILES,
     ),
 ]
 Output: TypeAlias = Annotated[
@@ -59,68 +62,73 @@ Output: TypeAlias = Annotated[
 ]
 Format: TypeAlias = Annotated[
     str,
-    typer.Option("--format", help=f"auto, {', '.join(FORMATS)}.", metavar="NAME", rich_help_panel=FILES),
+    typer.Option(
+        "--format", help=f"Format of the masks: auto, {', '.join(FORMATS)}.", metavar="NAME", rich_help_panel=FILES
+    ),
 ]
 Sizes: TypeAlias = Annotated[
     Path | None,
-    _given("--sizes", metavar="PATH", text="COCO JSON with the sizes of the images, for COCO results.", panel=FILES),
+    _given("--sizes", metavar="PATH", text="COCO JSON that lists the images, for COCO results.", panel=FILES),
 ]
 Record: TypeAlias = Annotated[
     Path | None,
-    _given("--record", metavar="PATH", text="CSV to write: what became of every mask, by id.", panel=FILES),
+    _given("--record", metavar="PATH", text="CSV file to write: the status of every mask.", panel=FILES),
 ]
-Overwrite: TypeAlias = Annotated[bool, _flag("--overwrite", text="Replace an output that exists.", panel=FILES)]
+Overwrite: TypeAlias = Annotated[bool, _flag("--overwrite", text="Replace an existing output.", panel=FILES)]
 
 # --- model
 
 ModelName: TypeAlias = Annotated[
-    str, typer.Option("--model", help="Segmenter; see refinetool models list.", metavar="NAME", rich_help_panel=MODEL)
+    str, typer.Option("--model", help="Model name; see refinetool models list.", metavar="NAME", rich_help_panel=MODEL)
 ]
 Checkpoint: TypeAlias = Annotated[
     str | None,
     _given(
-        "--checkpoint", text="File of weights, or random:SEED. Else the published ones.", panel=MODEL, metavar="PATH"
+        "--checkpoint",
+        text="Weights file, or random:SEED. Without it, the published weights.",
+        panel=MODEL,
+        metavar="PATH",
     ),
 ]
 Device: TypeAlias = Annotated[
-    str, typer.Option("--device", help="auto, cpu, cuda or cuda:N.", metavar="DEVICE", rich_help_panel=MODEL)
+    str, typer.Option("--device", help="Device: auto, cpu, cuda or cuda:N.", metavar="DEVICE", rich_help_panel=MODEL)
 ]
 Precision: TypeAlias = Annotated[
     Literal["auto", "fp32", "bf16"],
-    typer.Option("--precision", help="Arithmetic of the model; auto is bf16 on a GPU.", rich_help_panel=MODEL),
+    typer.Option("--precision", help="Precision of the model; auto is bf16 on a GPU.", rich_help_panel=MODEL),
 ]
 IouAdapter: TypeAlias = Annotated[
     Path | None,
-    _given("--iou-adapter", metavar="PATH", text="What refinetool adapt-iou made for this model.", panel=MODEL),
+    _given("--iou-adapter", metavar="PATH", text="File that refinetool adapt-iou wrote for this model.", panel=MODEL),
 ]
 
 # --- run
 
 Limit: TypeAlias = Annotated[
-    int | None, _given("--limit", metavar="N", text="Refine the first N images only.", panel=RUN, min=1)
+    int | None, _given("--limit", metavar="N", text="Process only the first N images.", panel=RUN, min=1)
 ]
-DryRun: TypeAlias = Annotated[bool, _flag("--dry-run", text="Say what would be done, touch nothing.", panel=RUN)]
+DryRun: TypeAlias = Annotated[bool, _flag("--dry-run", text="Show what would be done; write nothing.", panel=RUN)]
 Resume: TypeAlias = Annotated[bool, _flag("--resume", text="Continue an interrupted or limited run.", panel=RUN)]
-Fresh: TypeAlias = Annotated[bool, _flag("--fresh", text="Forget what an earlier run left.", panel=RUN)]
+Fresh: TypeAlias = Annotated[bool, _flag("--fresh", text="Discard the finished images of an earlier run.", panel=RUN)]
 Threads: TypeAlias = Annotated[
     int | None,
     _given(
         "--threads",
         metavar="N",
-        text="Readers and writers around the model.",
+        text="Threads that read images and encode masks.",
         panel=RUN,
-        default="CPU cores, 8 at most",
+        default="CPU cores, at most 8",
         min=1,
     ),
 ]
-Quiet: TypeAlias = Annotated[bool, _flag("--quiet", "-q", text="No progress, no summary.", panel=RUN)]
+Quiet: TypeAlias = Annotated[bool, _flag("--quiet", "-q", text="Show no progress and no summary.", panel=RUN)]
 AsJson: TypeAlias = Annotated[bool, _flag("--json", text="Print the summary as JSON.", panel=RUN)]
 
 # --- refinement
 
 Method: TypeAlias = Annotated[
     Literal["samrefiner", "tight-box", "grid-max-iou", "grid-merge", "grabcut", "guided", "smooth"],
-    typer.Option("--method", help="The tool's own way, or a baseline to compare with.", rich_help_panel=METHOD),
+    typer.Option("--method", help="samrefiner, or a baseline for comparison.", rich_help_panel=METHOD),
 ]
 Truth: TypeAlias = Annotated[
     Path | None,
@@ -128,16 +136,18 @@ Truth: TypeAlias = Annotated[
 ]
 Candidates: TypeAlias = Annotated[
     Path | None,
-    _given("--candidates", metavar="PATH", text="JSON lines to write: all the model offered.", panel=FILES),
+    _given("--candidates", metavar="PATH", text="JSON Lines file to write: all candidates of each mask.", panel=FILES),
 ]
 Compat: TypeAlias = Annotated[
     Literal["release"] | None,
-    _given("--compat", text="Do as SAMRefiner's authors' release, for comparison.", panel=METHOD),
+    _given("--compat", text="Reproduce the release of SAMRefiner's authors, for comparison.", panel=METHOD),
 ]
 
 # --- guard
 
-NoGuard: TypeAlias = Annotated[bool, _flag("--no-guard", text="Take every refined mask that isn't empty.", panel=GUARD)]
+NoGuard: TypeAlias = Annotated[
+    bool, _flag("--no-guard", text="Accept every refined mask that is not empty.", panel=GUARD)
+]
 
 # --- prompts
 
@@ -147,12 +157,12 @@ NoGuard: TypeAlias = Annotated[bool, _flag("--no-guard", text="Take every refine
 
 @dataclass(frozen=True, slots=True)
 class Setting:
-    """An option that changes a setting. Type, choices and default are the setting's.
+    """An option that changes a setting. Type, choices and default are those of the setting.
 
-    path: Its name in `RefineSettings`, with the group before a dot.
-    low, high: Bounds of its value.
-    value: What an option without a value sets it to.
-    default: What is shown instead of the default.
+    path: Name of the setting in `RefineSettings`, with the group before a dot.
+    low, high: Bounds of the value.
+    value: What an option without a value sets the setting to.
+    default: Text to show in place of the default.
     """
 
     path: str
@@ -191,46 +201,58 @@ class Setting:
         return inspect.Parameter(self.variable, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=hint)
 
 
-SUITS_MODEL = "what suits the model"
+MODEL_DEFAULT = "the model's default"
 VIEWS, REGIONS = (f"{cpu} on a CPU, {gpu} on a GPU" for cpu, gpu in zip(*BATCHES.values(), strict=True))
 
 SETTINGS = (
-    Setting("max_pixels", "--max-pixels", FILES, "Larger images are left alone.", low=1),
+    Setting(
+        "max_pixels", "--max-pixels", FILES, "Largest image size, in pixels. Masks of larger images are kept.", low=1
+    ),
     Setting("image_batch", "--image-batch", MODEL, "Views per encoder call.", low=1, default=VIEWS),
     Setting("prompt_batch", "--prompt-batch", MODEL, "Regions per decoder call.", low=1, default=REGIONS),
-    Setting("seed", "--seed", RUN, "Seed of what is random: points with --point random.", low=0),
-    Setting("view.mode", "--view", METHOD, "What the model sees; mixed: crops for small objects in large images."),
-    Setting("view.margin", "--view-margin", METHOD, "Room around the box of a crop, in box sides.", low=0),
-    Setting("passes", "--passes", METHOD, "Refine the refined mask again, N passes in all.", low=1),
+    Setting("seed", "--seed", RUN, "Random seed, used only by --point random.", low=0),
+    Setting(
+        "view.mode",
+        "--view",
+        METHOD,
+        "What the model sees: the whole image, a crop around each mask, or crops only for small objects in large "
+        "images (mixed).",
+    ),
+    Setting("view.margin", "--view-margin", METHOD, "Margin of a crop, as a fraction of the box side.", low=0),
+    Setting("passes", "--passes", METHOD, "Number of passes; each refines the mask of the previous one.", low=1),
     Setting("cascade", "--cascade", METHOD, "What further passes are prompted with."),
-    Setting("selection", "--selection", METHOD, "Which candidate to take; oracle needs --truth."),
+    Setting("selection", "--selection", METHOD, "Which candidate to choose; oracle needs --truth."),
     Setting("snap.mode", "--snap", METHOD, "Edge-aware filter at full resolution."),
-    Setting("split.rule", "--split-rule", METHOD, "Which parts of a class mask are joined."),
+    Setting("split.rule", "--split-rule", METHOD, "How the components of a class mask are joined into parts."),
     Setting("grid.points_per_side", "--grid-points", METHOD, "Points per side of the grid methods.", low=1),
-    Setting("grid.min_predicted_iou", "--grid-min-iou", METHOD, "Predicted IoU below which they drop a mask."),
-    Setting("grid.min_stability", "--grid-min-stability", METHOD, "Stability below which they drop a mask."),
+    Setting(
+        "grid.min_predicted_iou", "--grid-min-iou", METHOD, "Minimum predicted IoU of the masks of the grid methods."
+    ),
+    Setting(
+        "grid.min_stability", "--grid-min-stability", METHOD, "Minimum stability of the masks of the grid methods."
+    ),
     Setting("include_crowd", "--include-crowd", METHOD, "Refine crowds too.", value=True),
     Setting(
         "guard.min_predicted_iou",
         "--min-predicted-iou",
         GUARD,
-        "The IoU that the model predicts, at least.",
+        "Minimum IoU predicted by the model.",
         low=0,
         high=1,
-        default=SUITS_MODEL,
+        default=MODEL_DEFAULT,
     ),
     Setting(
         "guard.min_expected_gain",
         "--min-expected-gain",
         GUARD,
-        "Fraction of the coarse mask's error that the model's logits promise to remove, at least.",
+        "Minimum fraction of the coarse mask's error that the refined mask removes, estimated from the model's logits.",
         low=-1,
         high=1,
-        default=SUITS_MODEL,
+        default=MODEL_DEFAULT,
     ),
-    Setting("guard.min_coarse_iou", "--min-coarse-iou", GUARD, "IoU with the coarse mask, at least.", low=0, high=1),
-    Setting("guard.max_area_ratio", "--max-area-ratio", GUARD, "How many times larger or smaller, at most.", low=1),
-    Setting("prompts.point", "--point", PROMPTS, "Where the positive point goes."),
+    Setting("guard.min_coarse_iou", "--min-coarse-iou", GUARD, "Minimum IoU with the coarse mask.", low=0, high=1),
+    Setting("guard.max_area_ratio", "--max-area-ratio", GUARD, "Maximum ratio of refined and coarse area.", low=1),
+    Setting("prompts.point", "--point", PROMPTS, "Where to put the positive point."),
     Setting("prompts.use_point", "--no-point", PROMPTS, "No positive point.", value=False),
     Setting("prompts.use_negative", "--no-negative", PROMPTS, "No negative point.", value=False),
     Setting("prompts.use_box", "--no-box", PROMPTS, "No box.", value=False),
@@ -239,15 +261,15 @@ SETTINGS = (
         "prompts.border_is_background",
         "--border-is-background",
         PROMPTS,
-        "Points keep away from the image border too.",
+        "Keep the positive point away from the image border, too.",
         value=True,
     ),
-    Setting("prompts.box", "--box", PROMPTS, "Box around the mask, as it is or stretched towards similar pixels."),
+    Setting("prompts.box", "--box", PROMPTS, "Box around the mask: tight, or extended towards similar pixels."),
     Setting(
         "prompts.elastic_threshold",
         "--elastic-threshold",
         PROMPTS,
-        "Fraction of similar pixels that stretches an edge (lambda).",
+        "Fraction of similar pixels above which an edge of the box moves (lambda).",
         low=0,
         high=1,
     ),
@@ -255,37 +277,54 @@ SETTINGS = (
         "prompts.elastic_similarity",
         "--elastic-similarity",
         PROMPTS,
-        "Cosine above which a pixel is similar.",
+        "Cosine similarity above which a pixel counts as similar.",
         low=-1,
         high=1,
     ),
-    Setting("prompts.elastic_step", "--elastic-step", PROMPTS, "Stretch, as a fraction of the box side.", low=0),
-    Setting("prompts.elastic_step_px", "--elastic-step-px", PROMPTS, "Stretch in pixels, at most.", low=0),
-    Setting("prompts.elastic_rounds", "--elastic-rounds", PROMPTS, "Stretches per pass.", low=0),
+    Setting(
+        "prompts.elastic_step",
+        "--elastic-step",
+        PROMPTS,
+        "How far an edge moves, as a fraction of the box side.",
+        low=0,
+    ),
+    Setting("prompts.elastic_step_px", "--elastic-step-px", PROMPTS, "Maximum move of an edge, in pixels.", low=0),
+    Setting("prompts.elastic_rounds", "--elastic-rounds", PROMPTS, "Number of moves per pass.", low=0),
     Setting(
         "prompts.gaussian_shape",
         "--gaussian-shape",
         PROMPTS,
-        "The mask prompt fades with the distance to the point, or to the edge.",
+        "The mask prompt fades with the distance to the point (radial) or to the edge (distance).",
     ),
-    Setting("prompts.gaussian_amplitude", "--gaussian-amplitude", PROMPTS, "Its peak logit (omega).", low=0),
-    Setting("prompts.gaussian_span", "--gaussian-span", PROMPTS, "How slowly it fades (gamma).", low=1e-6),
-    Setting("prompts.gaussian_background", "--gaussian-background", PROMPTS, "Its value outside the mask."),
+    Setting(
+        "prompts.gaussian_amplitude",
+        "--gaussian-amplitude",
+        PROMPTS,
+        "Peak logit of the mask prompt (omega).",
+        low=0,
+    ),
+    Setting("prompts.gaussian_span", "--gaussian-span", PROMPTS, "How slowly the mask prompt fades (gamma).", low=1e-6),
+    Setting(
+        "prompts.gaussian_background",
+        "--gaussian-background",
+        PROMPTS,
+        "Value of the mask prompt outside the mask.",
+    ),
     Setting(
         "prompts.weaken_expanded",
         "--weaken-expanded",
         PROMPTS,
-        "A weak mask prompt where the box was stretched.",
+        "Use a weak mask prompt where the box was extended.",
         value=True,
     ),
 )
-"""Every setting of refinement that has an option."""
+"""All refinement settings that have an option."""
 
 
 def with_settings(*paths: str) -> Callable[[Callable[..., None]], Callable[..., None]]:
-    """Give a command the options of some settings, or of all if none is named.
+    """Add the options of the named settings to a command, or of all settings if none is named.
 
-    The command has a parameter `changes`, and gets there what was given, as `changed` takes it.
+    The command must have a parameter `changes`; the given values are passed there, in the form that `changed` takes.
     """
     chosen = [setting for setting in SETTINGS if not paths or setting.path in paths]
 
@@ -310,10 +349,10 @@ def with_settings(*paths: str) -> Callable[[Callable[..., None]], Callable[..., 
 
 
 def changed(settings: RefineSettings, changes: Mapping[str, Any]) -> RefineSettings:
-    """Settings with some of them replaced.
+    """Return settings with some values replaced.
 
     Args:
-        changes: By name, with the group before a dot (`passes`, `view.mode`); None leaves a setting as it is.
+        changes: New values by name, with the group before a dot (`passes`, `view.mode`); None leaves a setting alone.
     """
     for path, value in changes.items():
         if value is None:

@@ -17,10 +17,10 @@ from refinetool.settings import METHODS, NO_GUARD, RELEASE
 
 
 @app.command(
-    help="Refine coarse masks: the same file back, with better masks.\n\n"
+    help="Refine coarse masks. The output is the same file with better masks.\n\n"
     "Ids, order and everything else stay as they are. A mask that can't be refined, or whose refined version is "
-    "doubtful, stays coarse, and the summary says why; if images could not be read, the exit code is 1. What was "
-    "interrupted continues with --resume."
+    "doubtful, stays coarse, and the summary says why. If images can't be read, the exit code is 1. Continue an "
+    "interrupted run with --resume."
 )
 @options.with_settings()
 def refine(
@@ -52,12 +52,12 @@ def refine(
     changes: Mapping[str, object],
 ) -> None:
     if compat == "release" and method != "samrefiner":
-        raise UsageError(f"--compat release is about the method samrefiner; leave it or --method {method} out")
+        raise UsageError(f"--compat release works only with the method samrefiner; drop it or --method {method}")
     base = RELEASE if compat == "release" else METHODS[method]
     settings = options.changed(replace(base, guard=NO_GUARD) if no_guard else base, changes)
-    asked = settings.prompts
-    if not (asked.use_point or asked.use_negative or asked.use_box or asked.use_mask):
-        raise UsageError("nothing is left to ask the model; leave one of the prompts on")
+    prompts = settings.prompts
+    if not (prompts.use_point or prompts.use_negative or prompts.use_box or prompts.use_mask):
+        raise UsageError("no prompt is left for the model; keep at least one of point, negative point, box and mask")
 
     from refinetool.backends.models import find_model
     from refinetool.running.run import refine_dataset
@@ -103,7 +103,7 @@ def refine(
 
 
 def resume_command(arguments: list[str]) -> str:
-    """The command line that continues an interrupted one."""
+    """Return the command line that continues an interrupted run."""
     kept = [argument for argument in arguments if argument not in ("--fresh", "--resume")]
     return shlex.join(["refinetool", *kept, "--resume"])
 

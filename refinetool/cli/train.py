@@ -18,17 +18,17 @@ TRAIN, PACK = TrainSettings(), PackSettings()
 train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(train, name="train", help="Train a model on your own images.")
 
-SOURCES = "Folder with images/, masks/ and split.json, COCO JSON, or VOC root; may be given several times."
+SOURCES = "Folder with images/, masks/ and split.json, COCO JSON file, or VOC root. May be given several times."
 
 
 def _setting(name: str, text: str, *, default: object, **more: Any) -> Any:
-    """An option that is None unless it is given; `default` is only shown."""
+    """Make an option that is None unless given; `default` is only shown in the help."""
     shown = "" if default is None else f" [dim]\\[default: {default}][/dim]"
     return typer.Option(name, help=text + shown, show_default=False, **more)
 
 
 def _both(name: str) -> str:
-    """A default as it is on a CPU, and on a GPU where that differs."""
+    """Format a default: the value on a CPU, and the value on a GPU if it differs."""
     here, there = getattr(TRAIN, name), getattr(TRAIN_ON_GPU, name)
     return f"{here:g}" if here == there else f"{here:g}, on a GPU {there:g}"
 
@@ -37,25 +37,27 @@ def _both(name: str) -> str:
 def pack_data(
     *,
     data: Annotated[list[Path], typer.Option("--data", help=SOURCES)],
-    output: Annotated[Path, typer.Option("--output", "-o", help="Folder for the pack; an older pack is replaced.")],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Folder to write the pack to; an existing pack is replaced.")
+    ],
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of the images of COCO files; else they are sought.")
+        Path | None, typer.Option("--images", help="Image folder of COCO files. Without it, images are looked for.")
     ] = None,
     side: Annotated[
-        int, typer.Option("--side", min=64, help="Longer side of a packed picture in pixels, at most.")
+        int, typer.Option("--side", min=64, help="Maximum longer side of a packed picture, in pixels.")
     ] = PACK.side,
     max_megabytes: Annotated[
         float | None,
         _setting(
             "--max-megabytes",
-            "Quality, then side are lowered until the pack is smaller; 0 means no bound.",
+            "Maximum size of the pack; picture quality, then picture size are lowered to reach it. 0 means no limit.",
             default=PACK.max_megabytes,
             min=0,
         ),
     ] = None,
     quiet: options.Quiet = False,
 ) -> None:
-    """Pack training data into two small files, so that a rented GPU can start on them at once."""
+    """Pack training data into two small files that are easy to copy to another machine."""
     from refinetool.train.data.pack import pack
 
     bound = PACK.max_megabytes if max_megabytes is None else max_megabytes or None
@@ -71,7 +73,7 @@ def pack_data(
         rows = [(source.name, str(source.train), str(source.validation)) for source in made.sources]
         console.table("", ("source", "train", "val"), rows, numbers=(1, 2))
         console.say(f"{len(made)} pictures, sides up to {made.side} px, {made.megabytes:.1f} MB")
-        console.say(f"written to {output}; refinetool train embedded takes it with --data", markup=False)
+        console.say(f"written to {output}; use it with refinetool train embedded --data", markup=False)
 
 
 @train.command("embedded")
@@ -79,22 +81,22 @@ def train_embedded_model(
     *,
     data: Annotated[
         list[Path] | None,
-        typer.Option("--data", help=f"{SOURCES} Or one pack. With --resume it need not be said again."),
+        typer.Option("--data", help=f"{SOURCES} Or one pack. Not needed with --resume."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, metrics and weights.")],
     images: Annotated[
-        Path | None, typer.Option("--images", help="Folder of the images of COCO files; else they are sought.")
+        Path | None, typer.Option("--images", help="Image folder of COCO files. Without it, images are looked for.")
     ] = None,
     start: Annotated[
-        Path | None, typer.Option("--from", help="Weights to start from, instead of random ones: fine-tuning.")
+        Path | None, typer.Option("--from", help="Weights to start from instead of random weights (fine-tuning).")
     ] = None,
     part: Annotated[
         Literal["all", "detail"] | None,
-        _setting("--part", "What learns: all, or only the detail head on top of --from.", default=TRAIN.part),
+        _setting("--part", "What to train: all, or only the detail head on top of --from.", default=TRAIN.part),
     ] = None,
     steps: Annotated[int | None, _setting("--steps", "Optimiser steps.", default=_both("steps"), min=1)] = None,
     minutes: Annotated[
-        float | None, _setting("--minutes", "Train for so long instead of for steps.", default=None, min=0.01)
+        float | None, _setting("--minutes", "Training time in minutes, instead of --steps.", default=None, min=0.01)
     ] = None,
     batch: Annotated[
         int | None, _setting("--batch", "Images per step.", default=_both("images_per_step"), min=1)
@@ -103,15 +105,18 @@ def train_embedded_model(
         float | None,
         _setting(
             "--learning-rate",
-            "Learning rate of the plateau.",
+            "Learning rate before it decays.",
             default=f"{_both('learning_rate')}; with --from {FINE_TUNE_RATE:g} of that",
             min=1e-9,
         ),
     ] = None,
     side: Annotated[
-        int | None, _setting("--side", "Side of the input in pixels, a multiple of 32.", default=TRAIN.side, min=64)
+        int | None,
+        _setting("--side", "Side of the model's input in pixels, a multiple of 32.", default=TRAIN.side, min=64),
     ] = None,
-    seed: Annotated[int | None, _setting("--seed", "Seed of weights and examples.", default=TRAIN.seed, min=0)] = None,
+    seed: Annotated[
+        int | None, _setting("--seed", "Random seed of weights and examples.", default=TRAIN.seed, min=0)
+    ] = None,
     device: options.Device = JOB.device,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the output.")] = False,
     quiet: options.Quiet = False,
@@ -127,10 +132,10 @@ def train_embedded_model(
         settings, data, images, start = record.settings, data or list(record.data), record.images, record.start
     elif data:
         settings = TRAIN_ON_GPU if place.startswith("cuda") else TRAIN
-        if start is not None and part != "detail":  # a head by itself may be new to its weights
+        if start is not None and part != "detail":  # the weights to start from may have no detail head yet
             settings = replace(settings, learning_rate=settings.learning_rate * FINE_TUNE_RATE)
     else:
-        raise UsageError("there are no data to train on; name a folder with --data, or go on with --resume.")
+        raise UsageError("there are no data to train on; name a folder with --data, or continue with --resume.")
     if steps is not None:
         settings = replace(settings, minutes=None)
     given: dict[str, Any] = {
@@ -161,4 +166,4 @@ def train_embedded_model(
         again = shlex.join(["refinetool", "train", "embedded", "-o", str(output), "--resume"])
         raise Interrupted(f"{interrupted}\nContinue with: {again}") from None
     if not quiet:
-        console.say(f"written to {weights}; refinetool refine takes it with --checkpoint", markup=False)
+        console.say(f"written to {weights}; use it with refinetool refine --checkpoint", markup=False)

@@ -40,9 +40,7 @@ class Scene:
     neighbours: Callable[[], Sequence[Mask]]
 
 
-def scene_of(
-    image: ImageArray | None, neighbours: Callable[[], Sequence[Mask]], *, settings: CorruptSettings
-) -> Scene:
+def scene_of(image: ImageArray | None, neighbours: Callable[[], Sequence[Mask]], *, settings: CorruptSettings) -> Scene:
     """The scene of an image, for all of its objects, so that the label maps are made once."""
     labels = None if image is None else superpixels.label_maps(image, compactness=settings.compactness)
     return Scene(image, labels, neighbours)

@@ -1,7 +1,6 @@
-"""What follows the model: steps that change or judge a proposal before it is merged and written.
+"""Post steps: they change or judge a proposal after the model and before it is merged and written.
 
-A step is a function `step(proposal) -> proposal`. To add one, write it in a file of its own and name it in
-`post_steps`.
+A step is a function `step(proposal) -> proposal`. To add one, write it in its own file and add it to `post_steps`.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ Step: TypeAlias = Callable[[Proposal], Proposal]
 
 
 def post_steps(settings: RefineSettings) -> tuple[Step, ...]:
-    """The steps that resolved settings ask for, in order. The guard comes last: it judges what would be written."""
+    """Return the steps of resolved settings, in order. The guard is last, because it judges what would be written."""
     steps: list[Step] = []
     if settings.snap.mode == "guided":
         steps.append(partial(snap_to_edges, settings=settings.snap))

@@ -1,4 +1,4 @@
-"""The guard: keep the coarse mask where the refined one is doubtful, and say why."""
+"""The guard: keeps the coarse mask where the refined one is doubtful, and gives a reason."""
 
 from dataclasses import replace
 
@@ -11,15 +11,15 @@ from refinetool.settings import GuardSettings
 from refinetool.statuses import Reason
 
 LEAST_ERROR = 1e-6
-"""Expected errors are taken to be at least this, so that they can be divided by."""
+"""Lower bound of expected errors, which avoids a division by zero."""
 
 
 def judge(proposal: Proposal, *, settings: GuardSettings) -> Proposal:
-    """Judge a proposal: note its IoU with the coarse mask, and the reason to keep that mask, if there is one.
+    """Judge a proposal: add its IoU with the coarse mask, and a reason to keep the coarse mask if there is one.
 
     The reasons, in order: `empty-result`; `low-score`, the model predicts too low an IoU for its mask; `no-gain`, by
-    its own logits the mask is hardly better than the coarse one; `drift`, too little overlap with the coarse mask or
-    too different an area.
+    its own logits the mask is hardly better than the coarse one; `drift`, the mask overlaps the coarse mask too little
+    or its area differs too much.
 
     Args:
         settings: Resolved: no threshold is None.
@@ -41,25 +41,26 @@ def _doubt(proposal: Proposal, overlap: float, settings: GuardSettings) -> Reaso
 
 
 def drifted(coarse: BoolArray, mask: BoolArray, overlap: float, *, settings: GuardSettings) -> bool:
-    """Whether a mask has too little to do with the coarse one, bool (H, W) each and neither empty, of that IoU."""
+    """Whether a mask differs too much from the coarse one, given their IoU. Both are bool (H, W) and not empty."""
     growth = float(np.count_nonzero(mask) / np.count_nonzero(coarse))
     return overlap < settings.min_coarse_iou or max(growth, 1 / growth) > settings.max_area_ratio
 
 
 def expected_gain(coarse: BoolArray, logits: FloatArray) -> float:
-    """Which fraction of the coarse mask's error the model's mask removes, if its logits are those of probabilities.
+    """Estimate the fraction of the coarse mask's error that the model's mask removes, from calibrated logits.
 
-    The expected IoU of a mask M with an object that covers each pixel with probability p is taken to be that of the
-    expected areas: sum(p in M) / (area(M) + sum(p outside M)). With E for the model's mask and C for the coarse one,
-    the gain is (E - C) / (1 - C). It is asked of the model's mask as it is: what snapping makes of it is
-    finer than the grid of the logits.
+    The expected IoU of a mask M with an object that covers each pixel with probability p is approximated by the ratio
+    of
+    the expected areas: sum(p in M) / (area(M) + sum(p outside M)). With E for the model's mask and C for the coarse
+    one, the gain is (E - C) / (1 - C). The model's mask before snapping is used, because snapping changes details that
+    are finer than the grid of the logits.
 
     Args:
         coarse: bool (H, W), not empty.
         logits: float32 (h, w) over the same frame; above 0 is the model's mask.
 
     Returns:
-        At most 1; 0 where the model agrees with the coarse mask, or is sure of nothing.
+        At most 1; 0 where the model agrees with the coarse mask, or expects no object at all.
     """
     fine = spread(logits, coarse.shape)
     chance = expit(fine)

@@ -1,8 +1,8 @@
-"""Edge snapping: pull the border of a mask onto the colour edges beside it, at the image's own resolution.
+"""Edge snapping: moves the border of a mask to nearby colour edges, at the resolution of the image.
 
-The guided filter says what a mask would look like if, in every small window, it were a linear function of the
-colours (He, Sun and Tang, "Guided Image Filtering", TPAMI 2013, colour guide). Where colours step, the result steps
-with them; where they are flat, it is the mask averaged twice.
+The guided filter approximates a mask, in every small window, by a linear function of the colours (He, Sun and Tang,
+"Guided Image Filtering", TPAMI 2013, colour guide). Where colours have an edge, so has the result; where they are flat,
+the result is the mask averaged twice.
 
 Axes: C = 3 colours, H W pixels of the image or of a crop of it.
 """
@@ -19,16 +19,16 @@ from refinetool.records import BoolArray, FloatArray, ImageArray, Proposal
 from refinetool.settings import SnapSettings
 
 Planes: TypeAlias = NDArray[np.float64]
-"""float64 (H, W). A variance is the difference of two means: float32 would lose it in flat regions."""
+"""float64 (H, W). A variance is the difference of two means, for which float32 is too imprecise in flat regions."""
 
 DENSE_RADIUS_PX = 32
 """From twice this radius on, windows are fitted on a reduced grid where the radius is about this many cells (He and
-Sun, "Fast Guided Filter", 2015): what is averaged over so many pixels varies too slowly to need them all. With a mask
-as large as a 12-megapixel photograph the process needs 0.7 GB in place of 3.0 GB, and a fifth of the time."""
+Sun, "Fast Guided Filter", 2015), because averages over so many pixels vary slowly. With a mask as large as a
+12-megapixel photograph the process needs 0.7 GB instead of 3.0 GB, and a fifth of the time."""
 
 
 def snap_to_edges(proposal: Proposal, *, settings: SnapSettings) -> Proposal:
-    """Pull the border of a proposed mask onto colour edges."""
+    """Move the border of a proposed mask to colour edges."""
     if not proposal.mask.any():
         return proposal
     moved = guided_snap(proposal.image, proposal.mask, radius_share=settings.radius, epsilon=settings.epsilon)
@@ -36,15 +36,15 @@ def snap_to_edges(proposal: Proposal, *, settings: SnapSettings) -> Proposal:
 
 
 def guided_snap(image: ImageArray, mask: BoolArray, *, radius_share: float, epsilon: float) -> BoolArray:
-    """Move the border of a mask to where the guided filter's answer crosses 0.5.
+    """Move the border of a mask to where the output of the guided filter crosses 0.5.
 
-    Only the mask's box and the filter's reach around it are computed. The result is that of the whole image, exactly
-    below twice DENSE_RADIUS_PX, else as closely as the reduced grid allows.
+    Only the mask's box and the filter's reach around it are computed. The result equals that on the whole image:
+    exactly for radii below twice DENSE_RADIUS_PX, otherwise up to the accuracy of the reduced grid.
 
     Args:
         image: uint8 (H, W, 3) RGB.
         mask: bool (H, W), same frame.
-        radius_share: filter radius as a share of the radius of a disc of the mask's area; never under one pixel.
+        radius_share: filter radius as a fraction of the radius of a disc of the mask's area; at least one pixel.
         epsilon: colour variance on a 0..1 scale below which a window counts as flat.
 
     Returns:
@@ -55,8 +55,8 @@ def guided_snap(image: ImageArray, mask: BoolArray, *, radius_share: float, epsi
     if box is None:
         return snapped
     radius_px = snap_radius(mask, radius_share=radius_share)
-    # A pixel sees windows up to one radius away, which see pixels up to one more: nothing is nonzero beyond twice the
-    # radius, and what is nonzero there depends on twice the radius again.
+    # A pixel uses windows up to one radius away, which use pixels up to one radius further: the output is zero beyond
+    # twice the radius, and nonzero output depends on pixels up to twice the radius further.
     reach_px = 4 * radius_px
     x0, y0, x1, y1 = box
     crop = slice(max(0, y0 - reach_px), y1 + reach_px), slice(max(0, x0 - reach_px), x1 + reach_px)
@@ -66,15 +66,15 @@ def guided_snap(image: ImageArray, mask: BoolArray, *, radius_share: float, epsi
 
 
 def without_new_pieces(snapped: BoolArray, mask: BoolArray) -> BoolArray:
-    """Drop islands that lie outside the mask and fill holes that lie inside it: snapping moves borders, no more.
+    """Drop islands outside the mask and fill holes inside it, because snapping should only move borders.
 
-    Colours that occur on both sides of a border otherwise leave specks and pinholes away from it.
+    Colours that occur on both sides of a border would otherwise leave specks and pinholes away from it.
     """
     return ~_pieces_that_touch(~_pieces_that_touch(snapped, mask), ~mask)
 
 
 def _pieces_that_touch(mask: BoolArray, other: BoolArray) -> BoolArray:
-    """The connected parts (4 neighbours) of a mask that share a pixel with another one."""
+    """Return the connected components (4-connectivity) of a mask that share a pixel with another mask."""
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     touching = np.zeros(count, dtype=np.bool_)
     touching[labels[mask & other]] = True
@@ -83,17 +83,17 @@ def _pieces_that_touch(mask: BoolArray, other: BoolArray) -> BoolArray:
 
 
 def snap_radius(mask: BoolArray, *, radius_share: float) -> int:
-    """The filter radius in pixels for a mask."""
+    """Return the filter radius in pixels for a mask."""
     return max(1, round(radius_share * disc_radius(mask)))
 
 
 def guided_filter(
     image: ImageArray, values: BoolArray | FloatArray, *, radius_px: int, epsilon: float
 ) -> NDArray[np.float64]:
-    """Filter a map so that its edges follow the image's.
+    """Filter a map so that its edges follow those of the image.
 
-    In each window of side 2 r + 1 the map is fitted by a linear function of the colours, slopes shrunk by epsilon;
-    each pixel is the mean of what all windows that hold it say about it. Windows are cut off at the image's rim.
+    In each window of side 2 r + 1 the map is fitted by a linear function of the colours, regularised by epsilon; each
+    pixel is the mean of the fits of all windows that contain it. Windows are clipped at the image border.
 
     Args:
         image: uint8 (H, W, 3) RGB.
@@ -120,7 +120,7 @@ def guided_filter(
 
 
 def _mean_fit(image: ImageArray, target: Planes, *, radius_px: int, epsilon: float) -> list[Planes]:
-    """At each pixel, the mean over its windows of the fit's three slopes and of its offset."""
+    """Compute, at each pixel, the mean over its windows of the fit's three slopes and of its offset."""
     weight = 1 / _window_sum(np.ones_like(target), radius_px)
 
     def mean(plane: Planes) -> Planes:
