@@ -11,7 +11,7 @@ import numpy as np
 
 from refinetool import masks
 from refinetool.backends import Backend, Embedding, Prediction
-from refinetool.records import BoolArray, Candidates, FloatArray, ImageArray, IntArray, Prompts, Size
+from refinetool.records import BoolArray, Candidates, FloatArray, ImageArray, IntArray, Masks, Prompts, Size
 from refinetool.regions import Part
 from refinetool.views import View
 
@@ -34,8 +34,8 @@ class Job:
     view: View
     parts: tuple[Part, ...]
     pixels: ImageArray
-    coarse: BoolArray
-    truth: BoolArray | None
+    coarse: Masks
+    truth: Masks | None
     prompts: Prompts
     seeds: tuple[tuple[int, ...], ...]
 
@@ -65,7 +65,7 @@ class Answer:
     candidates: all of them; None unless requested.
     """
 
-    masks: BoolArray
+    masks: Masks
     predicted_iou: FloatArray
     logits: FloatArray | None = None
     candidates: AllCandidates | None = None
@@ -105,7 +105,7 @@ def ask(
     return answers
 
 
-def choose(prediction: Prediction, *, coarse: BoolArray, truth: BoolArray | None, selection: Selection) -> IntArray:
+def choose(prediction: Prediction, *, coarse: Masks, truth: Masks | None, selection: Selection) -> IntArray:
     """Choose one of K candidates for each of N regions: indices (N,). Candidate 0 is the single-mask output.
 
     Args:
@@ -135,7 +135,7 @@ def every_candidate(prediction: Prediction) -> BoolArray:
     return np.stack([prediction.masks(np.full(n, column)) for column in range(k)], axis=1)
 
 
-def agreement(candidates: BoolArray, reference: BoolArray) -> FloatArray:
+def agreement(candidates: BoolArray, reference: Masks) -> FloatArray:
     """Compute the IoU of each candidate, bool (N, K, H, W), with its region's reference (N, H, W): float32 (N, K)."""
     ious = [[masks.iou(candidate, mask) for candidate in row] for row, mask in zip(candidates, reference, strict=True)]
     return np.array(ious, dtype=np.float32).reshape(candidates.shape[:2])

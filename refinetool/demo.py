@@ -16,7 +16,7 @@ from refinetool import masks, pictures
 from refinetool.errors import StorageError, UsageError
 from refinetool.formats import open_dataset
 from refinetool.images import read_image
-from refinetool.records import BoolArray, Sample
+from refinetool.records import Masks, Sample
 from refinetool.running.run import refine_dataset
 from refinetool.running.summary import Progress, Summary
 from refinetool.settings import RefineSettings
@@ -125,7 +125,7 @@ def draw_pictures(
     return tuple(drawn)
 
 
-def _stack(sample: Sample) -> BoolArray:
+def _stack(sample: Sample) -> Masks:
     """Return the masks of a sample, bool (N, H, W); one that can't be decoded is empty."""
     nothing = np.zeros(sample.size, dtype=np.bool_)
     regions = [nothing if region.mask is None else masks.decode(region.mask) for region in sample.regions]

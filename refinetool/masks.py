@@ -16,18 +16,18 @@ from pycocotools import mask as coco_mask
 from scipy import ndimage
 
 from refinetool.errors import MaskError
-from refinetool.records import BoolArray, Box, FloatArray, IntArray, Rle, Size
+from refinetool.records import Box, FloatArray, IntArray, Mask, Rle, Size
 
 # --- run lengths
 
 
-def encode(mask: BoolArray) -> Rle:
+def encode(mask: Mask) -> Rle:
     """Encode a mask, bool (H, W), as RLE."""
     runs = coco_mask.encode(np.asfortranarray(mask, dtype=np.uint8))
     return Rle(size=(mask.shape[0], mask.shape[1]), counts=runs["counts"])
 
 
-def decode(rle: Rle) -> BoolArray:
+def decode(rle: Rle) -> Mask:
     """Decode RLE to a mask, bool (H, W). Raises the errors of `run_lengths`."""
     mask = np.zeros(rle.size, dtype=np.bool_)
     found = decode_crop(rle)
@@ -37,7 +37,7 @@ def decode(rle: Rle) -> BoolArray:
     return mask
 
 
-def decode_crop(rle: Rle) -> tuple[BoolArray, Box] | None:
+def decode_crop(rle: Rle) -> tuple[Mask, Box] | None:
     """Decode RLE to the mask within its tight box, bool (y1 - y0, x1 - x0), and that box; None for an empty mask.
 
     Fills only the columns of the box, which is fast for objects that are small compared with their image.
@@ -115,7 +115,7 @@ def _as_coco(rle: Rle) -> dict[str, Any]:
 # --- boxes and overlap
 
 
-def bounding_box(mask: BoolArray) -> Box | None:
+def bounding_box(mask: Mask) -> Box | None:
     """Return the tight box (x0, y0, x1, y1), half-open; None for an empty mask."""
     rows = np.flatnonzero(mask.any(axis=1))
     if rows.size == 0:
@@ -125,7 +125,14 @@ def bounding_box(mask: BoolArray) -> Box | None:
     return int(columns[0]), y0, int(columns[-1]) + 1, y1
 
 
-def iou(a: BoolArray, b: BoolArray) -> float:
+def tight_box(mask: Mask) -> Box:
+    """Return the smallest box, half-open, around a non-empty mask, bool (H, W)."""
+    box = bounding_box(mask)
+    assert box is not None, "empty masks must be left out before prompts are mined"
+    return box
+
+
+def iou(a: Mask, b: Mask) -> float:
     """Compute the intersection over union in 0..1; two empty masks count as equal (1.0, as in DAVIS)."""
     either = int(np.count_nonzero(a | b))
     return int(np.count_nonzero(a & b)) / either if either else 1.0
@@ -144,7 +151,7 @@ def spread(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
 # --- boundaries
 
 
-def disc_radius(mask: BoolArray) -> float:
+def disc_radius(mask: Mask) -> float:
     """Return the radius in pixels of a disc of the mask's area, to which lengths are relative."""
     return math.sqrt(np.count_nonzero(mask) / math.pi)
 
@@ -154,7 +161,7 @@ def boundary_width(size: Size, ratio: float) -> int:
     return max(1, round(ratio * math.hypot(*size)))
 
 
-def boundary(mask: BoolArray, width_px: int) -> BoolArray:
+def boundary(mask: Mask, width_px: int) -> Mask:
     """Return the inner boundary band, bool (H, W): mask pixels within `width_px` (chessboard) of a pixel outside it.
 
     The image border counts as boundary, as in the boundary IoU of Cheng et al. 2021.
@@ -174,7 +181,7 @@ def boundary(mask: BoolArray, width_px: int) -> BoolArray:
     return band
 
 
-def boundary_iou(a: BoolArray, b: BoolArray, ratio: float) -> float:
+def boundary_iou(a: Mask, b: Mask, ratio: float) -> float:
     """Compute the IoU of inner boundary bands whose width is `ratio` of the diagonal; two empty masks give 1.0."""
     width_px = boundary_width((a.shape[0], a.shape[1]), ratio)
     return iou(boundary(a, width_px), boundary(b, width_px))
@@ -183,7 +190,7 @@ def boundary_iou(a: BoolArray, b: BoolArray, ratio: float) -> float:
 # --- distances
 
 
-def distance_inside(mask: BoolArray, border_is_background: bool) -> FloatArray:
+def distance_inside(mask: Mask, border_is_background: bool) -> FloatArray:
     """Compute the depth of each pixel in the mask.
 
     Args:
@@ -235,7 +242,7 @@ class Components:
     def __len__(self) -> int:
         return len(self.areas)
 
-    def crop(self, part: int) -> BoolArray:
+    def crop(self, part: int) -> Mask:
         """Return the mask of one component within its box, bool (y1 - y0, x1 - x0)."""
         x0, y0, x1, y1 = self.boxes[part]
         return np.equal(self.labels[y0:y1, x0:x1], part + 1)
@@ -244,7 +251,7 @@ class Components:
 _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)
 
 
-def components(mask: BoolArray) -> Components:
+def components(mask: Mask) -> Components:
     """Find the connected components of a mask, with boxes and areas, without making an array per component."""
     labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS, output=np.int32)
     slices = ndimage.find_objects(labels, max_label=count)
@@ -253,7 +260,7 @@ def components(mask: BoolArray) -> Components:
     return Components(labels=labels, boxes=boxes, areas=areas)
 
 
-def has_holes(mask: BoolArray) -> bool:
+def has_holes(mask: Mask) -> bool:
     """Whether the mask encloses some background (8-connectivity for the background).
 
     Exactly the masks without holes can be represented by the rings of `outline`, because COCO's readers fill a second
@@ -268,7 +275,7 @@ def has_holes(mask: BoolArray) -> bool:
     return labels > 2  # the mask is label 0, the background around it label 1
 
 
-def _framed(mask: BoolArray) -> BoolArray:
+def _framed(mask: Mask) -> Mask:
     """Return the mask with a ring of background around it, bool (H + 2, W + 2)."""
     framed = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), dtype=np.bool_)
     framed[1:-1, 1:-1] = mask
@@ -278,7 +285,7 @@ def _framed(mask: BoolArray) -> BoolArray:
 # --- outlines
 
 
-def outline(mask: BoolArray) -> list[IntArray]:
+def outline(mask: Mask) -> list[IntArray]:
     """Trace the outline of a mask along the edges of its pixels.
 
     Returns:
@@ -315,7 +322,7 @@ def outline(mask: BoolArray) -> list[IntArray]:
     return [corners[ring] for ring in _cycles(across, along, starts.tolist())]
 
 
-def _where(flags: BoolArray) -> tuple[IntArray, IntArray]:
+def _where(flags: Mask) -> tuple[IntArray, IntArray]:
     """Return (y, x) of the true pixels; a 2-D `np.nonzero` takes ten times as long."""
     y, x = np.divmod(np.flatnonzero(flags), flags.shape[1])
     return y, x
@@ -348,7 +355,7 @@ def _cycles(across: list[int], along: list[int], starts: list[int]) -> list[list
 # --- arrays from users
 
 
-def as_bool(array: NDArray[Any], source: str) -> BoolArray:
+def as_bool(array: NDArray[Any], source: str) -> Mask:
     """Convert a mask from a user to bool (H, W).
 
     Args:

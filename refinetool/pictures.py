@@ -13,7 +13,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from refinetool import masks as mask_algebra
-from refinetool.records import BoolArray, Box, ImageArray, Size
+from refinetool.records import Box, ImageArray, Mask, Masks, Size
 
 Colour: TypeAlias = tuple[int, int, int]
 
@@ -48,7 +48,7 @@ visible."""
 _SUBPIXEL_BITS = 4
 
 
-def panel(image: ImageArray, coarse: BoolArray, refined: BoolArray, *, zoom: float | None) -> ImageArray:
+def panel(image: ImageArray, coarse: Masks, refined: Masks, *, zoom: float | None) -> ImageArray:
     """Draw the refinement of an image: coarse on the left, refined on the right.
 
     Args:
@@ -82,7 +82,7 @@ def panel(image: ImageArray, coarse: BoolArray, refined: BoolArray, *, zoom: flo
     return stack([upper, lower])
 
 
-def draw(image: ImageArray, masks: BoolArray, window: Box, *, scale: float, dim: float) -> ImageArray:
+def draw(image: ImageArray, masks: Masks, window: Box, *, scale: float, dim: float) -> ImageArray:
     """Draw a part of an image, resized, with the outline of every region in its colour and the background dimmed.
 
     Args:
@@ -110,7 +110,7 @@ def draw(image: ImageArray, masks: BoolArray, window: Box, *, scale: float, dim:
     return dimmed
 
 
-def most_changed(coarse: BoolArray, refined: BoolArray, *, size: Size) -> Box:
+def most_changed(coarse: Masks, refined: Masks, *, size: Size) -> Box:
     """Find the window, half-open xyxy and inside the image, in which most pixels changed, weighted towards its centre.
 
     Args:
@@ -171,7 +171,7 @@ def stack(pictures: Sequence[ImageArray]) -> ImageArray:
     return np.ascontiguousarray(beside([picture.transpose(1, 0, 2) for picture in pictures]).transpose(1, 0, 2))
 
 
-def _on_canvas(mask: BoolArray, window: Box, *, scale: float) -> list[np.ndarray[tuple[int, int], np.dtype[np.int32]]]:
+def _on_canvas(mask: Mask, window: Box, *, scale: float) -> list[np.ndarray[tuple[int, int], np.dtype[np.int32]]]:
     """Return the rings of a mask in OpenCV's format: fixed point, pixel centres at whole numbers."""
     origin = np.array(window[:2])
     rings = [((ring - origin) * scale - 0.5) * (1 << _SUBPIXEL_BITS) for ring in mask_algebra.outline(mask)]

@@ -15,28 +15,29 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinetool import release_prompts
-from refinetool.masks import bounding_box, distance_inside
+from refinetool.masks import distance_inside, tight_box
 from refinetool.records import (
     ABSENT,
     BACKGROUND,
     FOREGROUND,
-    BoolArray,
     Box,
     FloatArray,
+    Mask,
+    Masks,
     Point,
     Prompts,
     Size,
 )
 from refinetool.settings import PromptSettings
 
-Depth: TypeAlias = Callable[[BoolArray], FloatArray]
+Depth: TypeAlias = Callable[[Mask], FloatArray]
 """bool (H, W) -> float32 (H, W): the distance of each mask pixel to the background, 0 outside the mask."""
 
 LONGEST_GRID_SIDE = 1024
 """Mask prompts of larger views are made on a coarser grid: no supported model reads them finer than 256."""
 
 
-def excavate(masks: BoolArray, *, settings: PromptSettings, seeds: Sequence[Sequence[int]]) -> Prompts:
+def excavate(masks: Masks, *, settings: PromptSettings, seeds: Sequence[Sequence[int]]) -> Prompts:
     """Mine the prompts of N regions from their masks alone; boxes are still tight.
 
     Args:
@@ -70,7 +71,7 @@ def excavate(masks: BoolArray, *, settings: PromptSettings, seeds: Sequence[Sequ
     return Prompts(points=points, labels=labels, boxes=boxes if settings.use_box else None, masks=logits)
 
 
-def expand_boxes(prompts: Prompts, masks: BoolArray, similarity: FloatArray, *, settings: PromptSettings) -> Prompts:
+def expand_boxes(prompts: Prompts, masks: Masks, similarity: FloatArray, *, settings: PromptSettings) -> Prompts:
     """Widen the tight boxes of `excavate` where the image beside them is similar to the region.
 
     Args:
@@ -108,23 +109,23 @@ def depth_measure(settings: PromptSettings) -> Depth:
 # --- points
 
 
-def foreground_point(mask: BoolArray, *, border_is_background: bool) -> Point | None:
-    """Find the deepest pixel of the mask, the first in row-major order on ties.
+def deepest_point(mask: Mask, box: Box, *, depth: Depth) -> Point:
+    """Find the pixel that lies deepest in the mask, the first in row-major order on ties (SAMRefiner, section 3).
 
     Args:
-        mask: bool (H, W).
-        border_is_background: Whether the image border bounds the mask. It always bounds a mask that fills the image.
+        mask: bool (H, W), not empty.
+        box: Its tight box.
+        depth: How deep each pixel lies: see `depth_measure`.
 
     Returns:
-        (x, y), or None for an empty mask.
+        (x, y).
     """
-    box = bounding_box(mask)
-    if box is None:
-        return None
-    return _deepest(mask, box, depth=partial(distance_inside, border_is_background=border_is_background))
+    inside = _depth_in_box(mask, box, depth=depth)
+    y, x = np.unravel_index(inside.argmax(), inside.shape)
+    return box[0] + int(x), box[1] + int(y)
 
 
-def background_point(mask: BoolArray, box: Box) -> Point | None:
+def background_point(mask: Mask, box: Box) -> Point | None:
     """Find the background pixel of the box that is farthest from the mask, the first in row-major order on ties.
 
     Args:
@@ -142,7 +143,7 @@ def background_point(mask: BoolArray, box: Box) -> Point | None:
     return x0 + int(x), y0 + int(y)
 
 
-def random_point(mask: BoolArray, *, rng: np.random.Generator) -> Point:
+def random_point(mask: Mask, *, rng: np.random.Generator) -> Point:
     """Draw a pixel of a non-empty mask, each with the same probability."""
     inside = np.flatnonzero(mask)
     y, x = np.unravel_index(rng.choice(inside), mask.shape)
@@ -155,23 +156,17 @@ def box_centre(box: Box) -> Point:
     return (x0 + x1 - 1) // 2, (y0 + y1 - 1) // 2
 
 
-def _positive_point(mask: BoolArray, box: Box, *, depth: Depth, settings: PromptSettings, seed: Sequence[int]) -> Point:
+def _positive_point(mask: Mask, box: Box, *, depth: Depth, settings: PromptSettings, seed: Sequence[int]) -> Point:
     match settings.point:
         case "distance":
-            return _deepest(mask, box, depth=depth)
+            return deepest_point(mask, box, depth=depth)
         case "random":
             return random_point(mask, rng=np.random.default_rng(seed))
         case "box-center":
             return box_centre(box)
 
 
-def _deepest(mask: BoolArray, box: Box, *, depth: Depth) -> Point:
-    inside = _depth_in_box(mask, box, depth=depth)
-    y, x = np.unravel_index(inside.argmax(), inside.shape)
-    return box[0] + int(x), box[1] + int(y)
-
-
-def _depth_in_box(mask: BoolArray, box: Box, *, depth: Depth) -> FloatArray:
+def _depth_in_box(mask: Mask, box: Box, *, depth: Depth) -> FloatArray:
     """Return the exact depth within the tight box: the nearest background is in the box or in the pixels around it.
 
     Where the box touches the image border there are no pixels around it, and `depth` decides how the border counts.
@@ -182,13 +177,6 @@ def _depth_in_box(mask: BoolArray, box: Box, *, depth: Depth) -> FloatArray:
 
 
 # --- boxes
-
-
-def tight_box(mask: BoolArray) -> Box:
-    """Return the smallest box, half-open, around a non-empty mask, bool (H, W)."""
-    box = bounding_box(mask)
-    assert box is not None, "empty masks must be left out before prompts are mined"
-    return box
 
 
 def elastic_box(
@@ -304,7 +292,7 @@ def _corners(box: Box, *, settings: PromptSettings) -> Box:
 # --- the mask prompt
 
 
-def mask_prompt(mask: BoolArray, point: Point, *, settings: PromptSettings) -> FloatArray:
+def mask_prompt(mask: Mask, point: Point, *, settings: PromptSettings) -> FloatArray:
     """Make the Gaussian mask of a region with the parameters of the settings; see `gaussian_mask`."""
     return gaussian_mask(
         mask,
@@ -318,7 +306,7 @@ def mask_prompt(mask: BoolArray, point: Point, *, settings: PromptSettings) -> F
 
 
 def gaussian_mask(
-    mask: BoolArray,
+    mask: Mask,
     point: Point,
     *,
     shape: Literal["radial", "distance"],
@@ -372,15 +360,13 @@ def prompt_grid(size: Size) -> Size:
     return max(1, round(height * shrink)), max(1, round(width * shrink))
 
 
-def _on_prompt_grid(mask: BoolArray) -> BoolArray:
+def _on_prompt_grid(mask: Mask) -> Mask:
     """Return the mask on its prompt grid: cells whose centre it covers; if there are none, the cells it touches."""
     height, width = mask.shape
     grid = prompt_grid((height, width))
     if grid == mask.shape:
         return mask
-    covered: BoolArray = cv2.resize(mask.view(np.uint8), grid[::-1], interpolation=cv2.INTER_NEAREST_EXACT).view(
-        np.bool_
-    )
+    covered: Mask = cv2.resize(mask.view(np.uint8), grid[::-1], interpolation=cv2.INTER_NEAREST_EXACT).view(np.bool_)
     if not covered.any():
         ys, xs = np.nonzero(mask)
         covered[ys * grid[0] // height, xs * grid[1] // width] = True

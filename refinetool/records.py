@@ -163,9 +163,9 @@ class Proposal:
     """
 
     image: ImageArray
-    coarse: BoolArray
-    mask: BoolArray
-    logits: FloatArray | None
+    coarse: Mask
+    mask: Mask
+    logits: FloatMap | None
     predicted_iou: float | None
     coarse_iou: float | None = None
     reason: Reason | None = None

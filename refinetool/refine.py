@@ -24,10 +24,11 @@ from refinetool.baselines.grid import answer_by_grid
 from refinetool.candidates import Answer, Job, ask
 from refinetool.errors import DataError, UsageError
 from refinetool.images import read_image
+from refinetool.masks import tight_box
 from refinetool.post import post_steps
 from refinetool.post.guard import drifted
-from refinetool.prompts import excavate, expand_boxes, tight_box
-from refinetool.records import BoolArray, ImageArray, Outcome, Prompts, Proposal, Region, Sample, Size
+from refinetool.prompts import excavate, expand_boxes
+from refinetool.records import ImageArray, Mask, Masks, Outcome, Prompts, Proposal, Region, Sample, Size
 from refinetool.regions import Claim, Part, Verdict, outcome_of, split_sample
 from refinetool.settings import RefineSettings
 from refinetool.views import View, choose_views
@@ -46,7 +47,7 @@ class Prepared:
 class RefinedMask:
     """Result of `refine_image` for one mask: bool (H, W), its status and scores (see `records.Annotation`)."""
 
-    mask: BoolArray
+    mask: Mask
     status: str
     predicted_iou: float | None
     coarse_iou: float | None
@@ -137,7 +138,7 @@ class Refiner:
         return answers
 
     def _excavate(
-        self, number: int, jobs: Sequence[Job], current: Sequence[BoolArray], answers: Sequence[Answer]
+        self, number: int, jobs: Sequence[Job], current: Sequence[Masks], answers: Sequence[Answer]
     ) -> list[Prompts]:
         """Return the prompts of pass `number`, mined from the masks of the previous pass, or including its logits."""
         settings = self.settings
@@ -177,7 +178,7 @@ class Refiner:
         claim = claim_of(job.parts[row], proposal, job.view)
         return Verdict(claim, proposal.reason, score, proposal.coarse_iou, candidates)
 
-    def refine_image(self, image: ImageArray, coarse: BoolArray) -> list[RefinedMask]:
+    def refine_image(self, image: ImageArray, coarse: Masks) -> list[RefinedMask]:
         """Refine N masks of one image, given as arrays; they may overlap.
 
         Args:
@@ -207,7 +208,7 @@ class Refiner:
         ]
 
 
-def in_view(part: Part, view: View) -> BoolArray:
+def in_view(part: Part, view: View) -> Mask:
     """Return the mask of a part, bool (H, W), in the frame of a view that contains the whole part."""
     mask = np.zeros(view.size, dtype=np.bool_)
     left, top, _, _ = view.window
@@ -216,7 +217,7 @@ def in_view(part: Part, view: View) -> BoolArray:
     return mask
 
 
-def truth_in_view(parts: Sequence[Part], view: View, sample: Sample) -> BoolArray | None:
+def truth_in_view(parts: Sequence[Part], view: View, sample: Sample) -> Masks | None:
     """Return the ground truth of the regions of n parts, bool (n, H, W) in a view; None unless it is known for all."""
     rles = [sample.regions[part.region].truth for part in parts]
     known = [masks.decode(rle) for rle in rles if rle is not None]
@@ -228,9 +229,9 @@ def in_pass(number: int, seeds: Sequence[tuple[int, ...]]) -> list[tuple[int, ..
     return [(*seed, number) for seed in seeds]
 
 
-def unless_empty(current: BoolArray, previous: BoolArray) -> BoolArray:
+def unless_empty(current: Masks, previous: Masks) -> Masks:
     """Return the masks of a pass, bool (n, H, W), with empty ones replaced by those of the previous pass."""
-    kept: BoolArray = np.where(current.any(axis=(1, 2), keepdims=True), current, previous)
+    kept: Masks = np.where(current.any(axis=(1, 2), keepdims=True), current, previous)
     return kept
 
 

@@ -15,9 +15,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinetool import masks
-from refinetool.masks import bounding_box, components
-from refinetool.prompts import tight_box
-from refinetool.records import Annotation, BoolArray, Box, Candidates, IntArray, Outcome, Region, Rle, Sample, Size
+from refinetool.masks import bounding_box, components, tight_box
+from refinetool.records import Annotation, Box, Candidates, IntArray, Mask, Outcome, Region, Rle, Sample, Size
 from refinetool.settings import SplitSettings
 from refinetool.statuses import Reason
 
@@ -50,7 +49,7 @@ class Part:
     region: int
     number: int
     box: Box
-    mask: BoolArray
+    mask: Mask
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -79,16 +78,16 @@ class ClassParts:
         x0, y0, x1, y1 = self.boxes[part].tolist()
         return x0, y0, x1, y1
 
-    def crop(self, part: int) -> BoolArray:
+    def crop(self, part: int) -> Mask:
         """The mask of one part within its box, bool (y1 - y0, x1 - x0)."""
         (x0, y0, x1, y1), (left, top, _, _) = self.box(part), self._window
         return np.equal(self._part_of[self._components[y0 - top : y1 - top, x0 - left : x1 - left]], part)
 
-    def mask(self, part: int) -> BoolArray:
+    def mask(self, part: int) -> Mask:
         """The mask of one part, bool (H, W)."""
         return _pasted(self.crop(part), self.box(part), size=self.size)
 
-    def dropped(self) -> BoolArray:
+    def dropped(self) -> Mask:
         """bool (H, W): the components that are in no part, because they are too small."""
         trivial = (self._components > 0) & (self._part_of[self._components] == DROPPED)
         return _pasted(trivial, self._window, size=self.size)
@@ -106,7 +105,7 @@ class Claim:
 
     owner: int
     box: Box
-    mask: BoolArray
+    mask: Mask
     predicted_iou: float | None
 
 
@@ -130,7 +129,7 @@ def split_sample(sample: Sample, *, settings: SplitSettings) -> tuple[list[Part]
     return parts, trivial
 
 
-def split(class_mask: BoolArray, *, settings: SplitSettings) -> ClassParts:
+def split(class_mask: Mask, *, settings: SplitSettings) -> ClassParts:
     """Split a class mask into parts that are refined one by one.
 
     Components (8-connectivity) of fewer than `min_area_px` pixels are dropped; the others are joined by `group`, or all
@@ -157,7 +156,7 @@ def split(class_mask: BoolArray, *, settings: SplitSettings) -> ClassParts:
     return ClassParts((height, width), boxes, areas, _window=window, _components=found.labels, _part_of=part_of)
 
 
-def merge(claims: Iterable[Claim], *, void: BoolArray | None, size: Size) -> LabelMap:
+def merge(claims: Iterable[Claim], *, void: Mask | None, size: Size) -> LabelMap:
     """Paint the parts of all regions into one map.
 
     Parts of one region are united. Where parts of different regions overlap, the one with the highest predicted IoU
@@ -180,7 +179,7 @@ def merge(claims: Iterable[Claim], *, void: BoolArray | None, size: Size) -> Lab
     return owners
 
 
-def whole_claim(owner: int, mask: BoolArray, *, predicted_iou: float | None = None) -> Claim:
+def whole_claim(owner: int, mask: Mask, *, predicted_iou: float | None = None) -> Claim:
     """Make a claim from a non-empty mask of the image, bool (H, W), cropped to its box."""
     x0, y0, x1, y1 = box = tight_box(mask)
     return Claim(owner, box, mask[y0:y1, x0:x1].copy(), predicted_iou)
@@ -207,7 +206,7 @@ class Verdict:
     candidates: Candidates | None = None
 
 
-Drifted: TypeAlias = Callable[[BoolArray, BoolArray, float], bool]
+Drifted: TypeAlias = Callable[[Mask, Mask, float], bool]
 """Whether a mask has drifted too far from the coarse one. Arguments: coarse mask, mask, and their IoU."""
 
 
@@ -401,7 +400,7 @@ def _joined(boxes: IntArray, areas: IntArray, part_of: IntArray) -> tuple[IntArr
     return corners * [1, 1, -1, -1], total
 
 
-def _pasted(crop: BoolArray, box: Box, *, size: Size) -> BoolArray:
+def _pasted(crop: Mask, box: Box, *, size: Size) -> Mask:
     x0, y0, x1, y1 = box
     mask = np.zeros(size, dtype=np.bool_)
     mask[y0:y1, x0:x1] = crop

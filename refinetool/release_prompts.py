@@ -12,13 +12,13 @@ from itertools import pairwise
 
 import numpy as np
 
-from refinetool.records import BoolArray, Box, FloatArray, Point
+from refinetool.records import Box, FloatArray, Mask, Point
 
 UNREACHABLE = 1e10
 """The release's distance where there is no background."""
 
 
-def chamfer_inside(mask: BoolArray) -> FloatArray:
+def chamfer_inside(mask: Mask) -> FloatArray:
     """Measure the chamfer distance of each mask pixel to the background: a step costs 1, a diagonal step sqrt 2.
 
     Two raster scans are exact for this metric. The border is not background.
@@ -51,7 +51,7 @@ def _relax_row(row: np.ndarray[tuple[int], np.dtype[np.float64]]) -> None:
     np.minimum(rightwards, leftwards, out=row)
 
 
-def background_point(mask: BoolArray, box: Box) -> Point:
+def background_point(mask: Mask, box: Box) -> Point:
     """Find the background pixel of the box that is farthest from the foreground, the first in row-major order on ties.
 
     The box's last row and column are not searched. If there is no background, the point is (0, 0), whatever is there.
@@ -68,7 +68,7 @@ def background_point(mask: BoolArray, box: Box) -> Point:
     return x0 + int(x), y0 + int(y)
 
 
-def stretch_box(box: Box, similar: BoolArray, *, threshold: float, step: float, step_px: float) -> Box:
+def stretch_box(box: Box, similar: Mask, *, threshold: float, step: float, step_px: float) -> Box:
     """Move each edge of a box outwards by one step if more than `threshold` of the strip it sweeps is similar.
 
     A step is `step` times the side, at most `step_px`. Coordinates are inclusive and truncated, so the left and upper
@@ -86,7 +86,7 @@ def stretch_box(box: Box, similar: BoolArray, *, threshold: float, step: float, 
     step_x, step_y = min(step * (x1 - x0), step_px), min(step * (y1 - y0), step_px)
     left, top, right, bottom = int(x0 - step_x), int(y0 - step_y), int(x1 + step_x), int(y1 + step_y)
 
-    def is_similar(strip: BoolArray) -> bool:
+    def is_similar(strip: Mask) -> bool:
         return strip.size > 0 and float(strip.mean()) > threshold
 
     return (

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from refinetool.records import BoolArray, Box, FloatArray, ImageArray, Size
+from refinetool.records import BoolArray, Box, ImageArray, Size
 from refinetool.settings import ViewSettings
 
 
@@ -42,17 +42,6 @@ class View:
         pasted = np.zeros((*masks.shape[:-2], *size), dtype=np.bool_)
         pasted[..., y0:y1, x0:x1] = masks
         return pasted
-
-    def to_view(self, xy: FloatArray) -> FloatArray:
-        """Image coordinates as the view has them: points (..., 2) or boxes (..., 4), x and y in turn."""
-        return xy - self._origin(xy.shape[-1])
-
-    def to_image(self, xy: FloatArray) -> FloatArray:
-        """The inverse of `to_view`."""
-        return xy + self._origin(xy.shape[-1])
-
-    def _origin(self, length: int) -> FloatArray:
-        return np.tile(np.array(self.window[:2], dtype=np.float32), length // 2)
 
 
 def choose_views(

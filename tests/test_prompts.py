@@ -10,19 +10,19 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 
-from refinetool.masks import bounding_box, distance_inside
+from refinetool.masks import bounding_box, distance_inside, tight_box
 from refinetool.prompts import (
     background_point,
     box_centre,
+    deepest_point,
+    depth_measure,
     elastic_box,
     excavate,
     expand_boxes,
-    foreground_point,
     gaussian_mask,
     prompt_grid,
     random_point,
     sample_bilinear,
-    tight_box,
 )
 from refinetool.records import BoolArray, Box, FloatArray, Point, Size
 from refinetool.release_prompts import UNREACHABLE, chamfer_inside, stretch_box
@@ -71,6 +71,12 @@ def squared(a: Point, b: Point) -> int:
     return (a[0] - b[0]) ** 2 + (a[1] - b[1]) ** 2
 
 
+def foreground_point(mask: BoolArray, *, border_is_background: bool) -> Point:
+    """The deepest pixel, measured as settings with this rule about the border have it."""
+    depth = depth_measure(PromptSettings(border_is_background=border_is_background))
+    return deepest_point(mask, tight_box(mask), depth=depth)
+
+
 def slow_foreground_point(mask: BoolArray, border_is_background: bool) -> Point:
     height, width = mask.shape
     frame = [(x, y) for x in range(-1, width + 1) for y in (-1, height)]
@@ -103,7 +109,7 @@ def test_background_point_is_the_pixel_of_the_box_farthest_from_the_mask(mask: B
 def test_points_follow_a_shift(mask: BoolArray, dx: int, dy: int) -> None:
     # A rim of background makes both frames irrelevant.
     here, there = np.pad(mask, 1), np.pad(mask, ((1 + dy, 1), (1 + dx, 1)))
-    x, y = foreground_point(here, border_is_background=False) or (-1, -1)
+    x, y = foreground_point(here, border_is_background=False)
     assert foreground_point(there, border_is_background=False) == (x + dx, y + dy)
     negative = background_point(here, tight_box(here))
     moved = negative and (negative[0] + dx, negative[1] + dy)
@@ -113,7 +119,7 @@ def test_points_follow_a_shift(mask: BoolArray, dx: int, dy: int) -> None:
 @given(masks_of(12), st.sampled_from([np.fliplr, np.flipud, np.transpose]))
 def test_points_lie_as_deep_in_a_turned_mask(mask: BoolArray, turn) -> None:
     def depths(mask: BoolArray) -> tuple[float, float | None]:
-        x, y = foreground_point(mask, border_is_background=False) or (-1, -1)
+        x, y = foreground_point(mask, border_is_background=False)
         negative = background_point(mask, tight_box(mask))
         outside = distance_inside(~mask, border_is_background=False)
         return distance_inside(mask, border_is_background=False)[y, x], negative and outside[negative[::-1]]
@@ -145,10 +151,6 @@ def test_a_full_mask_is_bounded_by_the_frame(border_is_background: bool) -> None
 @pytest.mark.parametrize("box", [(3, 4, 4, 5), (0, 2, 9, 3), (2, 0, 3, 9), (2, 2, 7, 6)])
 def test_a_mask_that_fills_its_box_has_no_negative_point(box: Box) -> None:
     assert background_point(rectangle((9, 9), box), box) is None
-
-
-def test_an_empty_mask_has_no_point() -> None:
-    assert foreground_point(np.zeros((4, 4), dtype=np.bool_), border_is_background=False) is None
 
 
 @given(masks_of(6), st.integers(0, 2**32 - 1))

@@ -15,8 +15,8 @@ from torch import Tensor
 from training_data import IGNORED, QUICK, packed_folder
 
 from refinetool.backends.sam2 import BOX_CORNERS
-from refinetool.masks import bounding_box, distance_inside, iou
-from refinetool.prompts import background_point, foreground_point, mask_prompt
+from refinetool.masks import bounding_box, distance_inside, iou, tight_box
+from refinetool.prompts import background_point, deepest_point, depth_measure, mask_prompt
 from refinetool.settings import PromptSettings
 from refinetool.train.data import corruptions
 from refinetool.train.data.corruptions import DEFECTS, REACH, Scene, corrupt, superpixels
@@ -123,8 +123,7 @@ def test_points_and_masks_equal_those_of_the_prompts_module(mask: np.ndarray) ->
     assert box is not None
     assert tuple(tight_boxes(masks)[0].tolist()) == box
     positive, negative = deepest_points(masks)
-    centre = foreground_point(mask, border_is_background=False)
-    assert centre is not None
+    centre = deepest_point(mask, tight_box(mask), depth=depth_measure(PromptSettings()))
     assert (int(positive) % width, int(positive) // width) == centre
     away = background_point(mask, box)
     assert (None if negative < 0 else (int(negative) % width, int(negative) // width)) == away

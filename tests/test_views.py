@@ -89,20 +89,6 @@ def test_a_view_shows_the_image_within_its_window() -> None:
     np.testing.assert_array_equal(shown[2, 3], image[9, 8])
 
 
-def test_coordinates_are_counted_from_the_corner_of_the_view() -> None:
-    view = View((5, 7, 25, 20))
-    np.testing.assert_array_equal(view.to_view(np.array([[6.0, 9.0]], dtype=np.float32)), [[1, 2]])
-    np.testing.assert_array_equal(view.to_view(np.array([6, 9, 12, 20], dtype=np.float32)), [1, 2, 7, 13])
-
-
-@given(boxes_in_images(50), st.sampled_from([(4,), (3, 4), (3, 2, 2)]), st.data())
-def test_coordinates_come_back(case: tuple[Box, Size], shape: tuple[int, ...], data: st.DataObject) -> None:
-    view = View(case[0])
-    xy = data.draw(arrays(np.float32, shape, elements=st.integers(0, 50).map(float)))
-    np.testing.assert_array_equal(view.to_image(view.to_view(xy)), xy)
-    assert view.to_view(xy).dtype == np.float32
-
-
 FRAME = View((0, 0, 2000, 1000))
 SMALL, MIDDLING = (500, 500, 540, 540), (100, 100, 500, 500)  # 1,600 and 160,000 of 2,000,000 pixels
 

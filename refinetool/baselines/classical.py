@@ -15,7 +15,7 @@ from refinetool.backends import Embedding, Prediction
 from refinetool.candidates import Answer, Job
 from refinetool.masks import disc_radius, distance_inside
 from refinetool.post.snap import guided_snap
-from refinetool.records import BoolArray, ImageArray, Prompts
+from refinetool.records import ImageArray, Mask, Prompts
 from refinetool.settings import ClassicalSettings, ModelDefaults
 
 Method: TypeAlias = Literal["grabcut", "guided", "smooth"]
@@ -38,7 +38,7 @@ def answer_classically(jobs: Sequence[Job], *, method: Method, settings: Classic
     ]
 
 
-def refined(image: ImageArray, mask: BoolArray, *, method: Method, settings: ClassicalSettings) -> BoolArray:
+def refined(image: ImageArray, mask: Mask, *, method: Method, settings: ClassicalSettings) -> Mask:
     """Refine one mask, bool (H, W), of an image, uint8 (H, W, 3) RGB, with a method."""
     match method:
         case "grabcut":
@@ -49,7 +49,7 @@ def refined(image: ImageArray, mask: BoolArray, *, method: Method, settings: Cla
             return smooth(mask, sigma_share=settings.smooth_sigma)
 
 
-def grabcut(image: ImageArray, mask: BoolArray, *, band_share: float, rounds: int) -> BoolArray:
+def grabcut(image: ImageArray, mask: Mask, *, band_share: float, rounds: int) -> Mask:
     """Refine with GrabCut (Rother et al. 2004): pixels within `band_share` r of the outline are undecided.
 
     Args:
@@ -71,10 +71,10 @@ def grabcut(image: ImageArray, mask: BoolArray, *, band_share: float, rounds: in
     return np.isin(trimap, (cv2.GC_FGD, cv2.GC_PR_FGD))
 
 
-def smooth(mask: BoolArray, *, sigma_share: float) -> BoolArray:
+def smooth(mask: Mask, *, sigma_share: float) -> Mask:
     """Blur a mask, bool (H, W), with a standard deviation of `sigma_share` r and threshold it at one half."""
     sigma_px = max(sigma_share * disc_radius(mask), SMALLEST_SIGMA_PX)
-    blurred: BoolArray = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma_px) > 0.5
+    blurred: Mask = cv2.GaussianBlur(mask.astype(np.float32), (0, 0), sigma_px) > 0.5
     return blurred
 
 

@@ -12,7 +12,7 @@ import numpy as np
 
 from refinetool.backends import Backend, Embedding
 from refinetool.candidates import Answer, Job
-from refinetool.records import FOREGROUND, BoolArray, FloatArray, Prompts, Size
+from refinetool.records import FOREGROUND, FloatArray, Masks, Prompts, Size
 from refinetool.settings import GridSettings
 
 Rule: TypeAlias = Literal["grid-max-iou", "grid-merge"]
@@ -36,7 +36,7 @@ def answer_by_grid(backend: Backend, jobs: Sequence[Job], *, rule: Rule, setting
 
 def automatic_masks(
     backend: Backend, embedding: Embedding, *, settings: GridSettings
-) -> Iterator[tuple[BoolArray, FloatArray]]:
+) -> Iterator[tuple[Masks, FloatArray]]:
     """Yield masks of the image in portions of m >= 1: bool (m, H, W) and their predicted IoUs, float32 (m,)."""
     points = grid_points(embedding.size, per_side=settings.points_per_side)
     for start in range(0, len(points), POINTS_AT_ONCE):
@@ -62,7 +62,7 @@ def grid_points(size: Size, *, per_side: int) -> FloatArray:
     return np.stack((x.ravel(), y.ravel()), axis=1).astype(np.float32)
 
 
-def max_iou(portions: Iterator[tuple[BoolArray, FloatArray]], coarse: BoolArray, *, settings: GridSettings) -> Answer:
+def max_iou(portions: Iterator[tuple[Masks, FloatArray]], coarse: Masks, *, settings: GridSettings) -> Answer:
     """Take, for each coarse mask, bool (n, H, W), the automatic mask with the highest IoU."""
     del settings
     best, scores, ious = np.zeros_like(coarse), np.zeros(len(coarse), np.float32), np.zeros(len(coarse))
@@ -76,7 +76,7 @@ def max_iou(portions: Iterator[tuple[BoolArray, FloatArray]], coarse: BoolArray,
     return Answer(best, scores)
 
 
-def merged(portions: Iterator[tuple[BoolArray, FloatArray]], coarse: BoolArray, *, settings: GridSettings) -> Answer:
+def merged(portions: Iterator[tuple[Masks, FloatArray]], coarse: Masks, *, settings: GridSettings) -> Answer:
     """Unite, for each coarse mask, bool (n, H, W), the automatic masks that lie mostly inside it."""
     union, total, count = np.zeros_like(coarse), np.zeros(len(coarse)), np.zeros(len(coarse))
     for masks, predicted in portions:
@@ -88,7 +88,7 @@ def merged(portions: Iterator[tuple[BoolArray, FloatArray]], coarse: BoolArray, 
     return Answer(union, (total / np.maximum(count, 1)).astype(np.float32))
 
 
-def shared_pixels(masks: BoolArray, coarse: BoolArray) -> FloatArray:
+def shared_pixels(masks: Masks, coarse: Masks) -> FloatArray:
     """Count the pixels that each of m masks shares with each of n: float32 (m, n), exact up to 2 ** 24."""
     product: FloatArray = masks.reshape(len(masks), -1).astype(np.float32) @ coarse.reshape(len(coarse), -1).T.astype(
         np.float32

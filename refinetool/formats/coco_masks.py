@@ -8,7 +8,7 @@ from pycocotools import mask as coco_mask
 from refinetool import masks
 from refinetool.errors import MaskError
 from refinetool.formats.json_spans import Json
-from refinetool.records import BoolArray, Point, Rle, Size
+from refinetool.records import Mask, Point, Rle, Size
 from refinetool.statuses import Reason
 
 _MIN_RING = 6
@@ -87,7 +87,7 @@ def refined_values(segmentation: Json, rle: Rle) -> dict[str, Json] | None:
     }
 
 
-def _in_the_form_of(segmentation: Json, rle: Rle, crop: BoolArray, corner: Point) -> Json:
+def _in_the_form_of(segmentation: Json, rle: Rle, crop: Mask, corner: Point) -> Json:
     if isinstance(segmentation, dict):
         as_list = isinstance(segmentation.get("counts"), list)
         counts: Json = masks.run_lengths(rle).tolist() if as_list else rle.counts.decode("ascii")

@@ -17,7 +17,7 @@ from refinetool.formats import DAVIS, MASKS, VOC_CLASS, VOC_OBJECT, Request, Wri
 from refinetool.formats.folders import MaskFolder, find_images
 from refinetool.formats.image_files import existing_folder, header_size
 from refinetool.formats.png import Values, mostly_black_and_white, read_header, read_values, with_values
-from refinetool.records import BoolArray, Outcome, Region, Rle, Sample
+from refinetool.records import Mask, Outcome, Region, Rle, Sample
 from refinetool.statuses import Reason
 
 SOFT_THRESHOLD = 128
@@ -89,7 +89,7 @@ class BinaryMasks:
         return Written(destination, changed, (remark,) if hardened else ())
 
 
-def two_valued(path: Path, values: Values) -> tuple[BoolArray, int, bool]:
+def two_valued(path: Path, values: Values) -> tuple[Mask, int, bool]:
     """Tell the object from the background.
 
     Returns:

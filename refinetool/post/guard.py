@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import expit
 
 from refinetool.masks import iou, spread
-from refinetool.records import BoolArray, FloatArray, Proposal
+from refinetool.records import FloatArray, Mask, Proposal
 from refinetool.settings import GuardSettings
 from refinetool.statuses import Reason
 
@@ -40,13 +40,13 @@ def _doubt(proposal: Proposal, overlap: float, settings: GuardSettings) -> Reaso
     return Reason.DRIFT if drifted(proposal.coarse, proposal.mask, overlap, settings=settings) else None
 
 
-def drifted(coarse: BoolArray, mask: BoolArray, overlap: float, *, settings: GuardSettings) -> bool:
+def drifted(coarse: Mask, mask: Mask, overlap: float, *, settings: GuardSettings) -> bool:
     """Whether a mask differs too much from the coarse one, given their IoU. Both are bool (H, W) and not empty."""
     growth = float(np.count_nonzero(mask) / np.count_nonzero(coarse))
     return overlap < settings.min_coarse_iou or max(growth, 1 / growth) > settings.max_area_ratio
 
 
-def expected_gain(coarse: BoolArray, logits: FloatArray) -> float:
+def expected_gain(coarse: Mask, logits: FloatArray) -> float:
     """Estimate the fraction of the coarse mask's error that the model's mask removes, from calibrated logits.
 
     The expected IoU of a mask M with an object that covers each pixel with probability p is approximated by the ratio
@@ -66,7 +66,7 @@ def expected_gain(coarse: BoolArray, logits: FloatArray) -> float:
     chance = expit(fine)
     total = chance.sum(dtype=np.float64)
 
-    def expected_iou(mask: BoolArray) -> float:
+    def expected_iou(mask: Mask) -> float:
         inside = chance[mask].sum(dtype=np.float64)
         either = np.count_nonzero(mask) + total - inside
         return float(inside / either) if either > 0 else 0.0

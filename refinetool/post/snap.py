@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinetool.masks import bounding_box, disc_radius
-from refinetool.records import BoolArray, FloatArray, ImageArray, Proposal
+from refinetool.records import FloatArray, ImageArray, Mask, Proposal
 from refinetool.settings import SnapSettings
 
 Planes: TypeAlias = NDArray[np.float64]
@@ -35,7 +35,7 @@ def snap_to_edges(proposal: Proposal, *, settings: SnapSettings) -> Proposal:
     return replace(proposal, mask=moved)
 
 
-def guided_snap(image: ImageArray, mask: BoolArray, *, radius_share: float, epsilon: float) -> BoolArray:
+def guided_snap(image: ImageArray, mask: Mask, *, radius_share: float, epsilon: float) -> Mask:
     """Move the border of a mask to where the output of the guided filter crosses 0.5.
 
     Only the mask's box and the filter's reach around it are computed. The result equals that on the whole image:
@@ -65,7 +65,7 @@ def guided_snap(image: ImageArray, mask: BoolArray, *, radius_share: float, epsi
     return snapped
 
 
-def without_new_pieces(snapped: BoolArray, mask: BoolArray) -> BoolArray:
+def without_new_pieces(snapped: Mask, mask: Mask) -> Mask:
     """Drop islands outside the mask and fill holes inside it, because snapping should only move borders.
 
     Colours that occur on both sides of a border would otherwise leave specks and pinholes away from it.
@@ -73,22 +73,22 @@ def without_new_pieces(snapped: BoolArray, mask: BoolArray) -> BoolArray:
     return ~_pieces_that_touch(~_pieces_that_touch(snapped, mask), ~mask)
 
 
-def _pieces_that_touch(mask: BoolArray, other: BoolArray) -> BoolArray:
+def _pieces_that_touch(mask: Mask, other: Mask) -> Mask:
     """Return the connected components (4-connectivity) of a mask that share a pixel with another mask."""
     count, labels = cv2.connectedComponents(mask.astype(np.uint8), connectivity=4)
     touching = np.zeros(count, dtype=np.bool_)
     touching[labels[mask & other]] = True
-    kept: BoolArray = touching[labels]
+    kept: Mask = touching[labels]
     return kept
 
 
-def snap_radius(mask: BoolArray, *, radius_share: float) -> int:
+def snap_radius(mask: Mask, *, radius_share: float) -> int:
     """Return the filter radius in pixels for a mask."""
     return max(1, round(radius_share * disc_radius(mask)))
 
 
 def guided_filter(
-    image: ImageArray, values: BoolArray | FloatArray, *, radius_px: int, epsilon: float
+    image: ImageArray, values: Mask | FloatArray, *, radius_px: int, epsilon: float
 ) -> NDArray[np.float64]:
     """Filter a map so that its edges follow those of the image.
 

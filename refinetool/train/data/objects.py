@@ -14,7 +14,7 @@ from PIL import Image, UnidentifiedImageError
 
 from refinetool.errors import DataError
 from refinetool.masks import bounding_box
-from refinetool.records import VOID, BoolArray
+from refinetool.records import VOID, Mask
 
 MIN_OBJECT_PX = 150
 
@@ -48,13 +48,13 @@ def find_objects(ids: NDArray[np.uint8], *, by_class: bool) -> list[TrainObject]
     return objects
 
 
-def object_mask(ids: NDArray[np.uint8], thing: TrainObject) -> BoolArray:
+def object_mask(ids: NDArray[np.uint8], thing: TrainObject) -> Mask:
     """The mask of one object of an id map, bool (H, W)."""
-    mask: BoolArray = ids == thing.value
+    mask: Mask = ids == thing.value
     if thing.seed is None:
         return mask
     _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
-    part: BoolArray = labels == labels[thing.seed[1], thing.seed[0]]
+    part: Mask = labels == labels[thing.seed[1], thing.seed[0]]
     return part
 
 

@@ -19,7 +19,7 @@ from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.formats import VOC_OBJECT, open_dataset
 from refinetool.images import read_image
-from refinetool.records import VOID, BoolArray, ImageArray, Sample
+from refinetool.records import VOID, ImageArray, Mask, Sample
 from refinetool.train.data.objects import find_objects, object_mask, read_ids
 
 SPLIT_FILE = "split.json"
@@ -32,8 +32,8 @@ class AnnotatedPicture:
     """An image, uint8 (H, W, 3) RGB, its objects, bool (H, W) each, and the pixels nothing is known about."""
 
     image: ImageArray
-    objects: tuple[BoolArray, ...]
-    void: BoolArray
+    objects: tuple[Mask, ...]
+    void: Mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,7 +145,7 @@ def _voc_split(root: Path) -> dict[str, bool] | None:
 def _read_sample(sample: Sample, *, max_pixels: int) -> AnnotatedPicture:
     pixels = read_image(sample.image, size=sample.size, max_pixels=max_pixels)
     void = np.zeros(sample.size, np.bool_) if sample.void is None else masks.decode(sample.void)
-    objects: list[BoolArray] = []
+    objects: list[Mask] = []
     for region in sample.regions:
         if region.mask is None:
             continue
@@ -159,7 +159,7 @@ def _read_sample(sample: Sample, *, max_pixels: int) -> AnnotatedPicture:
     return AnnotatedPicture(pixels, tuple(objects), void)
 
 
-def _parts(mask: BoolArray) -> Iterator[BoolArray]:
+def _parts(mask: Mask) -> Iterator[Mask]:
     """A class as objects: its connected parts, and the whole if there are few."""
     count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     if count - 1 <= LARGEST_WHOLE_CLASS:
