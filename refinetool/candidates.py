@@ -11,7 +11,7 @@ import numpy as np
 
 from refinetool import masks
 from refinetool.backends import Backend, Embedding, Prediction
-from refinetool.records import BoolArray, Candidates, FloatArray, ImageArray, IntArray, Masks, Prompts, Size
+from refinetool.records import BoolArray, Candidates, FloatArray, FloatMaps, ImageArray, IntArray, Masks, Prompts, Size
 from refinetool.regions import Part
 from refinetool.views import View
 
@@ -67,7 +67,7 @@ class Answer:
 
     masks: Masks
     predicted_iou: FloatArray
-    logits: FloatArray | None = None
+    logits: FloatMaps | None = None
     candidates: AllCandidates | None = None
 
 

@@ -22,6 +22,7 @@ from refinetool.records import (
     FOREGROUND,
     Box,
     FloatArray,
+    FloatMaps,
     Mask,
     Masks,
     Point,
@@ -71,7 +72,7 @@ def excavate(masks: Masks, *, settings: PromptSettings, seeds: Sequence[Sequence
     return Prompts(points=points, labels=labels, boxes=boxes if settings.use_box else None, masks=logits)
 
 
-def expand_boxes(prompts: Prompts, masks: Masks, similarity: FloatArray, *, settings: PromptSettings) -> Prompts:
+def expand_boxes(prompts: Prompts, masks: Masks, similarity: FloatMaps, *, settings: PromptSettings) -> Prompts:
     """Widen the tight boxes of `excavate` where the image beside them is similar to the region.
 
     Args:

@@ -123,9 +123,9 @@ def unfit(path: Path) -> None:
     ("make", "says"),
     [
         (lambda _: None, "No such file"),
-        (not_safetensors, "no IoU adapter"),
-        (other_tensors, "no IoU adapter"),
-        (lambda path: save(an_adapter(model="sam-vit-b"), path), "made for sam-vit-b and the model is embedded"),
+        (not_safetensors, "not an IoU adapter"),
+        (other_tensors, "not an IoU adapter"),
+        (lambda path: save(an_adapter(model="sam-vit-b"), path), "made for sam-vit-b, but the model is embedded"),
         (lambda path: save(an_adapter(fingerprint="1" * 64), path), "other weights"),
         (infinite, "not finite"),
         (unfit, "damaged"),
@@ -609,7 +609,7 @@ def test_the_command(command: Command, folder: Path) -> None:
     assert said.code == 1
     assert "adaption does not help here" in said.err and "nothing was written" in said.err
     assert "points alone" in said.out and "only 2 answers were held out" in said.out
-    assert "features are left in" in said.out
+    assert "features are kept in" in said.out
     said = command(*words, "--resume", "--learning-rate", "0", "--keep", "--json")
     assert said.code == 0
     record = json.loads(said.out)

@@ -213,7 +213,7 @@ def test_states_of_a_file(toy: Path) -> None:
     assert verify("toy").state == "missing"
     toy.parent.mkdir()
     part_of(toy).write_bytes(CONTENT[:10])
-    assert verify("toy").detail == "10 of 5120000 bytes are there"
+    assert verify("toy").detail == "10 of 5120000 bytes are downloaded"
     toy.write_bytes(CONTENT[:-1])
     assert verify("toy").state == "damaged"
     assert verify("toy").detail == "has 5119999 bytes, expected 5120000"

@@ -1,7 +1,7 @@
-"""The embedded model behind the `Backend` protocol: SAM2's way, and then the detail head.
+"""The backend of the embedded model: SAM2's steps, followed by the detail head.
 
-The detail head corrects the single-mask output only. The three alternatives of the decoder stay as they are: they
-answer ambiguous prompts, and the head was made for coarse masks.
+The detail head corrects only the single-mask output. The three alternatives of the decoder stay as they are: they are
+for ambiguous prompts, and the head was trained for coarse masks.
 """
 
 from dataclasses import replace
@@ -18,13 +18,14 @@ from refinetool.modules.embedded import IMAGE_SIZE, build_embedded, encode
 from refinetool.records import ABSENT, Prompts
 
 DECODER_MAPS = 2
-"""How many of the extras of an embedding are the decoder's; the rest are the detail head's."""
+"""How many of an embedding's extras belong to the decoder; the others belong to the detail head."""
 POINTS = 2
-"""The model was trained with a positive and a negative point in every prompt, labelled absent where there is none."""
+"""Number of points per prompt. The model was trained with a positive and a negative point in every prompt, labelled
+absent where there is none."""
 
 
 class EmbeddedBackend(Sam2Backend):
-    """`EmbeddedModel` as an image model. Its masks come on a grid of S/2."""
+    """The backend of `EmbeddedModel`. Its masks are on a grid of S/2."""
 
     @staticmethod
     def network(variant: str) -> nn.Module:
@@ -42,7 +43,7 @@ class EmbeddedBackend(Sam2Backend):
         return embedding.extras[:DECODER_MAPS]
 
     def _question(self, embedding: SquareEmbedding, prompts: Prompts) -> Question:
-        """The prompts of a view, and what the detail head sees of their masks: 1 inside, -1 outside, 0 without any."""
+        """Prepare the prompts of a view, with masks for the detail head: 1 inside, -1 outside, 0 without a mask."""
         question = super()._question(embedding, _with_all_points(prompts))
         cells = 2 * self.mask_cells
         if prompts.masks is None:

@@ -1,8 +1,8 @@
-"""Where a view lies in the square a model sees, and how masks and maps cross from one to the other.
+"""Maps coordinates, masks and feature maps between a view and the square input of a model.
 
-A model works on squares: S pixels of input, S/4 cells of mask, S/16 cells of features, all covering the same area.
-A view fills the square from its top left corner; what is left over, right or below, is padding. Because the padding
-rarely ends on a cell border, the extent of the view on a grid is a fractional number of cells.
+A model works on squares: S pixels of input, S/4 cells of mask, S/16 cells of features, all covering the same area. A
+view fills the square from the top left corner; the rest, on the right or below, is padding. Because the view rarely
+ends at a cell border, its extent on a grid is a fractional number of cells.
 """
 
 import math
@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refinetool.records import ABSENT, BoolArray, FloatArray, IntArray, Size
+from refinetool.records import ABSENT, BoolArray, FloatArray, IntArray, Masks, Size
 
 Extent: TypeAlias = tuple[float, float]
 """(height, width) of the view on a grid, in cells."""
@@ -22,10 +22,10 @@ Extent: TypeAlias = tuple[float, float]
 
 @dataclass(frozen=True, slots=True)
 class Frame:
-    """The place of one view in the square of a model.
+    """The position of one view in the square of a model.
 
     view: (H, W) of the view in pixels.
-    filled: (height, width) in pixels of the square that the view fills.
+    filled: (height, width) of the area that the view fills, in pixels of the square.
     side: S, the side of the square in pixels.
     """
 
@@ -39,39 +39,39 @@ class Frame:
         return self.filled[0] / self.view[0], self.filled[1] / self.view[1]
 
     def extent(self, cells: int) -> Extent:
-        """How much of a grid of `cells` x `cells` over the square the view covers."""
+        """The extent of the view on a grid of `cells` x `cells` over the square."""
         return self.filled[0] * cells / self.side, self.filled[1] * cells / self.side
 
     def place_points(self, points: FloatArray, labels: IntArray) -> FloatArray:
-        """Carry pixel indices of the view, (N, P, 2) as (x, y), into the square.
+        """Map pixel indices of the view, (N, P, 2) as (x, y), into the square.
 
-        Pixel centres stay pixel centres: the centre of pixel x lies at x + 0.5 on either side. Coordinates of absent
-        points become 0.
+        Pixel centres are mapped to pixel centres: the centre of pixel x is at x + 0.5 in both frames. Coordinates of
+        absent points become 0.
         """
         down, across = self.scale
         placed = (points + 0.5) * np.array((across, down)) - 0.5
         return np.where(labels[..., None] == ABSENT, 0.0, placed).astype(np.float32)
 
     def place_boxes(self, boxes: FloatArray) -> FloatArray:
-        """Carry half-open xyxy boxes (N, 4) into the square: edges are scaled, as the official predictors do."""
+        """Map half-open xyxy boxes (N, 4) into the square: edges are scaled, as in the official predictors."""
         down, across = self.scale
         placed: FloatArray = (boxes * np.array((across, down, across, down))).astype(np.float32)
         return placed
 
 
 def letterboxed(view: Size, *, side: int) -> Frame:
-    """The longer side fills the square, the shape is kept (SAM)."""
+    """Fit the longer side of a view to the square and keep the aspect ratio (SAM)."""
     shrink = side / max(view)
     return Frame(view, (max(1, int(view[0] * shrink + 0.5)), max(1, int(view[1] * shrink + 0.5))), side)
 
 
 def squashed(view: Size, *, side: int) -> Frame:
-    """The view fills the whole square, whatever its shape (SAM2)."""
+    """Fit a view to the whole square, whatever its aspect ratio (SAM2)."""
     return Frame(view, (side, side), side)
 
 
 def sample(maps: Tensor, size: Size, *, step: Extent) -> Tensor:
-    """Read maps bilinearly at the cell centres of another grid that starts at the same top left corner.
+    """Sample maps bilinearly at the cell centres of another grid that starts at the same top left corner.
 
     Args:
         maps: float (N, h, w); beyond the outermost cell centres they are constant.
@@ -84,7 +84,7 @@ def sample(maps: Tensor, size: Size, *, step: Extent) -> Tensor:
     if len(maps) == 0:
         return maps.new_zeros((0, *size))
     height, width = maps.shape[-2:]
-    # grid_sample measures positions in halves of the map, from -1 to 1.
+    # grid_sample takes positions from -1 to 1.
     y = (torch.arange(size[0], device=maps.device) + 0.5) * (2 * step[0] / height) - 1
     x = (torch.arange(size[1], device=maps.device) + 0.5) * (2 * step[1] / width) - 1
     positions = torch.stack((x.expand(size), y[:, None].expand(size)), dim=-1)
@@ -92,11 +92,11 @@ def sample(maps: Tensor, size: Size, *, step: Extent) -> Tensor:
 
 
 def rasterise(logits: Tensor, frame: Frame, *, cells: int) -> Tensor:
-    """Bring mask logits, spread over the view on a grid of any size, to the model's mask grid.
+    """Resample mask logits from a grid of any size over the view to the model's mask grid.
 
-    A cell is foreground where more than half of it is covered (antialiased bilinear). Its value is the mean of the
-    foreground logits there, or of the background ones: a blurred edge would otherwise be a ring of small logits.
-    Padding gets the background's lowest value. A mask too small for the grid keeps the cells it touches.
+    A cell is foreground if more than half of it is covered (antialiased bilinear). Its value is the mean of either the
+    foreground or the background logits in it, because averaging both would put small logits along edges. Padding gets
+    the lowest value of the background. A mask too small for the grid keeps the cells it touches.
 
     Args:
         logits: float32 (N, h, w) on the model's device; above 0 is foreground.
@@ -120,16 +120,16 @@ def rasterise(logits: Tensor, frame: Frame, *, cells: int) -> Tensor:
 
 
 def in_view(frame: Frame, *, cells: int) -> Tensor:
-    """bool (cells, cells): which cells of a grid have their centre in the view, not in the padding."""
+    """Return which cells of a grid have their centre in the view and not in the padding: bool (cells, cells)."""
     height, width = frame.extent(cells)
     centres = torch.arange(cells) + 0.5
     return (centres[:, None] < height) & (centres < width)
 
 
-def pick_cells(masks: BoolArray, frame: Frame, *, cells: int) -> BoolArray:
-    """Which cells of the view's part of a grid belong to each mask: those whose centre does.
+def pick_cells(masks: Masks, frame: Frame, *, cells: int) -> Masks:
+    """Return the grid cells of each mask: those whose centre the mask covers.
 
-    A mask that covers no centre falls back to the cells it touches.
+    If a mask covers no cell centre, the cells it touches are used.
 
     Args:
         masks: bool (N, H, W) over the view.
@@ -139,7 +139,7 @@ def pick_cells(masks: BoolArray, frame: Frame, *, cells: int) -> BoolArray:
     """
     rows, in_rows = _nearest(frame.view[0], frame.extent(cells)[0])
     columns, in_columns = _nearest(frame.view[1], frame.extent(cells)[1])
-    picked: BoolArray = masks[:, rows[:, None], columns] & in_rows[:, None] & in_columns
+    picked: Masks = masks[:, rows[:, None], columns] & in_rows[:, None] & in_columns
     for n in np.flatnonzero(~picked.any(axis=(1, 2))):
         ys, xs = np.nonzero(masks[n])
         down, across = (extent / pixels for extent, pixels in zip(frame.extent(cells), frame.view, strict=True))
@@ -148,7 +148,7 @@ def pick_cells(masks: BoolArray, frame: Frame, *, cells: int) -> BoolArray:
 
 
 def _nearest(pixels: int, extent: float) -> tuple[IntArray, BoolArray]:
-    """The pixel under the centre of each cell that the view reaches, and whether there is one."""
+    """Return the pixel under the centre of each cell that the view reaches, and whether there is one."""
     positions = (np.arange(math.ceil(extent)) + 0.5) * (pixels / extent)
     return np.minimum(positions.astype(np.int64), pixels - 1), positions < pixels
 
@@ -163,14 +163,14 @@ def _on_cells(maps: Tensor, frame: Frame, *, cells: int) -> Tensor:
 
 
 def _resized(maps: Tensor, size: Size) -> Tensor:
-    """Antialiased bilinear, (N, h, w) to (N, rows, columns)."""
+    """Resize (N, h, w) to (N, rows, columns), antialiased bilinear."""
     if size[1] == 1 < size[0]:  # torch 2.15 repeats the first row down a single column
         return _resized(maps.transpose(1, 2), (1, size[0])).transpose(1, 2)
     return F.interpolate(maps[None], size, mode="bilinear", align_corners=False, antialias=True)[0]
 
 
 def _keep_touched(grid: Tensor, logits: Tensor, frame: Frame) -> None:
-    """Put the foreground logits of a vanished mask into the cells they lie in, the highest where several meet."""
+    """Put the foreground logits of a vanished mask into the cells that contain them, the highest logit per cell."""
     ys, xs = (logits > 0).nonzero(as_tuple=True)
     height, width = frame.extent(len(grid))
     rows = ((ys + 0.5) * (height / logits.shape[0])).long()

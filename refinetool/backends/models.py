@@ -1,4 +1,4 @@
-"""Names of models and what stands behind each: `load_backend` turns a name into a `Backend`.
+"""The table of models, and `load_backend`, which builds the backend of a model by name.
 
 torch and the segmentation packages are imported when a model is loaded, not with this module.
 """
@@ -29,9 +29,9 @@ RANDOM_PREFIX = "random:"
 class Model:
     """One model by name.
 
-    backend: The `SquareBackend` that builds and drives it, as `module:class`; imported when the model is loaded.
-    variant: What that backend calls it.
-    defaults: What suits it where the user chose nothing.
+    backend: The `SquareBackend` that builds and runs it, as `module:class`; imported when the model is loaded.
+    variant: The name of the model within that backend.
+    defaults: The settings used where the user chose nothing.
     """
 
     name: str
@@ -74,7 +74,7 @@ MODELS: dict[str, Model] = {
         Model("sam2-hiera-l", "SAM 2, Hiera-L encoder", SAM2, "sam2/sam2_hiera_l"),
     )
 }
-"""Every model by name. A new one is a line here; one of a new kind is a file with a `SquareBackend`, too."""
+"""All models by name. To add one, add a line here; a new kind of model also needs a file with a `SquareBackend`."""
 
 
 def load_backend(
@@ -87,22 +87,21 @@ def load_backend(
     image_batch: int | None = None,
     prompt_batch: int | None = None,
 ) -> "SquareBackend":
-    """Build a model by name and put weights into it.
+    """Build a model by name and load its weights.
 
     Args:
         name: One of `MODELS`.
-        checkpoint: A file of weights; `random:SEED` for random ones, the same on every call; None for those that come
-            with the package (`embedded`) or were fetched into the cache.
+        checkpoint: A weights file; `random:SEED` for random weights, the same on every call; None for the weights in
+            the package (`embedded`) or in the cache.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
-        precision: `fp32`, `bf16`, or `auto`: bf16 on GPUs that have it.
-        iou_adapter: What `adapt-iou` wrote for this model and these weights, to predict IoUs with; it becomes part of
-            the fingerprint.
-        image_batch, prompt_batch: Views per encoder call and regions per decoder call; None for what suits the device.
+        precision: `fp32`, `bf16`, or `auto`: bf16 on GPUs that support it.
+        iou_adapter: A file that `adapt-iou` wrote for this model and these weights; it becomes part of the fingerprint.
+        image_batch, prompt_batch: Views per encoder call and regions per decoder call; None for the device's default.
 
     Raises:
-        UsageError: a name, device, precision or seed that does not exist.
-        WeightsError: the weights are missing, unreadable, not the published ones, or do not fit the model; the adapter
-            is unreadable or for another model.
+        UsageError: The name, device, precision or seed does not exist.
+        WeightsError: The weights are missing, unreadable, not the published ones, or do not fit the model; or the
+            adapter is unreadable or for another model.
     """
     model = find_model(name)
     place = pick_device(device)
@@ -140,7 +139,7 @@ def _hash(text: str) -> str:
 
 
 def find_model(name: str) -> Model:
-    """A model of the table by its name; UsageError if there is none."""
+    """Return a model by name; raises UsageError if there is none."""
     try:
         return MODELS[name]
     except KeyError:
@@ -148,7 +147,7 @@ def find_model(name: str) -> Model:
 
 
 def pick_device(device: str) -> str:
-    """The torch device that a user's choice stands for; UsageError if there is no such device here."""
+    """Return the torch device for a user's choice; raises UsageError if there is no such device."""
     import torch
 
     if device == "auto":
@@ -165,7 +164,7 @@ def pick_device(device: str) -> str:
 
 
 def pick_precision(precision: str, device: str) -> "Precision":
-    """What `auto` stands for on a device; UsageError for other words."""
+    """Resolve `auto` on a device; raises UsageError for an unknown precision."""
     import torch
 
     match precision:
@@ -177,11 +176,11 @@ def pick_precision(precision: str, device: str) -> "Precision":
             raise UsageError(f"there is no precision {precision!r}; the choices are auto, fp32 and bf16")
 
 
-# --- weights into networks
+# --- loading weights
 
 
 def is_random(checkpoint: str | None) -> TypeGuard[str]:
-    """Whether a checkpoint is `random:SEED` and not a file."""
+    """Whether a checkpoint is `random:SEED` instead of a file."""
     return checkpoint is not None and checkpoint.startswith(RANDOM_PREFIX)
 
 
@@ -209,7 +208,7 @@ def _loaded(backend: "type[SquareBackend]", model: Model, checkpoint: str | None
 
 
 def _source(model: Model, checkpoint: str | None) -> tuple[Path, str]:
-    """The file to load and its SHA-256."""
+    """Return the file to load and its SHA-256."""
     if checkpoint is None and model.name != EMBEDDED:
         return weights.cached(model.name)
     path = Path(checkpoint).expanduser() if checkpoint is not None else embedded_weights()
@@ -220,18 +219,18 @@ def _source(model: Model, checkpoint: str | None) -> tuple[Path, str]:
 
 
 def embedded_weights() -> Path:
-    """The file with the weights of the embedded model; a wheel is always unpacked, so it is a file."""
+    """Return the path of the weights of the embedded model. Wheels are always unpacked, so it is a file."""
     return Path(str(files("refinetool").joinpath("assets", "embedded.safetensors")))
 
 
 def read_state(path: Path) -> "dict[str, Tensor]":
-    """Read named tensors without running code that a file may hold.
+    """Read named tensors without executing code that a file may hold.
 
     Args:
-        path: `.safetensors`, or what torch.save made of a state dict, which may lie under the key `model`.
+        path: `.safetensors`, or a state dict saved with torch.save, which may be under the key `model`.
 
     Raises:
-        WeightsError: the file holds something else.
+        WeightsError: The file holds something else.
     """
     import torch
     from safetensors import SafetensorError
@@ -251,7 +250,7 @@ def read_state(path: Path) -> "dict[str, Tensor]":
 
 
 def misfit(*, expected: "Mapping[str, Tensor]", found: "Mapping[str, Tensor]") -> str | None:
-    """Why weights do not fit a network, in words; None if they do."""
+    """Describe why weights do not fit a network; None if they do."""
     missing = sorted(expected.keys() - found.keys())
     surplus = sorted(found.keys() - expected.keys())
     shapes = [
@@ -274,7 +273,7 @@ def misfit(*, expected: "Mapping[str, Tensor]", found: "Mapping[str, Tensor]") -
 
 
 def state_digest(state: "Mapping[str, Tensor]") -> str:
-    """SHA-256 over names, shapes and values of tensors, whatever their order."""
+    """Compute the SHA-256 of names, shapes and values of tensors, independent of their order."""
     import torch
 
     digest = hashlib.sha256()

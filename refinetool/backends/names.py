@@ -1,4 +1,4 @@
-"""The one model that is not fetched, and what to tell someone who mistyped a name."""
+"""The name of the embedded model, and suggestions for mistyped names."""
 
 import difflib
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ EMBEDDED = "embedded"
 
 
 def suggest(name: str, known: Iterable[str]) -> str:
-    """The nearest of the known names, if one is near, and all of them."""
+    """Suggest the closest known name, if there is a similar one, and list all known names."""
     names = list(known)
     close = difflib.get_close_matches(name.lower(), names, n=1)
     return (f"did you mean {close[0]}? The names are " if close else "the names are ") + ", ".join(names)

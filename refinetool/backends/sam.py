@@ -1,9 +1,9 @@
-"""SAM (`segment_anything`) and HQ-SAM (`segment_anything_hq`), built from the official classes.
+"""Backends of SAM (`segment_anything`) and HQ-SAM (`segment_anything_hq`), built from the official classes.
 
-Images are resized with Pillow's bilinear filter, as the official predictor does, the longer side to S = 1024, then
-normalised and padded with zeros. Candidates: SAM gives its four mask tokens, 0 the single-mask output and 1 to 3 the
+Images are resized with Pillow's bilinear filter, as in the official predictor, the longer side to S = 1024, then
+normalised and padded with zeros. Candidates: SAM has its four mask tokens, 0 the single-mask output and 1 to 3 the
 alternatives. HQ-SAM corrects a mask of SAM by adding the logits of its own token, so it has two candidates: 0 the
-single-mask output and 1 the alternative of the highest predicted IoU, both corrected.
+single-mask output and 1 the alternative with the highest predicted IoU, both corrected.
 """
 
 import warnings
@@ -21,7 +21,7 @@ from refinetool.records import ImageArray, Size
 
 
 def import_hq_sam() -> ModuleType:
-    """The package `segment_anything_hq`, without its complaints about timm: old names, and a TinyViT of its own."""
+    """Import `segment_anything_hq` without its warnings about old names in timm and its own TinyViT."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message="Importing from timm.models", category=FutureWarning)
         warnings.filterwarnings("ignore", message="Overwriting tiny_vit_", category=UserWarning)
@@ -31,7 +31,7 @@ def import_hq_sam() -> ModuleType:
 
 
 class SamBackend(SquareBackend):
-    """SAM behind the `Backend` protocol. Scores are as the model predicts them, not held within 0..1.
+    """The backend of SAM. Scores are the model's raw predictions and may leave 0..1.
 
     Variants are `vit_b`, `vit_l` and `vit_h`.
     """
@@ -69,8 +69,8 @@ class SamBackend(SquareBackend):
 
     def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
         sparse, dense = self._prompt(question)
-        # The official decoder takes one image a call, and begins by adding the dense prompt to it. So let the images
-        # ride on the dense prompts, one per row, and add them to an image of zeros.
+        # The official decoder takes one image per call, and begins by adding the dense prompts to its features. So add
+        # the features of each row to its dense prompt, and pass features of zeros.
         features = torch.stack([embedding.features for embedding in embeddings]).float()
         position = self.model.prompt_encoder.get_dense_pe()
         with self._autocast():
@@ -83,15 +83,15 @@ class SamBackend(SquareBackend):
         return logits, scores
 
     def _prompt(self, question: Question) -> tuple[Tensor, Tensor]:
-        """Sparse (N, tokens, C) and dense (N, C, g, g) prompt embeddings, in float32: bf16 would blur coordinates."""
+        """Return sparse (N, tokens, C) and dense (N, C, g, g) prompt embeddings, in float32 for exact coordinates."""
         sparse, dense = self.model.prompt_encoder(points=question.points, boxes=question.boxes, masks=question.masks)
         return sparse, dense
 
 
 class HqSamBackend(SamBackend):
-    """HQ-SAM behind the `Backend` protocol. Variants are `vit_b`, `vit_l`, `vit_h` and `vit_tiny`."""
+    """The backend of HQ-SAM. Variants are `vit_b`, `vit_l`, `vit_h` and `vit_tiny`."""
 
-    mixes_images = False  # the decoder adds the fine map of one image to all rows
+    mixes_images = False  # the decoder adds the fine features of one image to all rows
 
     @staticmethod
     def network(variant: str) -> nn.Module:
@@ -105,7 +105,7 @@ class HqSamBackend(SamBackend):
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
         features, early = self.model.image_encoder(pixels)
         decoder = self.model.mask_decoder
-        # What the decoder makes of the first global attention block is the same for all prompts: made here, once.
+        # The decoder's features from the first global attention block are the same for all prompts: compute them once.
         fine = decoder.embedding_encoder(features) + decoder.compress_vit_feat(early[0].permute(0, 3, 1, 2))
         return [(features[i], (fine[i],)) for i in range(len(features))]
 

@@ -1,7 +1,7 @@
-"""SAM2 and SAM2.1 (`sam2`).
+"""Backend of SAM2 and SAM2.1 (`sam2`).
 
-Every size is read off the model. Images are squashed to S x S with torch's antialiased bilinear filter, as
-`SAM2Transforms` does; there is no padding. Candidates are the four mask tokens: 0 the single-mask output, 1 to 3 the
+All sizes are read from the model. Images are resized to S x S with torch's antialiased bilinear filter, as in
+`SAM2Transforms`, without padding. Candidates are the four mask tokens: 0 the single-mask output, 1 to 3 the
 alternatives.
 """
 
@@ -22,15 +22,15 @@ BOX_CORNERS = (2, 3)
 
 
 class Sam2Backend(SquareBackend):
-    """Any `SAM2Base` behind the `Backend` protocol, as an image model: its memory is not used.
+    """The backend of any `SAM2Base`, used as an image model without its memory.
 
     Variants are packaged configurations, such as `sam2.1/sam2.1_hiera_t`.
     """
 
     @staticmethod
     def network(variant: str) -> nn.Module:
-        # Not by `build_sam2` of the package: that needs Hydra's global state, and by default turns on a fallback that
-        # replaces the single-mask output.
+        # `build_sam2` of the package is not used: it needs Hydra's global state, and by default turns on a fallback
+        # that replaces the single-mask output.
         from hydra.utils import instantiate
         from omegaconf import OmegaConf
 
@@ -66,11 +66,11 @@ class Sam2Backend(SquareBackend):
         return self.model.sam_mask_decoder.iou_prediction_head
 
     def _fine_maps(self, embedding: SquareEmbedding) -> tuple[Tensor, ...]:
-        """The decoder's maps at S/4 and S/8, or none."""
+        """Return the decoder's maps at S/4 and S/8, or none."""
         return embedding.extras
 
     def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
-        # Outside autocast: bf16 would blur coordinates.
+        # Outside autocast: bf16 is too imprecise for coordinates.
         sparse, dense = self.model.sam_prompt_encoder(points=_tokens(question), boxes=None, masks=question.masks)
         fine = [torch.stack(level) for level in zip(*map(self._fine_maps, embeddings), strict=True)]
         position = self.model.sam_prompt_encoder.get_dense_pe()
@@ -87,10 +87,10 @@ class Sam2Backend(SquareBackend):
 
 
 def _tokens(question: Question) -> tuple[Tensor, Tensor]:
-    """Points as SAM2's image predictor sends them: the corners of the box come first, labelled 2 and 3.
+    """Return points in the order of SAM2's image predictor: the corners of the box first, labelled 2 and 3.
 
-    The prompt encoder appends one absent point by itself. Where there are masks only, it gets another one, as
-    `SAM2Base` does when it has a mask to prompt with.
+    The prompt encoder itself appends one absent point. If there are only masks, it gets another absent point, as in
+    `SAM2Base` with a mask prompt.
     """
     coordinates, labels = [], []
     if question.boxes is not None:

@@ -1,7 +1,7 @@
-"""What all models share that see a square: embeddings, predictions, and the way of prompts into the model.
+"""The base class of backends whose models take square inputs, with their embeddings, predictions and prompts.
 
-A model is adapted by a subclass of `SquareBackend` that says how a view becomes pixels, how pixels become features
-and how prompts are answered. N rows, K candidates, S the input side, m = S/4 the mask grid, g = S/16 the feature grid.
+A model is added by a subclass of `SquareBackend` that implements how a view becomes pixels, how pixels become features
+and how prompts become masks. N rows, K candidates, S the input side, m = S/4 the mask grid, g = S/16 the feature grid.
 """
 
 import math
@@ -19,7 +19,7 @@ from refinetool.backends import Embedding, Prediction
 from refinetool.backends.frames import Frame, in_view, pick_cells, rasterise, sample
 from refinetool.errors import is_out_of_memory
 from refinetool.modules.iou_adapter import IouAdapter, merged
-from refinetool.records import BoolArray, FloatArray, ImageArray, IntArray, Prompts, Size
+from refinetool.records import FloatArray, FloatMaps, ImageArray, IntArray, Masks, Prompts, Size
 from refinetool.settings import ModelDefaults
 
 T = TypeVar("T")
@@ -28,18 +28,18 @@ U = TypeVar("U")
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
 PIXELS_AT_ONCE = 2**25
-"""Full-size mask pixels, as float32, that are worked on at a time: 128 MiB."""
+"""Number of full-size mask pixels, as float32, processed at a time: 128 MiB."""
 
 LARGEST_LOGIT = 32.0
-"""Bound of logits that go in again as a mask prompt, as in the official predictors."""
+"""Bound of logits that are used as a mask prompt, as in the official predictors."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SquareEmbedding:
-    """What a model has seen of one view.
+    """The features of one view.
 
-    features: (C, g, g), what the mask decoder gets.
-    extras: further maps of the image that the decoder of this model wants.
+    features: (C, g, g), input of the mask decoder.
+    extras: further maps of the image that the decoder of this model needs.
     """
 
     frame: Frame
@@ -50,10 +50,10 @@ class SquareEmbedding:
     def size(self) -> Size:
         return self.frame.view
 
-    def similarity(self, masks: BoolArray) -> FloatArray:
-        """Cosine of every cell with the mean feature under each mask: see `Embedding` (SAMRefiner eq. 1 and 2).
+    def similarity(self, masks: Masks) -> FloatMaps:
+        """Cosine similarity of every cell with the mean feature under each mask: see `Embedding` (eq. 1 and 2).
 
-        As in eq. 1 the mean is taken before normalisation.
+        As in SAMRefiner's eq. 1, the mean is taken before normalisation.
         """
         cells = self.features.shape[-1]
         picked = torch.from_numpy(pick_cells(masks, self.frame, cells=cells)).to(self.features.device)
@@ -68,13 +68,13 @@ class SquareEmbedding:
             (height, width),
             step=(extent[0] / height, extent[1] / width),
         )
-        similarity: FloatArray = exact.cpu().numpy()
+        similarity: FloatMaps = exact.cpu().numpy()
         return similarity
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class SquarePrediction:
-    """Answers for N regions of one view: logits (N, K, m, m) and predicted IoUs (N, K), float32 on the device."""
+    """Predictions for N regions of one view: logits (N, K, m, m) and predicted IoUs (N, K), float32 on the device."""
 
     frame: Frame
     grid: Tensor
@@ -85,7 +85,7 @@ class SquarePrediction:
         scores: FloatArray = self.predicted_iou.cpu().numpy()
         return scores
 
-    def overlap(self, masks: BoolArray) -> FloatArray:
+    def overlap(self, masks: Masks) -> FloatArray:
         """IoU of each candidate with its mask on the mask grid, padding left out; 1 where both are empty."""
         cells = self.grid.shape[-1]
         shown = in_view(self.frame, cells=cells).to(self.grid.device)
@@ -100,11 +100,11 @@ class SquarePrediction:
         result: FloatArray = ious.numpy()
         return result
 
-    def masks(self, choice: IntArray) -> BoolArray:
-        """The chosen candidates at view size.
+    def masks(self, choice: IntArray) -> Masks:
+        """Return the chosen candidates at view size.
 
-        The official way is m -> S pixels -> cut off padding -> view, bilinear twice. Here the part of the mask grid
-        that the view covers is read bilinearly once, at the same positions.
+        The official predictors resize m -> S pixels, cut off the padding and resize to the view, bilinearly each time.
+        Here the part of the mask grid that the view covers is sampled bilinearly once, at the same positions.
         """
         view = self.frame.view
         chosen = self._chosen(choice)
@@ -115,7 +115,7 @@ class SquarePrediction:
             masks[part] = (full > 0).cpu().numpy()
         return masks
 
-    def logits(self, choice: IntArray) -> FloatArray:
+    def logits(self, choice: IntArray) -> FloatMaps:
         chosen = self._chosen(choice).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
         extent = self.frame.extent(chosen.shape[-1])
         height, width = (math.ceil(cells) for cells in extent)
@@ -126,7 +126,7 @@ class SquarePrediction:
     def stability(self, offset: float) -> FloatArray:
         shown = in_view(self.frame, cells=self.grid.shape[-1]).to(self.grid.device)
         inner = ((self.grid > offset) & shown).sum(dim=(2, 3))
-        outer = ((self.grid > -offset) & shown).sum(dim=(2, 3))  # holds the inner one
+        outer = ((self.grid > -offset) & shown).sum(dim=(2, 3))  # contains the inner one
         result: FloatArray = torch.where(outer > 0, inner / outer, 1.0).cpu().numpy()
         return result
 
@@ -137,10 +137,10 @@ class SquarePrediction:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class TokenAnswers:
-    """What the decoder made of N rows before a candidate is chosen: what IoU adaption learns from.
+    """The decoder's output for N rows before a candidate is chosen, used as training data of IoU adaption.
 
     features: float32 (N, H), the input of the last layer of the IoU head.
-    tokens: the answers of all T mask tokens, 0 the single-mask output, as the decoder gave them.
+    tokens: the predictions of all T mask tokens, 0 the single-mask output, as the decoder returns them.
     """
 
     features: Tensor
@@ -151,10 +151,10 @@ class TokenAnswers:
 class Question:
     """The prompts of N rows in the frame of the model, on its device.
 
-    points: (N, P, 2) in model pixels, labels int (N, P); None where no row may have any.
+    points: (N, P, 2) in model pixels, labels int (N, P); None if there are no points.
     boxes: (N, 4) xyxy in model pixels, or None.
     masks: (N, 1, m, m) logits, or None.
-    extras: what else a model wants to know of its prompts, (N, ...) each.
+    extras: further inputs that a model derives from its prompts, (N, ...) each.
     """
 
     points: tuple[Tensor, Tensor] | None
@@ -163,7 +163,7 @@ class Question:
     extras: tuple[Tensor, ...] = ()
 
     def take(self, rows: Sequence[int]) -> "Question":
-        """Some of the rows."""
+        """Return some of the rows."""
         index = list(rows)
         return Question(
             None if self.points is None else (self.points[0][index], self.points[1][index]),
@@ -174,10 +174,10 @@ class Question:
 
 
 class SquareBackend(ABC):
-    """A promptable model that sees squares of a fixed side: the `Backend` protocol, apart from the model itself.
+    """A promptable model with square inputs of a fixed side: the `Backend` protocol, apart from the model itself.
 
-    Encoder and decoder are called with batches of fixed sizes, so that the arithmetic of a view or a region does not
-    depend on what else is asked about: see `in_batches`.
+    Encoder and decoder are called with batches of a fixed size, so that the rounding of a view or a region does not
+    depend on the rest of the batch: see `in_batches`.
     """
 
     mixes_images = True
@@ -195,7 +195,7 @@ class SquareBackend(ABC):
         image_batch: int,
         prompt_batch: int,
     ) -> None:
-        # eval() belongs after loading: TinyViT caches its attention biases in that very call.
+        # eval() must follow loading: TinyViT caches its attention biases in this call.
         self.model: Any = model.to(device).eval()
         self.name = name
         self.defaults = defaults
@@ -206,7 +206,7 @@ class SquareBackend(ABC):
 
     @property
     def views_at_once(self) -> int:
-        """So many that neither encoder nor decoder is called with a batch that is mostly filler."""
+        """Enough views that neither encoder nor decoder is called with a batch that is mostly padding."""
         return max(self.image_batch, self.prompt_batch)
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
@@ -223,11 +223,11 @@ class SquareBackend(ABC):
 
     def predict(self, embeddings: Sequence[Embedding], prompts: Sequence[Prompts]) -> list[Prediction]:
         answers: dict[int, Prediction] = {}
-        for members in _alike(prompts, mixed=self.mixes_images):
-            asked = [_own(embeddings[i]) for i in members]
+        for members in _group_by_layout(prompts, mixed=self.mixes_images):
+            of_members = [_own(embeddings[i]) for i in members]
             with torch.no_grad():
-                rows = self._rows(asked, [prompts[i] for i in members], call=self._answer)
-            for i, embedding, own in zip(members, asked, rows, strict=True):
+                rows = self._rows(of_members, [prompts[i] for i in members], call=self._answer)
+            for i, embedding, own in zip(members, of_members, rows, strict=True):
                 logits, scores = zip(*own, strict=True) if own else ((), ())
                 shape = (len(own), self.candidates, self.mask_cells, self.mask_cells)
                 answers[i] = SquarePrediction(
@@ -244,14 +244,16 @@ class SquareBackend(ABC):
         *,
         call: Callable[[list[SquareEmbedding], Question], Sequence[tuple[Tensor, ...]]],
     ) -> list[list[tuple[Tensor, ...]]]:
-        """What a call gives for each row of the prompts, alike in layout, of each view."""
+        """Return the result of a call for each row of prompts of each view; all prompts have the same layout."""
         for one in prompts:
             if len(one) and not one.labels.shape[1] and one.boxes is None and one.masks is None:
                 raise ValueError("the prompts hold neither points nor boxes nor masks")
-        asked = [self._question(embedding, one) for embedding, one in zip(embeddings, prompts, strict=True) if len(one)]
-        if not asked:
+        questions = [
+            self._question(embedding, one) for embedding, one in zip(embeddings, prompts, strict=True) if len(one)
+        ]
+        if not questions:
             return [[] for _ in prompts]
-        question = _joined(asked)
+        question = _joined(questions)
         owner = [embedding for embedding, one in zip(embeddings, prompts, strict=True) for _ in range(len(one))]
         found = iter(
             in_batches(
@@ -270,22 +272,22 @@ class SquareBackend(ABC):
 
     @property
     def score_layer(self) -> nn.Linear:
-        """The last layer of the IoU head, adapted if there is an adapter: H features -> T scores, one per token."""
+        """The last layer of the IoU head, with the adapter if there is one: H features -> T scores, one per token."""
         layer: nn.Linear | _TwoLayers = self._iou_head.layers[-1]
         return layer.without_mask if isinstance(layer, _TwoLayers) else layer
 
     def adapt(self, adapter: IouAdapter) -> None:
-        """Predict IoUs with an adapter from now on: for all prompts, or only for those without a mask.
+        """Use an adapter to predict IoUs from now on: for all prompts, or only for those without a mask.
 
         Raises:
-            WeightsError: the adapter is for an IoU head of other sizes.
+            WeightsError: The adapter is for an IoU head of other sizes.
         """
         plain = self.score_layer
         corrected = merged(adapter, plain)
         self._iou_head.layers[-1] = _TwoLayers(corrected, corrected if adapter.with_masks else plain)
 
     def _scored(self, scores: Tensor, question: Question) -> Tensor:
-        """The scores (N, T) that count, of those that the IoU head gives."""
+        """Select the scores (N, T) to use from the output of the IoU head."""
         if not isinstance(self._iou_head.layers[-1], _TwoLayers):
             return scores
         without_mask, with_mask = scores.chunk(2, dim=1)
@@ -297,9 +299,9 @@ class SquareBackend(ABC):
         return bool(self._iou_head.sigmoid_output)
 
     def predict_tokens(self, embedding: Embedding, prompts: Prompts) -> TokenAnswers:
-        """Answer at least one row of prompts about one view with all mask tokens, and show what the scores come from.
+        """Predict with all mask tokens for at least one row of prompts of one view, and return the scores' features.
 
-        The scores are `score_layer` of the features, through a sigmoid where `scores_are_probabilities`.
+        The scores are `score_layer` of the features, followed by a sigmoid if `scores_are_probabilities`.
         """
         own = _own(embedding)
         with torch.no_grad():
@@ -308,22 +310,22 @@ class SquareBackend(ABC):
         return TokenAnswers(features, SquarePrediction(own.frame, logits, scores))
 
     def _answer_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> list[tuple[Tensor, ...]]:
-        seen: list[Tensor] = []
+        features: list[Tensor] = []
 
-        def note(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            seen.append(inputs[0].float())
+        def store_inputs(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
+            features.append(inputs[0].float())
 
-        handle = self._iou_head.layers[-1].register_forward_pre_hook(note)
+        handle = self._iou_head.layers[-1].register_forward_pre_hook(store_inputs)
         try:
             logits, scores = self._decode_tokens(embeddings, question)
         finally:
             handle.remove()
-        return list(zip(seen[0], logits.float(), self._scored(scores, question).float(), strict=True))
+        return list(zip(features[0], logits.float(), self._scored(scores, question).float(), strict=True))
 
     # --- prompts
 
     def _question(self, embedding: SquareEmbedding, prompts: Prompts) -> Question:
-        """The prompts of one view, at least one, as the model takes them."""
+        """Convert the prompts of one view, at least one, to the model's format."""
         frame = embedding.frame
         has_points = prompts.labels.shape[1] > 0
         coordinates = torch.from_numpy(frame.place_points(prompts.points, prompts.labels)).to(self.device)
@@ -345,29 +347,29 @@ class SquareBackend(ABC):
     @staticmethod
     @abstractmethod
     def network(variant: str) -> nn.Module:
-        """The architecture from its official classes, with random weights from torch's global generator."""
+        """Build the architecture from its official classes, with random weights from torch's global generator."""
 
     @property
     @abstractmethod
     def candidates(self) -> int:
-        """K: how many masks the model offers for a region."""
+        """K: number of candidate masks per region."""
 
     @property
     @abstractmethod
     def mask_cells(self) -> int:
-        """m: rows and columns of the grid that masks come and go on."""
+        """m: rows and columns of the grid of mask prompts and predicted masks."""
 
     @abstractmethod
     def _frame(self, view: Size) -> Frame:
-        """Where a view of this size goes in the square."""
+        """Return the position of a view of this size in the square."""
 
     @abstractmethod
     def _pixels(self, image: ImageArray, frame: Frame) -> Tensor:
-        """The model's input for one view: float32 (3, S, S) on the device."""
+        """Return the model's input for one view: float32 (3, S, S) on the device."""
 
     @abstractmethod
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-        """Features and extras of each image of a batch (B, 3, S, S)."""
+        """Return features and extras of each image of a batch (B, 3, S, S)."""
 
     @property
     @abstractmethod
@@ -376,16 +378,16 @@ class SquareBackend(ABC):
 
     @abstractmethod
     def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
-        """Logits (N, T, m, m) and scores (N, T) of all mask tokens, for one embedding and one prompt per row."""
+        """Return logits (N, T, m, m) and scores (N, T) of all mask tokens, for one embedding and one prompt per row."""
 
     def _decode(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
-        """Logits (N, K, m, m) and predicted IoUs (N, K): the mask tokens are the candidates, unless there are fewer."""
+        """Return logits (N, K, m, m) and predicted IoUs (N, K). By default every mask token is a candidate."""
         logits, scores = self._decode_tokens(embeddings, question)
         return logits, self._scored(scores, question)
 
 
 class _TwoLayers(nn.Module):
-    """Two last layers of an IoU head side by side: scores (N, T) of the one, then of the other, as (N, 2 T)."""
+    """Two last layers of an IoU head side by side; their scores (N, T) are concatenated to (N, 2 T)."""
 
     def __init__(self, without_mask: nn.Linear, with_mask: nn.Linear) -> None:
         super().__init__()
@@ -396,13 +398,13 @@ class _TwoLayers(nn.Module):
 
 
 def in_batches(rows: Sequence[T], *, size: int, call: Callable[[Sequence[T]], Sequence[U]]) -> list[U]:
-    """Map rows in batches of a fixed size; the last one is filled with copies of its first row.
+    """Map rows in batches of a fixed size; the last batch is padded with copies of its first row.
 
-    All calls then have the same shapes, and what a kernel makes of a row does not depend on how many others there are.
-    A batch that does not fit into memory is mapped in halves, whose results may differ in the last bits.
+    All calls then have the same shapes, and the result of a row does not depend on how many other rows there are. A
+    batch that does not fit into memory is mapped in halves, whose results may differ in the last bits.
 
     Raises:
-        Exception: Whatever a call raises; out of memory only where a single row does not fit.
+        Exception: Any exception of a call; out of memory only if a single row does not fit.
     """
     found: list[U] = []
     for start in range(0, len(rows), size):
@@ -418,7 +420,7 @@ def _halved_until_it_fits(batch: Sequence[T], call: Callable[[Sequence[T]], Sequ
     except Exception as error:
         if len(batch) == 1 or not is_out_of_memory(error):
             raise
-    half = len(batch) // 2  # out of the except block, so that the failed call's tensors are gone
+    half = len(batch) // 2  # outside the except block, so that the failed call's tensors are freed
     return [row for part in (batch[:half], batch[half:]) for row in _halved_until_it_fits(part, call)]
 
 
@@ -427,20 +429,20 @@ def _own(embedding: Embedding) -> SquareEmbedding:
     return embedding
 
 
-def _alike(prompts: Sequence[Prompts], *, mixed: bool) -> list[list[int]]:
-    """Indices of prompts with the same number of points and the same other parts; one by one unless `mixed`.
+def _group_by_layout(prompts: Sequence[Prompts], *, mixed: bool) -> list[list[int]]:
+    """Group the indices of prompts with the same number of points and the same other parts; one by one unless `mixed`.
 
-    A decoder call mixes images, but not layouts: padding the tokens of one row would change its answer.
+    A decoder call may mix images but not layouts: padding the tokens of a row would change its result.
     """
     groups: dict[tuple[int, ...], list[int]] = {}
-    for i, asked in enumerate(prompts):
-        layout = (asked.labels.shape[1], asked.boxes is None, asked.masks is None, 0 if mixed else i)
+    for i, one in enumerate(prompts):
+        layout = (one.labels.shape[1], one.boxes is None, one.masks is None, 0 if mixed else i)
         groups.setdefault(layout, []).append(i)
     return list(groups.values())
 
 
 def _joined(questions: Sequence[Question]) -> Question:
-    """The rows of several questions of one layout."""
+    """Join the rows of several questions with the same layout."""
     first = questions[0]
     points = [one.points for one in questions if one.points is not None]
     boxes = [one.boxes for one in questions if one.boxes is not None]

@@ -1,12 +1,12 @@
-"""Official weights: where each file is published, its SHA-256, and how it gets into the cache and is checked there.
+"""Downloads official weights into the cache and verifies them: URLs, sizes and SHA-256 of all files.
 
-Files are fetched with the standard library and not with pooch, which starts every interrupted download from nothing;
-these files have up to 2.6 GB. Nothing here is called unless the user asks for it, and nothing imports torch.
+Files are fetched with the standard library and not with pooch, which restarts interrupted downloads from the beginning;
+these files have up to 2.6 GB. Nothing is downloaded unless the user asks for it, and nothing here imports torch.
 
-About the sums. No publisher prints a SHA-256 beside the download; the six digits in the names of SAM's files begin
-their MD5. `origin="publisher"` marks sums that the publisher's own repository on the model hub records for the file.
-The others, `origin="agreed"`, are pinned by several independent public projects and recorded for copies on the hub,
-all the same. None has been checked here against a download.
+About the checksums: no publisher gives a SHA-256 beside the download; the six digits in the names of SAM's files are
+the beginning of their MD5. `origin="publisher"` marks checksums that the publisher's own repository on the model hub
+records for the file. The others, `origin="agreed"`, are pinned by several independent public projects and recorded for
+copies on the hub, always with the same value. None has been checked here against a download.
 """
 
 import hashlib
@@ -26,10 +26,10 @@ from refinetool.backends.names import EMBEDDED, suggest
 from refinetool.errors import RefinetoolError, StorageError, UsageError, WeightsError
 
 OnProgress: TypeAlias = Callable[[int, int], None]
-"""Called with (bytes there, bytes in all), both for what was fetched earlier and now."""
+"""Called with (bytes downloaded, bytes in total); bytes of an earlier, interrupted download are included."""
 
 State: TypeAlias = Literal["missing", "partial", "present", "verified", "damaged"]
-"""`present` has the right size but was not read; `verified` and `damaged` follow from its sum."""
+"""`present` files have the right size but were not read; `verified` and `damaged` follow from the checksum."""
 
 META = "https://dl.fbaipublicfiles.com"
 HQ_SAM = "https://huggingface.co/lkeab/hq-sam/resolve/main"
@@ -40,7 +40,7 @@ CHUNK = 1 << 20
 
 @dataclass(frozen=True, slots=True)
 class Weights:
-    """One published file. `size` is in bytes; `origin` says who vouches for the sum, see the top of the module."""
+    """One published file. `size` is in bytes; `origin` is the source of the checksum, see the top of the module."""
 
     model: str
     url: str
@@ -55,7 +55,7 @@ class Weights:
 
 @dataclass(frozen=True, slots=True)
 class Status:
-    """How one file of the table stands in the cache; `detail` is the sentence for the user."""
+    """The state of one file in the cache; `detail` is the message for the user."""
 
     weights: Weights
     path: Path
@@ -175,11 +175,11 @@ PUBLISHED: dict[str, Weights] = {
 }
 
 
-# --- what is known, what is there
+# --- looking up and checking files
 
 
 def find(name: str) -> Weights:
-    """The published weights of a model; UsageError if the name is not in the table."""
+    """Return the published weights of a model; raises UsageError if the name is not in the table."""
     if name == EMBEDDED:
         raise UsageError(f"{EMBEDDED} comes with refinetool: there is nothing to fetch or verify")
     try:
@@ -189,24 +189,24 @@ def find(name: str) -> Weights:
 
 
 def cache_folder() -> Path:
-    """Where weights are kept: `$REFINETOOL_CACHE`, or the user's cache folder of the platform."""
+    """Return the folder of the weights, under `$REFINETOOL_CACHE` or the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
     return (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("refinetool")) / "weights"
 
 
 def listing() -> list[Status]:
-    """Every file of the table and how it stands in the cache, by its size alone: quick."""
+    """Return the state of every file in the cache, quickly, from its size alone."""
     folder = cache_folder()
     return [_by_size(weights, folder) for weights in PUBLISHED.values()]
 
 
 def verify(name: str) -> Status:
-    """Check a cached file by its sum. Raises UsageError for a name that is not in the table."""
+    """Check a cached file by its checksum. Raises UsageError for a name that is not in the table."""
     return check(find(name), cache_folder())
 
 
 def check(weights: Weights, folder: Path) -> Status:
-    """Check a file in a folder by its size and sum."""
+    """Check a file in a folder by its size and checksum."""
     seen = _by_size(weights, folder)
     if seen.state != "present":
         return seen
@@ -214,15 +214,15 @@ def check(weights: Weights, folder: Path) -> Status:
     if found != weights.sha256:
         detail = f"sha256 is {found}, expected {weights.sha256}: not the published file"
         return Status(weights, seen.path, "damaged", detail)
-    voucher = "recorded by its publisher" if weights.origin == "publisher" else "that independent projects agree on"
-    return Status(weights, seen.path, "verified", f"sha256 is the one {voucher}")
+    source = "recorded by its publisher" if weights.origin == "publisher" else "that independent projects agree on"
+    return Status(weights, seen.path, "verified", f"sha256 is the one {source}")
 
 
 def cached(name: str) -> tuple[Path, str]:
-    """The verified file of a model and its sha256.
+    """Return the verified file of a model and its sha256.
 
     Raises:
-        WeightsError: it is not there, or not the published one; the message says how to get it.
+        WeightsError: The file is missing or not the published one; the message says how to get it.
     """
     status = verify(name)
     if status.state != "verified":
@@ -232,7 +232,7 @@ def cached(name: str) -> tuple[Path, str]:
 
 
 def sha256_of(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
+    """Compute the hexadecimal SHA-256 of a file."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
@@ -242,32 +242,32 @@ def _by_size(weights: Weights, folder: Path) -> Status:
     if path.is_file():
         size = path.stat().st_size
         if size == weights.size:
-            return Status(weights, path, "present", "there, not checked")
+            return Status(weights, path, "present", "exists, not checked")
         return Status(weights, path, "damaged", f"has {size} bytes, expected {weights.size}")
     part = _part(path)
     if part.is_file():
-        return Status(weights, path, "partial", f"{part.stat().st_size} of {weights.size} bytes are there")
-    return Status(weights, path, "missing", "is not there")
+        return Status(weights, path, "partial", f"{part.stat().st_size} of {weights.size} bytes are downloaded")
+    return Status(weights, path, "missing", "does not exist")
 
 
 # --- fetching
 
 
 def fetch(name: str, *, on_progress: OnProgress) -> Path:
-    """Bring the weights of a model into the cache, unless they are there, and check them.
+    """Download the weights of a model into the cache, unless they exist, and check them.
 
-    An interrupted download continues where it stopped. A file whose sum is wrong is deleted and fetched once more.
+    An interrupted download continues where it stopped. A file with a wrong checksum is deleted and fetched once more.
 
     Raises:
-        UsageError: the name is not in the table.
-        WeightsError: no network, an unexpected answer, or a wrong file twice; the message says how to do it by hand.
-        StorageError: the cache can't be written.
+        UsageError: The name is not in the table.
+        WeightsError: No network, an unexpected response, or twice a wrong file; the message says how to fetch by hand.
+        StorageError: The cache can't be written.
     """
     return download(find(name), cache_folder(), on_progress=on_progress)
 
 
 def download(weights: Weights, folder: Path, *, on_progress: OnProgress) -> Path:
-    """`fetch` for one record and one folder."""
+    """Do the same as `fetch` for one record and one folder."""
     path = folder / weights.filename
     part = _part(path)
     try:
@@ -289,7 +289,7 @@ def download(weights: Weights, folder: Path, *, on_progress: OnProgress) -> Path
 
 
 def _fill(part: Path, weights: Weights, path: Path, *, on_progress: OnProgress) -> None:
-    """Download what is missing of a part file, and leave it in place if the connection breaks."""
+    """Download the missing bytes of a partial file, and leave the file in place if the connection breaks."""
     there = part.stat().st_size if part.is_file() else 0
     if there > weights.size:
         part.unlink()
@@ -307,7 +307,9 @@ def _fill(part: Path, weights: Weights, path: Path, *, on_progress: OnProgress) 
                 there += len(chunk)
                 on_progress(there, weights.size)
     if there < weights.size:
-        raise _failure(weights, path, f"it ended after {there} of {weights.size} bytes; fetch again to continue")
+        raise _failure(
+            weights, path, f"the download ended after {there} of {weights.size} bytes; fetch again to continue"
+        )
 
 
 def _open(weights: Weights, path: Path, *, start: int) -> http.client.HTTPResponse:
@@ -325,7 +327,7 @@ def _open(weights: Weights, path: Path, *, start: int) -> http.client.HTTPRespon
 
 
 def _check_length(answer: http.client.HTTPResponse, weights: Weights, path: Path, *, start: int) -> None:
-    """Refuse a file of another length before it is downloaded: a login page, say."""
+    """Refuse a file of another length before it is downloaded, such as a login page."""
     length = answer.headers.get("Content-Length")
     if length is not None and start + int(length) != weights.size:
         found = start + int(length)

@@ -1,7 +1,7 @@
-"""Files of coarse masks: read as samples, written back as the same file with better masks.
+"""Reads files of coarse masks as samples, and writes the same file with refined masks.
 
-A data set knows one file or folder of masks and where its images are. It is read as a stream and holds an index, no
-masks; it is written by looking up one outcome at a time. What is not refined comes back byte for byte.
+A data set is one file or folder of masks with its images. It is read as a stream and holds only an index in memory, no
+masks. It is written by looking up one outcome at a time. Everything that is not refined is written byte for byte.
 """
 
 import pkgutil
@@ -32,19 +32,19 @@ FORMATS: Mapping[str, str] = {
     DAVIS: "refinetool.formats.voc:open_davis",
     MASKS: "refinetool.formats.masks_dir:open_masks",
 }
-"""What opens a file or folder of each format, as `module:function(path, request) -> Dataset`: COCO instances, COCO
-results, VOC's SegmentationClass and SegmentationObject, index PNGs in folders as DAVIS has them, and folders of
-two-valued PNGs. A new format is a file and a line here; `detection` tells those apart that nobody names."""
+"""The function that opens each format, as `module:function(path, request) -> Dataset`: COCO instances, COCO results,
+VOC's SegmentationClass and SegmentationObject, index PNGs in folders as in DAVIS, and folders of two-valued PNGs. To
+add a format, add a file and a line here; `detection` detects the format if it is not named."""
 
 
 @dataclass(frozen=True, slots=True)
 class Request:
-    """What is asked of a data set beside its path.
+    """Options for opening a data set.
 
     images: Folder of the images; None looks in the usual places beside the masks.
     sizes: For COCO results, any COCO file that lists the images; None finds images by their number.
     include_crowd: Whether COCO's crowds are refined like single objects.
-    need_images: Whether it is an error if no image can be found; masks can be measured without any.
+    need_images: Whether it is an error if no image is found; masks can be measured without images.
     """
 
     images: Path | None = None
@@ -55,7 +55,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """What `Dataset.write` did: where, how many masks it replaced, and what the user should know."""
+    """Result of `Dataset.write`: the path, the number of replaced masks, and remarks for the user."""
 
     path: Path
     changed: int
@@ -73,19 +73,19 @@ class Dataset(Protocol):
         """Number of images."""
 
     def samples(self) -> "Iterator[Sample]":
-        """The images in the order of the file, those without masks included; from the start at every call."""
+        """Yield the images in the order of the file, including those without masks; each call starts from the first."""
 
     def write(self, find: "Callable[[str], Outcome | None]", destination: Path, notes: Mapping[str, object]) -> Written:
-        """Write the same file with refined masks; it appears at `destination` when it is complete.
+        """Write the same file with refined masks; it appears at `destination` only when it is complete.
 
         Args:
-            find: The outcome for the key of a sample, None where it is to stay as it was. Asked once per sample.
-            destination: A new file or folder, like the input; parents are made.
-            notes: Goes into `info` of a COCO file under `refinetool`, where there is something to note.
+            find: Returns the outcome for the key of a sample, None if the sample is unchanged. Called once per sample.
+            destination: A new file or folder, like the input; parent folders are created.
+            notes: Written to `info` of a COCO file under `refinetool`, unless empty.
 
         Raises:
             UsageError: The output would overwrite the input.
-            StorageError: A full disk, missing permission, an existing folder.
+            StorageError: The disk is full, permissions are missing, or a folder exists.
             DataError: The input has changed since it was opened.
         """
 
@@ -103,12 +103,12 @@ def open_dataset(
 
     Args:
         path: A COCO JSON file, a VOC root, or a folder of PNGs.
-        format: One of FORMATS; None finds out.
+        format: One of FORMATS; None detects it.
         images, sizes, include_crowd, need_images: See `Request`.
 
     Raises:
-        UsageError: A format that doesn't exist, or one that can't be told from the files.
-        DataError: Files that are broken, or that have no images.
+        UsageError: The format does not exist, or can't be detected from the files.
+        DataError: Files are broken, or have no images.
     """
     if format is None:
         from refinetool.formats.detection import detect

@@ -1,4 +1,4 @@
-"""COCO instances and COCO results: the same text back, with other values where a mask was refined."""
+"""Reads and writes COCO instances and COCO results. The text is kept, with new values where a mask was refined."""
 
 import heapq
 import json
@@ -27,7 +27,7 @@ _COPY_BYTES = 1 << 20
 
 
 def open_coco(path: Path, request: Request) -> "CocoDataset":
-    """COCO instances. Raises DataError for a file that is broken, or whose images are needed and nowhere."""
+    """Open COCO instances. Raises DataError if the file is broken, or if its images are needed and not found."""
     stamp = _stamp(path)
     records, annotations = read_instances(path)
     rows = rows_of(annotations, records.rows)
@@ -36,7 +36,7 @@ def open_coco(path: Path, request: Request) -> "CocoDataset":
 
 
 def open_coco_results(path: Path, request: Request) -> "CocoDataset":
-    """COCO results. Raises DataError for a file that is broken, or whose images are needed and nowhere."""
+    """Open COCO results. Raises DataError if the file is broken, or if its images are needed and not found."""
     images, sizes, needed = request.images, request.sizes, request.need_images
     stamp = _stamp(path)
     results = read_results(path)
@@ -52,13 +52,13 @@ def open_coco_results(path: Path, request: Request) -> "CocoDataset":
 
 @dataclass(frozen=True, slots=True)
 class CocoDataset:
-    """Annotations and their images; see `formats.Dataset`. Holds where records stand, not what they say.
+    """Annotations and their images; see `formats.Dataset`. Holds the positions of records, not their content.
 
-    rows: int64 (A,), the place of each annotation's image among the images.
-    sources: The files read, none of which may be overwritten.
-    stamp: Size and time of the file when it was read.
+    rows: int64 (A,), the index of each annotation's image among the images.
+    sources: The input files, none of which may be overwritten.
+    stamp: Size and modification time of the file when it was read.
     include_crowd: Whether crowds are refined like single objects.
-    known_sizes: (H, W) by key, for images whose records state none; see `with_sizes`.
+    known_sizes: (H, W) by key, for images whose records have no size; see `with_sizes`.
     """
 
     format: str
@@ -74,15 +74,15 @@ class CocoDataset:
         return len(self.images.rows)
 
     def sizes(self) -> dict[str, Size]:
-        """(H, W) of the images by key, as far as their records or the headers of the images state it."""
+        """Return (H, W) of the images by key, as far as it is known from records or image headers."""
         found = ((entry.key, entry.size or header_size(entry.path)) for entry in self.images.entries())
         return {key: size for key, size in found if size}
 
     def with_sizes(self, sizes: Mapping[str, Size]) -> "CocoDataset":
-        """The same masks, read without trusting pictures that were found by the number of an image.
+        """Return the same data set, which no longer trusts the size of images that were found by number.
 
-        Where records state no size, that of the run lengths holds, then that in `sizes`: such a picture may be a
-        thumbnail, or belong to something else.
+        Where records have no size, that of the RLE is used, then that in `sizes`, because an image that was found by
+        number may be a thumbnail or an unrelated file.
         """
         return replace(self, known_sizes=sizes)
 
@@ -115,14 +115,14 @@ class CocoDataset:
         return Written(destination, len(changed), _remarks(rings_lost))
 
     def _by_image(self) -> Iterator[tuple[ImageEntry, IntArray]]:
-        """Each image with the rows of its annotations, both in the order of the file."""
+        """Yield each image with the rows of its annotations, both in the order of the file."""
         order = np.argsort(self.rows, kind="stable")
         bounds = np.searchsorted(self.rows[order], np.arange(len(self) + 1))
         for entry, first, last in zip(self.images.entries(), bounds[:-1], bounds[1:], strict=True):
             yield entry, order[first:last]
 
     def _size(self, entry: ImageEntry, records: Sequence[Mapping[str, Json]]) -> Size:
-        """(H, W) of an image, (0, 0) if nothing states it."""
+        """Return (H, W) of an image, (0, 0) if it is unknown."""
         if self.known_sizes is None:
             return entry.size or header_size(entry.path) or _claimed_size(records) or (0, 0)
         known = entry.size or _claimed_size(records) or self.known_sizes.get(entry.key)
@@ -143,12 +143,13 @@ class CocoDataset:
         )
 
     def _draft(self, find: Callable[[str], Outcome | None], file: BinaryIO, drafts: BinaryIO) -> tuple[IntArray, int]:
-        """Write the refined records to `drafts`, image by image, since that is how outcomes come.
+        """Write the refined records to `drafts`, image by image, because outcomes are found per image.
 
-        Annotations of an image may be far apart in the file, and outcomes are too many to hold.
+        Annotations of an image may be far apart in the file, and there are too many outcomes to hold in memory.
 
         Returns:
-            int64 (A, 2): offsets in `drafts`, (0, 0) for an annotation that stays; and how many rings became RLE.
+            int64 (A, 2): offsets in `drafts`, (0, 0) for an unchanged annotation; and the number of rings that became
+            RLE.
         """
         drafted = np.zeros((len(self.annotations), 2), dtype=np.int64)
         end = rings_lost = 0
@@ -170,7 +171,7 @@ class CocoDataset:
         return drafted, rings_lost
 
     def _info(self, file: BinaryIO, notes: Mapping[str, object]) -> list[tuple[Span, bytes]]:
-        """The edit that puts notes into `info`; none if there are none, or if a list or a text stands in its place."""
+        """Return the edit that adds notes to `info`; no edit if there are no notes, or if `info` is no JSON object."""
         if self.format != COCO or not notes:
             return []
         member = f'"refinetool":{_dump(notes)}'
@@ -199,7 +200,7 @@ def _number(value: Json) -> float | None:
 
 
 def _with_values(text: str, values: Mapping[str, Json]) -> str:
-    """The text of an object with other values of the names it has; the rest of the text stays."""
+    """Replace values in the text of an object, for the names it has; the rest of the text stays."""
     spans = member_spans(text)
     for name in sorted(values.keys() & spans.keys(), key=lambda name: spans[name].start, reverse=True):
         text = _replaced(text, spans[name], _dump(values[name]))
@@ -215,7 +216,7 @@ def _dump(value: object) -> str:
 
 
 def _splice(source: BinaryIO, out: BinaryIO, edits: Iterable[tuple[Span, bytes]]) -> None:
-    """Copy a file, with other bytes in place of some spans, which come in order."""
+    """Copy a file with some spans replaced by other bytes; the edits are in order."""
     source.seek(0)
     at = 0
     for span, new in edits:
@@ -252,7 +253,7 @@ def _stamp(path: Path) -> tuple[int, int]:
 
 
 def _claimed_size(records: Sequence[Mapping[str, Json]]) -> Size | None:
-    """The size that the first run lengths state, for an image whose own can't be had."""
+    """Return the size in the first RLE, for an image whose own size is unknown."""
     for record in records:
         match record.get("segmentation"):
             case {"size": [int(height), int(width)]} if height > 0 and width > 0:

@@ -1,4 +1,4 @@
-"""The images that COCO records speak of: listed in a file, or known by their number alone."""
+"""Finds the images of COCO records: images listed in a file, or images known only by number."""
 
 import json
 import re
@@ -16,7 +16,7 @@ from refinetool.records import Size
 
 @dataclass(frozen=True, slots=True)
 class ImageEntry:
-    """One image: its id as text, where it should be, and (H, W) where the records state it."""
+    """One image: its id as text, its expected path, and (H, W) if the records have it."""
 
     key: str
     path: Path
@@ -28,15 +28,15 @@ class CocoImages(Protocol):
 
     @property
     def rows(self) -> Mapping[ImageId, int]:
-        """The place of each image id."""
+        """The index of each image id."""
 
     def entries(self) -> Iterator[ImageEntry]:
-        """One after the other, read from the file where it has them."""
+        """Yield the images in order; listed images are read from the file one by one."""
 
 
 @dataclass(frozen=True, slots=True)
 class ListedImages:
-    """Images as the records of a file list them."""
+    """Images listed in the records of a file."""
 
     records: ImageRecords
     folder: Path
@@ -54,13 +54,13 @@ class ListedImages:
 
     def _locate(self, record: Mapping[str, Json]) -> Path:
         path = self.folder / (image_name(record) or "")
-        # What stands for a name in LVIS begins with a folder that need not be there.
+        # The name derived from an LVIS URL begins with a folder, which may not exist.
         return path if "file_name" in record or path.is_file() else self.folder / path.name
 
 
 @dataclass(frozen=True, slots=True)
 class NumberedImages:
-    """Images of which only ids are known: found as `42.jpg`, `000000000042.jpg`, `COCO_val2014_000000000042.jpg`."""
+    """Images known only by id, found as `42.jpg`, `000000000042.jpg` or `COCO_val2014_000000000042.jpg`."""
 
     ids: Sequence[ImageId]
     folder: Path
@@ -80,10 +80,10 @@ class NumberedImages:
 
 
 def listed_images(records: ImageRecords, folder: Path | None, annotations: Path, *, needed: bool) -> ListedImages:
-    """Images in `folder`, or, if none is named, in the first of the usual places that has one of them.
+    """Find images in `folder` or, if it is None, in the first of the usual places that has one of them.
 
     Raises:
-        DataError: No image of the list is there, and one is needed.
+        DataError: No image of the list exists, and one is needed.
     """
     if folder is not None:
         places = [existing_folder(folder)]
@@ -98,7 +98,7 @@ def listed_images(records: ImageRecords, folder: Path | None, annotations: Path,
             if entry.path.is_file():
                 return images
             if folder is None:
-                break  # one is enough to try a place that nobody named
+                break  # in a place that the user did not name, only the first image is tried
     if wanted is None or not needed:
         return ListedImages(records, places[0])
     raise DataError(
@@ -108,7 +108,7 @@ def listed_images(records: ImageRecords, folder: Path | None, annotations: Path,
 
 
 def numbered_images(ids: Sequence[ImageId], folder: Path | None, annotations: Path, *, needed: bool) -> NumberedImages:
-    """Images in `folder`, or beside the annotations, by number. Raises DataError if none is there and one is needed."""
+    """Find images by number in `folder` or beside the annotations. Raises DataError if needed images are missing."""
     beside = annotations.absolute().parent
     if folder is None:
         folder = beside / "images" if (beside / "images").is_dir() else beside

@@ -1,6 +1,6 @@
-"""One walk through a COCO file: where every record stands, and whether the records fit together.
+"""Indexes a COCO file in one pass: finds the position of every record, and checks that the records are consistent.
 
-What is kept of a record is two offsets and two numbers, so 600,000 annotations take 20 MB.
+Only two offsets and two numbers are kept per record, so 600,000 annotations take 20 MB.
 """
 
 from array import array
@@ -34,11 +34,11 @@ class AnnotationRecords:
     """The A annotation records of a file, in the order of the file.
 
     spans: int64 (A, 2), byte offsets.
-    ids: int64 (A,); results have none, so theirs is the position in the list.
-    named: The distinct ids of images, in the order in which the records name them.
-    images: int64 (A,), which of `named` each record belongs to.
+    ids: int64 (A,); results have no ids, so their position in the list is used.
+    named: The distinct image ids, in the order in which the records refer to them.
+    images: int64 (A,), index in `named` of each record's image.
     root: Offset of the bracket that opens the file.
-    info: Where the value of `info` stands, None if there is none.
+    info: Position of the value of `info`, None if there is none.
     """
 
     path: Path
@@ -54,10 +54,10 @@ class AnnotationRecords:
 
 
 def read_instances(path: Path) -> tuple[ImageRecords, AnnotationRecords]:
-    """Walk through COCO instances.
+    """Index COCO instances.
 
     Raises:
-        DataError: Not JSON (with line and column), not COCO, or records that contradict each other.
+        DataError: The file is not JSON (with line and column), is not COCO, or its records contradict each other.
     """
     found = _Records(path)
     with _opened(path) as cursor:
@@ -86,7 +86,7 @@ def read_instances(path: Path) -> tuple[ImageRecords, AnnotationRecords]:
 
 
 def read_results(path: Path) -> AnnotationRecords:
-    """Walk through a list of COCO results. Raises DataError as `read_instances` does."""
+    """Index a list of COCO results. Raises the errors of `read_instances`."""
     found = _Records(path)
     with _opened(path) as cursor:
         cursor.expect("[", "a list of results")
@@ -96,7 +96,7 @@ def read_results(path: Path) -> AnnotationRecords:
 
 
 def read_images(path: Path) -> ImageRecords:
-    """Walk through the `images` of any COCO file. Raises DataError as `read_instances` does."""
+    """Index the `images` of any COCO file. Raises the errors of `read_instances`."""
     found = _Records(path)
     missing = {"images"}
     with _opened(path) as cursor:
@@ -112,7 +112,7 @@ def read_images(path: Path) -> ImageRecords:
 
 
 def rows_of(annotations: AnnotationRecords, rows: Mapping[ImageId, int]) -> IntArray:
-    """int64 (A,): the row of each annotation's image. Raises DataError for an annotation of an image not listed."""
+    """Return the row of each annotation's image, int64 (A,). Raises DataError if an image is not listed."""
     of_named = np.array([rows.get(image, -1) for image in annotations.named], dtype=np.int64)
     row = of_named[annotations.images]
     orphans = np.flatnonzero(row < 0)
@@ -129,7 +129,7 @@ def rows_of(annotations: AnnotationRecords, rows: Mapping[ImageId, int]) -> IntA
 
 
 def image_name(record: Mapping[str, Json]) -> str | None:
-    """What a record calls its image file; LVIS has an address instead, of which the last two parts count."""
+    """Return the image file name of a record; for LVIS, which has only a URL, its last two parts."""
     name, address = record.get("file_name"), record.get("coco_url")
     if isinstance(name, str) and name:
         return name
@@ -138,7 +138,7 @@ def image_name(record: Mapping[str, Json]) -> str | None:
 
 @contextmanager
 def _opened(path: Path) -> Iterator[Cursor]:
-    """A cursor at the start of a JSON file, which has to be at its end when the block is left."""
+    """Yield a cursor at the start of a JSON file; at the end of the block it must have reached the end of the file."""
     try:
         with path.open("rb") as file:
             cursor = Cursor(file, path, WINDOW_BYTES)
@@ -163,13 +163,13 @@ def _refuse_duplicates(annotations: AnnotationRecords) -> None:
         first, second = order[again[0]], order[again[0] + 1]
         path, starts = annotations.path, annotations.spans[:, 0]
         raise DataError(
-            f"{path}, {place(path, int(starts[second]))}: annotation id {annotations.ids[second]} stands at "
-            f"{place(path, int(starts[first]))} already; ids have to be unique."
+            f"{path}, {place(path, int(starts[second]))}: annotation id {annotations.ids[second]} was already used at "
+            f"{place(path, int(starts[first]))}; ids have to be unique."
         )
 
 
 class _Records:
-    """What a walk has found so far. Annotations may stand before the images they name."""
+    """The records found so far. Annotations may come before the images they refer to."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -188,7 +188,7 @@ class _Records:
             if image_id is None:
                 raise self._error(start, f"an image has the id {record.get('id')!r}; expected a number or a text")
             if image_id in self._rows:
-                raise self._error(start, f"image id {image_id!r} stands twice; ids have to be unique")
+                raise self._error(start, f"image id {image_id!r} occurs twice; ids have to be unique")
             name = image_name(record)
             if name is None:
                 raise self._error(start, f"image {image_id!r} has no 'file_name'")
@@ -202,7 +202,7 @@ class _Records:
             self._image_spans.extend((start, end))
 
     def read_annotations(self, cursor: Cursor, *, numbered: bool) -> None:
-        """`numbered` records have an id of their own."""
+        """Read annotations; `numbered` records have an id of their own."""
         named, images = self._named, self._annotation_images
         spans, ids = self._annotation_spans, self._annotation_ids
         for start, end, record in self._objects(cursor, "annotations"):
@@ -259,7 +259,7 @@ def _spans(offsets: Sequence[int]) -> IntArray:
 
 
 def _is_whole(value: object) -> TypeGuard[int | float]:
-    """A whole number, be it written as 7 or, as pandas likes it, as 7.0."""
+    """Whether a value is a whole number, written as 7 or, as pandas does, as 7.0."""
     return type(value) is int or (type(value) is float and value.is_integer())
 
 

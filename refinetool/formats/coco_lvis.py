@@ -1,4 +1,4 @@
-"""What LVIS says beside the masks: how common its categories are, and what is known to be absent from an image."""
+"""Reads LVIS's metadata: how frequent its categories are, and which are known to be absent from an image."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -13,7 +13,8 @@ class Federation:
     """The rules of a federated data set, where each image is annotated for some of the categories.
 
     frequencies: `r`, `c` or `f` by category: rare, common, frequent in training.
-    negative: By image, the categories that were looked for and are absent; those with annotations are looked for too.
+    negative: By image, the categories that were searched for and are absent; categories with annotations were searched
+        for, too.
     not_exhaustive: By image, the categories of which not every object is annotated.
     """
 
@@ -27,7 +28,7 @@ def read_federation(path: Path) -> Federation:
 
     Raises:
         DataError: The file can't be read.
-        UsageError: It does not say which categories were looked for in its images.
+        UsageError: The file does not say which categories were searched for in its images.
     """
     frequencies: dict[int, str] = {}
     images: list[Mapping[str, Json]] = []
@@ -58,7 +59,7 @@ def read_federation(path: Path) -> Federation:
 
 
 def _federated(record: Mapping[str, Json]) -> Mapping[str, Json]:
-    """Of an image what is asked for here; the rest is long."""
+    """Keep only the needed fields of an image record; the others are long."""
     wanted = ("id", "neg_category_ids", "not_exhaustive_category_ids")
     return {name: record[name] for name in wanted if name in record}
 

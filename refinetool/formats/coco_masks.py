@@ -1,4 +1,4 @@
-"""The value of `segmentation` in a COCO record: to run lengths, and back in the form it had."""
+"""Converts the value of `segmentation` in a COCO record to RLE, and back to its original form."""
 
 import math
 
@@ -12,15 +12,15 @@ from refinetool.records import Mask, Point, Rle, Size
 from refinetool.statuses import Reason
 
 _MIN_RING = 6
-"""Numbers in a ring of three corners; shorter ones are points and lines, which cover nothing."""
+"""Numbers in a ring of three corners; shorter rings are points and lines, which cover nothing."""
 
 
 def read_segmentation(segmentation: Json, size: Size) -> tuple[Rle | None, Reason | None]:
-    """The mask of a record, and the reason to leave the record alone, if there is one.
+    """Return the mask of a record, and the reason to leave the record alone, if there is one.
 
     Args:
-        segmentation: A list of rings [x0, y0, x1, y1 ...], run lengths as a list, or run lengths as a string.
-        size: (H, W) of the record's image. Rings are rasterised at this size as pycocotools does it, holes filled.
+        segmentation: A list of rings [x0, y0, x1, y1 ...], RLE as a list, or RLE as a string.
+        size: (H, W) of the record's image. Rings are rasterised at this size as in pycocotools, which fills holes.
     """
     if not segmentation:
         return None, Reason.EMPTY
@@ -41,7 +41,7 @@ def read_segmentation(segmentation: Json, size: Size) -> tuple[Rle | None, Reaso
 def _from_rings(segmentation: list[Json], size: Size) -> Rle:
     rings: list[list[float]] = [ring for ring in segmentation if _is_ring(ring)]  # type: ignore[misc]
     numbers = np.array([number for ring in rings for number in ring], dtype=np.float64)
-    # pycocotools walks along every edge, so it crashes on corners far outside the image.
+    # pycocotools iterates along every edge, so it crashes on corners far outside the image.
     reach = max(size)
     if not rings or not np.isfinite(numbers).all() or numbers.min() < -reach or numbers.max() > 2 * reach:
         raise MaskError("no ring that can be drawn")
@@ -69,12 +69,11 @@ def _from_counts(counts: Json, size: Size) -> Rle:
 
 
 def refined_values(segmentation: Json, rle: Rle) -> dict[str, Json] | None:
-    """New `segmentation`, `area` and `bbox` for a record; None for an empty mask, which no reader takes.
+    """Return new `segmentation`, `area` and `bbox` for a record; None for an empty mask, which no reader accepts.
 
-    The segmentation keeps its form: rings become rings along pixel edges, whose rasterisation is exactly the mask; a
-    list of run lengths stays a list, a string a string, other keys beside them stay too. Rings can't carry holes, so a
-    mask that has some becomes a string of run lengths. `area` is the number of pixels, `bbox` the tight x, y, width,
-    height.
+    The segmentation keeps its form. Rings become rings along pixel edges, whose rasterisation is exactly the mask; RLE
+    as a list stays a list, as a string a string, and other keys beside it stay too. Rings can't represent holes, so a
+    mask with holes becomes RLE as a string. `area` is the number of pixels, `bbox` the tight x, y, width, height.
     """
     found = masks.decode_crop(rle)
     if found is None:

@@ -1,4 +1,4 @@
-"""A COCO file from scratch, for masks that come from no file."""
+"""Writes a new COCO file, for masks that were not read from a file."""
 
 import json
 import os
@@ -16,13 +16,13 @@ def write_coco(
 ) -> None:
     """Write samples as COCO instances, one at a time, so that they need not fit into memory.
 
-    Images are numbered from 1 in the order of the samples. Regions keep their ids, and are run lengths; those without
-    a mask are left out. `area` and `bbox` (x, y, width, height) are those of the pixels.
+    Images are numbered from 1 in the order of the samples. Regions keep their ids and are written as RLE; regions
+    without a mask are left out. `area` and `bbox` (x, y, width, height) are computed from the pixels.
 
     Args:
-        samples: Each image once; the ids of regions are unique in all of them.
-        images: The folder that file names are to be relative to.
-        categories: Names by number. A region without a category belongs to the first one, `object` by default.
+        samples: Each image once; region ids must be unique over all images.
+        images: The folder that file names are relative to.
+        categories: Names by number. A region without a category gets the first one, `object` by default.
 
     Raises:
         DataError: An id occurs twice, or a category has no name.

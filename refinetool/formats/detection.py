@@ -1,4 +1,4 @@
-"""Which format a file or folder of masks has."""
+"""Detects the format of a file or folder of masks."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,18 +11,18 @@ from refinetool.formats.folders import mask_files
 from refinetool.formats.png import check_headers, mostly_black_and_white, read_header, read_values
 
 _LOOKED_AT = 12
-"""PNGs, spread over the folder, whose values decide."""
+"""Number of PNGs, spread over the folder, whose values are examined."""
 
 _SOFT_VALUES = 16
 """More grey values than this are soft edges, not numbers of objects."""
 
 
 def detect(path: Path) -> str:
-    """One of FORMATS.
+    """Return one of FORMATS.
 
     Raises:
-        DataError: Nothing is there, or nothing that holds masks.
-        UsageError: Classes, objects and plain masks look alike here; the user has to say.
+        DataError: The path does not exist or does not hold masks.
+        UsageError: Classes, objects and plain masks look alike; the user must name the format.
     """
     if path.is_dir():
         return _of_folder(path)
@@ -35,7 +35,7 @@ def detect(path: Path) -> str:
         return COCO if start.startswith(b"{") else COCO_RESULTS
     if not start:
         raise DataError(f"{path}: the file is empty.")
-    raise DataError(f"{path}: is no JSON; expected COCO JSON, a VOC root, or a folder of mask PNGs.")
+    raise DataError(f"{path}: is not JSON; expected COCO JSON, a VOC root, or a folder of mask PNGs.")
 
 
 def _of_folder(folder: Path) -> str:
@@ -60,7 +60,7 @@ def _of_pixels(folder: Path, files: Sequence[Path]) -> str:
             palette |= read_header(file).palette
             histogram += np.bincount(read_values(file).ravel(), minlength=256)
         except MaskError:
-            continue  # a broken file is reported when its turn comes
+            continue  # a broken file is reported later, when it is read
     values = np.flatnonzero(histogram).tolist()
     objects = set(values) - {0}
     soft = len(objects) > _SOFT_VALUES and mostly_black_and_white(histogram)

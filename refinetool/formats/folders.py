@@ -1,4 +1,4 @@
-"""Folders of mask PNGs and the folders of images that belong to them."""
+"""Finds the PNGs of a folder of masks, and the folder of images that belongs to it."""
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -11,15 +11,15 @@ from refinetool.formats.png import check_headers
 from refinetool.formats.storage import new_folder, refuse_overlap
 
 _BESIDE = ("JPEGImages", "images", "Images", "image", "imgs", "img", "im")
-"""What the folder of images is called beside a folder of masks: VOC and DAVIS, most others, HQSeg-44K."""
+"""Common names of the image folder beside a folder of masks: in VOC and DAVIS, in most others, in HQSeg-44K."""
 
 
 @dataclass(frozen=True, slots=True)
 class MaskFolder:
-    """PNGs, and images by the same path without suffix.
+    """Mask PNGs, and images with the same path without suffix.
 
-    root: What the user named; outputs keep the paths within it.
-    folder: Where the masks are, `root` or a sub-folder.
+    root: The path that the user named; outputs keep the paths within it.
+    folder: The folder of the masks, `root` or a sub-folder.
     files: The PNGs, sorted by path.
     image_folder: Where images are looked for.
     images: The images there by path without suffix.
@@ -35,11 +35,11 @@ class MaskFolder:
         return stem(file, self.folder)
 
     def image(self, key: str) -> Path:
-        """The image of that name; if there is none, where one would have been expected."""
+        """Return the image of that name; if there is none, the path where it was expected."""
         return self.images.get(key, self.image_folder / f"{key}.jpg")
 
     def write(self, rewrite: Callable[[Path], bytes | None], destination: Path) -> None:
-        """Write a folder of the same shape, the mask files only: `rewrite(file)`, or the file itself for None."""
+        """Write a folder with the same mask files: the bytes of `rewrite(file)`, or a copy of the file for None."""
         refuse_overlap(self.root, destination)
         with new_folder(destination) as partial:
             for file in self.files:
@@ -53,7 +53,7 @@ class MaskFolder:
 
 
 def mask_files(folder: Path) -> tuple[Path, ...]:
-    """The PNGs in a folder and its sub-folders, sorted. Raises DataError if there is none."""
+    """Return the PNGs in a folder and its sub-folders, sorted. Raises DataError if there are none."""
     files = tuple(sorted(files_under(folder, (".png",))))
     if not files:
         raise DataError(f"{folder}: holds no PNGs; masks have to be PNGs, since other formats change values.")
@@ -61,10 +61,10 @@ def mask_files(folder: Path) -> tuple[Path, ...]:
 
 
 def find_images(root: Path, folder: Path, images: Path | None, *, needed: bool) -> MaskFolder:
-    """Join the masks in `folder` with images in `images`, or in the first of the usual places that has one of them.
+    """Pair the masks in `folder` with images in `images`, or in the first of the usual places that has one of them.
 
     Raises:
-        DataError: No mask, masks of an unsupported kind, or no image for any of them though one is needed.
+        DataError: There are no masks, their kind is not supported, or none has an image although images are needed.
     """
     files = mask_files(folder)
     masks = frozenset(files)

@@ -1,4 +1,4 @@
-"""Where the images of a data set are. Reading their pixels is not done here."""
+"""Finds image files, without reading their pixels."""
 
 import warnings
 from collections.abc import Iterable, Iterator
@@ -10,17 +10,17 @@ from refinetool.errors import DataError
 from refinetool.records import Size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
-"""Of two images that differ in nothing else, the one whose suffix comes first is taken."""
+"""Suffixes of images. Of two images that differ only in their suffix, the one whose suffix comes first is used."""
 
 
 def leaves_folder(name: str) -> bool:
-    """Whether a file name, taken from a file of annotations, could point outside the folder it is looked up in."""
-    path = PureWindowsPath(name)  # also splits at "/", so it knows the ways out of both systems
+    """Whether a file name from annotations could point outside the folder in which it is looked up."""
+    path = PureWindowsPath(name)  # also splits at "/", so it handles the paths of both systems
     return bool(path.anchor) or ".." in path.parts
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
-    """The images in a folder and its sub-folders by their path within it, without suffix: `bear/00001` ..."""
+    """Map the images in a folder and its sub-folders by their path within it, without suffix: `bear/00001` ..."""
     found: dict[str, Path] = {}
     for path in sorted(files_under(folder, SUFFIXES), key=lambda path: SUFFIXES.index(path.suffix.lower())):
         found.setdefault(stem(path, folder), path)
@@ -28,7 +28,7 @@ def by_stem(folder: Path) -> dict[str, Path]:
 
 
 def files_under(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
-    """Files with one of the suffixes in a folder and its sub-folders, hidden ones left out."""
+    """Yield files with one of the suffixes in a folder and its sub-folders, without hidden ones."""
     accepted = tuple(suffixes)
     for path in folder.rglob("*"):
         if path.suffix.lower() in accepted and not any(part[0] == "." for part in path.relative_to(folder).parts):
@@ -36,19 +36,19 @@ def files_under(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
 
 
 def stem(path: Path, folder: Path) -> str:
-    """Path within a folder, without suffix, with forward slashes."""
+    """Return the path within a folder, without suffix, with forward slashes."""
     return path.relative_to(folder).with_suffix("").as_posix()
 
 
 def existing_folder(folder: Path) -> Path:
-    """The folder itself, if it is one."""
+    """Return the folder; raises DataError if it does not exist."""
     if not folder.is_dir():
         raise DataError(f"{folder}: no such folder; name the folder of the images with --images.")
     return folder
 
 
 def header_size(path: Path) -> Size | None:
-    """(H, W) as an image's header has it, before any EXIF rotation; None for a file that can't be read."""
+    """Return (H, W) from an image's header, before any EXIF rotation; None for a file that can't be read."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read

@@ -1,4 +1,4 @@
-"""Which image of one file is which of another: samples of several files, joined by key."""
+"""Joins the samples of several files by key."""
 
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import zip_longest
@@ -8,13 +8,13 @@ from refinetool.records import Sample
 
 
 def joined(*files: Iterable[Sample]) -> Iterator[tuple[str, Mapping[int, Sample]]]:
-    """Each key with the samples that the files have for it, by the number of the file.
+    """Yield each key with the samples that the files have for it, by the number of the file.
 
-    The files are read at one pace, and an image is handed out as soon as each of them has delivered it: where they hold
-    the same images in the same order, one image is in memory at a time. Those that some file lacks come last.
+    The files are read in step, and an image is yielded as soon as it was read from all of them. If they hold the same
+    images in the same order, only one image is in memory at a time. Images that are missing in a file come last.
 
     Raises:
-        DataError: an image occurs twice in a file.
+        DataError: An image occurs twice in a file.
     """
     waiting: dict[str, dict[int, Sample]] = {}
     for row in zip_longest(*files):

@@ -1,8 +1,8 @@
-"""Where things stand in a JSON file: walks it as bytes through a window, so that a writer can keep every other byte.
+"""Finds the byte positions of values in a JSON file, so that a writer can keep all other bytes.
 
-Python's JSON scanner says where each value ends, but works on text. A window of the file is therefore decoded as
-Latin-1, in which a character is a byte and JSON's own characters are what they are; values that hold other characters
-are decoded once more, as the UTF-8 they are. Memory stays at the size of the window, or of the longest single value.
+Python's JSON scanner finds where each value ends, but works on text. Therefore a window of the file is decoded as
+Latin-1, in which every byte is one character and JSON's own characters are unchanged; values with other characters are
+then decoded again as UTF-8. Memory is bounded by the size of the window, or of the longest single value.
 """
 
 import json
@@ -32,16 +32,16 @@ _blank = re.compile(r"[ \t\n\r]*")
 _comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*(?=[^ \t\n\r])")
 
 _UNDECIDED = 16
-"""A scanner that stops this close to the end of the window may have met the end, not a fault."""
+"""A scanner that stops this close to the end of the window may have met the end instead of an error."""
 
 _CLOSERS = '}]"'
-"""What ends with one of these has ended; numbers and words have not until something else follows."""
+"""A value that ends with one of these is complete; numbers and words are complete only if something follows."""
 
 
 class Cursor:
     """A position in a JSON file that moves over values, members of objects and items of arrays.
 
-    Every method starts at a value (blanks before it are skipped) and ends behind it. Positions are byte offsets.
+    Every method starts at a value (whitespace before it is skipped) and ends behind it. Positions are byte offsets.
 
     Raises:
         DataError: The text is not JSON; the message has line and column.
@@ -64,12 +64,12 @@ class Cursor:
         return self._base + self._at
 
     def peek(self) -> str:
-        """The first character of what comes next: `{`, `[`, `"` ...; empty at the end of the file."""
+        """Return the first character of the next value: `{`, `[`, `"` ...; empty at the end of the file."""
         self._skip_blanks()
         return self._text[self._at : self._at + 1]
 
     def value(self) -> tuple[Json, Span]:
-        """Read the value that stands here, whatever it is."""
+        """Read the next value, of any type."""
         self.peek()
         found, end = self._scan_value()
         span = Span(self.offset, self._base + end)
@@ -77,7 +77,7 @@ class Cursor:
         return found, span
 
     def skip(self) -> Span:
-        """Go past the value that stands here, holding no more of it than an item at a time."""
+        """Skip the next value, holding at most one item of it in memory."""
         kind = self.peek()
         start = self.offset
         if kind == "[":
@@ -91,7 +91,7 @@ class Cursor:
         return Span(start, self.offset)
 
     def items(self) -> Iterator[tuple[Json, int, int]]:
-        """Read the items of the array that stands here: each with the offsets of its start and end."""
+        """Yield the items of the next value, an array, each with the offsets of its start and end."""
         self._open("[", "an array")
         if self.peek() == "]":
             self._at += 1
@@ -105,7 +105,7 @@ class Cursor:
                 return
 
     def members(self) -> Iterator[str]:
-        """Read the names in the object that stands here; after each, the cursor is at its value, to be read by you."""
+        """Yield the names in the next value, an object. After each, the caller must read or skip the name's value."""
         self._open("{", "an object")
         if self.peek() == "}":
             self._at += 1
@@ -123,12 +123,12 @@ class Cursor:
                 return
 
     def finish(self) -> None:
-        """Make sure that nothing but blanks follows."""
+        """Check that only whitespace follows."""
         if self.peek():
             raise self._error("something follows the end of the data", self.offset)
 
     def expect(self, kind: str, what: str) -> None:
-        """Make sure that the next value opens with `kind`."""
+        """Check that the next value opens with `kind`."""
         if self.peek() != kind:
             raise DataError(f"{self._path}, {place(self._path, self.offset)}: expected {what}.")
 
@@ -137,7 +137,7 @@ class Cursor:
         self._at += 1
 
     def _next(self, closing: str) -> bool:
-        """Go past a comma, or past the closing bracket (False)."""
+        """Skip a comma (True), or the closing bracket (False)."""
         comma = _comma.match(self._text, self._at)
         if comma:
             self._at = comma.end()
@@ -161,14 +161,14 @@ class Cursor:
             self._read_on()
 
     def _scan_value(self) -> tuple[Json, int]:
-        """The value at the cursor and the position in the window behind it."""
+        """Return the value at the cursor and the position in the window behind it."""
         while True:
             try:
                 found, end = _scan(self._text, self._at)
                 fault, at = "", end
             except json.JSONDecodeError as error:
                 fault, at = error.msg, error.pos
-            except (RecursionError, ValueError) as error:  # nested too deep, or a number of thousands of digits
+            except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
                 raise self._error(str(error), self.offset) from None
             whole = self._complete or not self._may_be_cut(fault, at)
             if fault and whole:
@@ -178,7 +178,7 @@ class Cursor:
             self._read_on()
 
     def _may_be_cut(self, fault: str, at: int) -> bool:
-        """Whether the scanner stopped because the window ends: a word is half there, a number may go on."""
+        """Whether the scanner stopped because the window ends: a word may be incomplete, a number may continue."""
         return fault.startswith("Unterminated string") or len(self._text) - at < _UNDECIDED
 
     def _as_utf8(self, found: Json, end: int) -> Json:
@@ -192,7 +192,7 @@ class Cursor:
         return again
 
     def _read_on(self) -> None:
-        """Drop what is behind the cursor and read at least as much as is left."""
+        """Drop the text before the cursor and read at least as many bytes as remain."""
         rest = self._text[self._at :]
         self._file.seek(self._base + len(self._text))
         more = self._file.read(max(self._window_bytes, len(rest)))
@@ -207,7 +207,7 @@ class Cursor:
 
 
 def place(path: Path, offset: int) -> str:
-    """`line 3, column 14` for a byte offset; columns count characters, from 1."""
+    """Format a byte offset as `line 3, column 14`; columns count characters, from 1."""
     line, column = 1, 1
     with path.open("rb") as file:
         while offset > 0 and (chunk := file.read(min(offset, WINDOW_BYTES))):
@@ -219,13 +219,13 @@ def place(path: Path, offset: int) -> str:
 
 
 _CONTINUATIONS = bytes(range(0x80, 0xC0))
-"""The bytes of UTF-8 that don't begin a character."""
+"""The bytes of UTF-8 that don't start a character."""
 
 
 def member_spans(text: str) -> dict[str, Span]:
-    """Where the values of a JSON object stand in its text, in characters; of a name that comes twice, the last.
+    """Return the positions of the values in the text of a JSON object, in characters; the last one of a repeated name.
 
-    The text is one that a `Cursor` has read before, so it holds no faults.
+    The text must have been read by a `Cursor` before, so that it is valid.
     """
     spans: dict[str, Span] = {}
     at = text.index("{") + 1

@@ -1,8 +1,8 @@
-"""Folders of two-valued PNGs, one object each: 0 and 255 (or whatever the other value is).
+"""Reads and writes folders of two-valued PNGs, one object each: 0 and 255 (or any other second value).
 
 `bear/00001.png` belongs to the image `bear/00001.jpg`; if there is none, to `bear.jpg`, which then has one object per
-PNG in the folder `bear`. Grey masks with soft edges are taken at more than 128 and come back as 0 and 255. Size, bit
-depth, palette and metadata stay; a mask that was not refined is copied. Only masks are written, nothing beside them.
+PNG in the folder `bear`. Grey masks with soft edges are thresholded at 128 and written as 0 and 255. Size, bit depth,
+palette and metadata stay; a mask that was not refined is copied. Only masks are written, no other files.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -21,14 +21,14 @@ from refinetool.records import Mask, Outcome, Region, Rle, Sample
 from refinetool.statuses import Reason
 
 SOFT_THRESHOLD = 128
-"""Grey values above it count as mask."""
+"""Grey values above this are mask."""
 
 
 def open_masks(path: Path, request: Request) -> "BinaryMasks":
-    """A folder of two-valued PNGs.
+    """Open a folder of two-valued PNGs.
 
     Raises:
-        DataError: No masks, or no images for them where they are needed.
+        DataError: There are no masks, or no images although they are needed.
     """
     source = find_images(path, existing_folder(path), request.images, needed=request.need_images)
     members: dict[str, list[Path]] = {}
@@ -63,7 +63,7 @@ class BinaryMasks:
             yield Sample(key, image, size or header_size(image) or (0, 0), tuple(regions))
 
     def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
-        """See `formats.Dataset`; there is no place for notes in a PNG."""
+        """See `formats.Dataset`; a PNG has no place for notes."""
         del notes
         keys = {file: (key, number) for key, files in self.members.items() for number, file in enumerate(files)}
         changed = hardened = 0
@@ -90,13 +90,13 @@ class BinaryMasks:
 
 
 def two_valued(path: Path, values: Values) -> tuple[Mask, int, bool]:
-    """Tell the object from the background.
+    """Separate the object from the background.
 
     Returns:
-        The mask, bool (H, W); the value that stands for it; and whether it had to be thresholded.
+        The mask, bool (H, W); its value; and whether it had to be thresholded.
 
     Raises:
-        MaskError: Several values that are no soft edge, but numbers of objects or classes.
+        MaskError: There are several values, which are numbers of objects or classes and not a soft edge.
     """
     present = np.unique(values)
     others = present[present > 0]

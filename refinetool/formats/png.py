@@ -1,4 +1,4 @@
-"""PNGs whose pixels are numbers, not colours: read as they stand, written back with nothing changed but the pixels."""
+"""Reads PNGs whose pixels are numbers, not colours, and writes them with nothing changed but the pixels."""
 
 import struct
 import zlib
@@ -25,7 +25,7 @@ _HEADER = struct.Struct(">IIBBBBB")
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """What the first chunk says; `depth` is bits per pixel, 1, 2, 4 or 8."""
+    """The content of the first chunk; `depth` is bits per pixel, 1, 2, 4 or 8."""
 
     size: Size
     depth: int
@@ -36,8 +36,8 @@ def read_header(path: Path) -> Header:
     """Check that a file can hold a mask.
 
     Raises:
-        DataError: A PNG of colours or of 16 bits: not what this tool refines.
-        MaskError: Not a PNG, a broken one, or one of absurd size.
+        DataError: A PNG with colours or 16 bits, which is not supported.
+        MaskError: Not a PNG, a broken PNG, or one of absurd size.
     """
     try:
         with path.open("rb") as file:
@@ -58,7 +58,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_values(path: Path) -> Values:
-    """The numbers of the pixels, uint8 (H, W). Raises what `read_header` does, and MaskError for a broken file."""
+    """Read the pixel values, uint8 (H, W). Raises the errors of `read_header`, and MaskError for a broken file."""
     header = read_header(path)
     try:
         with Image.open(path, formats=["PNG"]) as image:
@@ -67,15 +67,15 @@ def read_values(path: Path) -> Values:
         raise MaskError(f"{path}: is broken ({error}).") from error
     if header.palette or header.depth == 8:
         return values
-    # Pillow spreads grey values of few bits over 0..255, except those of one bit.
+    # Pillow scales grey values of 2 or 4 bits to 0..255, but not those of one bit.
     return values if header.depth == 1 else values // np.uint8(255 // (2**header.depth - 1))
 
 
 def with_values(path: Path, values: Values) -> bytes:
-    """The same file with other pixels: kind, bit depth, palette and every other chunk stay as they are.
+    """Return the file with other pixels: kind, bit depth, palette and all other chunks are unchanged.
 
     Args:
-        path: A PNG that `read_values` reads.
+        path: A PNG that `read_values` can read.
         values: uint8 (H, W) of the same size, within the bit depth.
     """
     header = read_header(path)
@@ -88,14 +88,14 @@ def with_values(path: Path, values: Values) -> bytes:
             pieces.append(_chunk(name, _HEADER.pack(*plain)))
         elif name != b"IDAT":
             pieces.append(chunk)
-        elif pixels:  # all of them in place of the first chunk
+        elif pixels:  # all pixels replace the first chunk
             pieces.append(pixels)
             pixels = None
     return b"".join(pieces)
 
 
 def check_headers(files: Sequence[Path]) -> None:
-    """Refuse a folder with PNGs of an unsupported kind, or with nothing but broken ones; see `read_header`."""
+    """Refuse a folder with PNGs of an unsupported kind, or with only broken PNGs; see `read_header`."""
     broken: list[MaskError] = []
     for path in files:
         try:
@@ -107,15 +107,15 @@ def check_headers(files: Sequence[Path]) -> None:
 
 
 def mostly_black_and_white(histogram: IntArray) -> bool:
-    """Whether the values, counted 0 to 255, can be a mask with soft edges: fewer pixels in between than white ones.
+    """Whether a histogram of values 0 to 255 can be that of a mask with soft edges: fewer grey pixels than white ones.
 
-    In a map of classes or objects, what lies in between are the objects, and 255 a thin ring of void.
+    In a map of classes or objects, the values in between are the objects, and 255 is a thin ring of void.
     """
     return bool(histogram[1:255].sum() < histogram[255])
 
 
 def _packed(values: Values, depth: int) -> Values:
-    """Rows of pixels as rows of bytes, the first pixel in the highest bits."""
+    """Pack rows of pixels into rows of bytes, the first pixel in the highest bits."""
     per_byte = 8 // depth
     height, width = values.shape
     padded = np.pad(values, ((0, 0), (0, -width % per_byte))).reshape(height, -1, per_byte)

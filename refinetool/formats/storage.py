@@ -1,4 +1,4 @@
-"""Outputs that appear whole or not at all: written beside their place under another name, then renamed."""
+"""Writes outputs atomically: under a temporary name beside the destination, then renamed."""
 
 import errno
 import os
@@ -13,13 +13,13 @@ from refinetool.errors import StorageError, UsageError
 
 @contextmanager
 def new_file(destination: Path) -> Iterator[BinaryIO]:
-    """A file to write; it takes its place at the end of the block, and vanishes if the block fails.
+    """Open a file to write; it is renamed to its destination at the end of the block, and removed if the block fails.
 
     Raises:
-        StorageError: A full disk, missing permission, a folder in the way.
+        StorageError: The disk is full, permissions are missing, or a folder has the same name.
     """
     partial = _partial(destination)
-    with _told_plainly(destination):
+    with _storage_errors(destination):
         destination.parent.mkdir(parents=True, exist_ok=True)
         try:
             with partial.open("wb") as file:
@@ -33,20 +33,20 @@ def new_file(destination: Path) -> Iterator[BinaryIO]:
 
 @contextmanager
 def new_folder(destination: Path) -> Iterator[Path]:
-    """A folder to fill; it takes its place at the end of the block, and vanishes if the block fails.
+    """Make a folder to fill; it is renamed to its destination at the end of the block, and removed if the block fails.
 
     Raises:
-        StorageError: A full disk, missing permission, or a destination that is not an empty folder.
+        StorageError: The disk is full, permissions are missing, or the destination is not an empty folder.
     """
     partial = _partial(destination)
-    with _told_plainly(destination):
+    with _storage_errors(destination):
         if destination.exists() and not (destination.is_dir() and not any(destination.iterdir())):
             raise StorageError(f"{destination}: exists already; name a new folder, or remove this one.")
         shutil.rmtree(partial, ignore_errors=True)
         partial.mkdir(parents=True)
         try:
             yield partial
-            if hasattr(os, "sync"):  # not on Windows; one for all files, since a fsync each would take longer
+            if hasattr(os, "sync"):  # not on Windows; once for all files, which is faster than an fsync for each
                 os.sync()
             partial.replace(destination)
         finally:
@@ -54,7 +54,7 @@ def new_folder(destination: Path) -> Iterator[Path]:
 
 
 def refuse_overlap(source: Path, destination: Path) -> None:
-    """Raise UsageError where writing `destination` would change `source`, or become part of it."""
+    """Raise UsageError if writing `destination` would change `source` or add to it."""
     here, there = source.resolve(), destination.resolve()
     if here == there or (there.exists() and here.samefile(there)):
         raise UsageError(f"{destination}: is the input itself; name another output.")
@@ -67,7 +67,7 @@ def _partial(destination: Path) -> Path:
 
 
 @contextmanager
-def _told_plainly(destination: Path) -> Iterator[None]:
+def _storage_errors(destination: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:

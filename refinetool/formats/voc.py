@@ -1,15 +1,15 @@
-"""Index PNGs: one map per image whose values are classes (VOC's SegmentationClass) or objects (SegmentationObject,
-DAVIS).
+"""Reads and writes index PNGs: one map per image, whose values are classes (VOC's SegmentationClass) or objects
+(SegmentationObject, DAVIS).
 
-0 is background and 255 is void. Written back, a pixel is
+0 is background and 255 is void. In the output, a pixel is
 
 - 255 if it was 255;
-- else the value of the region that covers it in the outcome: a refined one with its new mask, any other with the
-  pixels that had its value, which it keeps against refined ones;
+- else the value of the region that covers it in the outcome. A refined region has its new mask. Any other region has
+  the pixels that had its value, and keeps them even where a refined region covers them;
 - else 0.
 
-Size, palette, bit depth and metadata stay; a map in which nothing was refined is copied. Only masks are written, not
-the images, XML and lists beside them.
+Size, palette, bit depth and metadata stay; a map in which nothing was refined is copied. Only masks are written;
+images, XML files and lists are not copied.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -31,22 +31,22 @@ BACKGROUND = 0
 
 
 def open_voc_class(path: Path, request: Request) -> "IndexMaps":
-    """Class maps of a VOC data set, or of any folder. Raises DataError without masks, or without images if needed."""
+    """Open class maps of a VOC data set or any folder. Raises DataError without masks, or without images if needed."""
     return _open(path, request, format=VOC_CLASS, layout="semantic", inner="SegmentationClass")
 
 
 def open_voc_object(path: Path, request: Request) -> "IndexMaps":
-    """Object maps of a VOC data set, or of any folder; likewise."""
+    """Open object maps of a VOC data set or any folder, with the same errors."""
     return _open(path, request, format=VOC_OBJECT, layout="indexed", inner="SegmentationObject")
 
 
 def open_davis(path: Path, request: Request) -> "IndexMaps":
-    """Index PNGs in folders, one per clip; likewise."""
+    """Open index PNGs in folders, one per clip, with the same errors."""
     return _open(path, request, format=DAVIS, layout="indexed", inner="")
 
 
 def _open(path: Path, request: Request, *, format: str, layout: Layout, inner: str) -> "IndexMaps":
-    """Index PNGs in a folder, or in the folder `inner` of it."""
+    """Open index PNGs in a folder, or in its sub-folder `inner` if it exists."""
     within = existing_folder(path) / inner
     folder = within if within.is_dir() else path
     return IndexMaps(format, layout, find_images(path, folder, request.images, needed=request.need_images))
@@ -54,7 +54,7 @@ def _open(path: Path, request: Request, *, format: str, layout: Layout, inner: s
 
 @dataclass(frozen=True, slots=True)
 class IndexMaps:
-    """One map per image; see `formats.Dataset`. The regions of a sample are its values in rising order."""
+    """One map per image; see `formats.Dataset`. The regions of a sample are its values in ascending order."""
 
     format: str
     layout: Layout
@@ -86,7 +86,7 @@ class IndexMaps:
         )
 
     def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
-        """See `formats.Dataset`; there is no place for notes in a PNG."""
+        """See `formats.Dataset`; a PNG has no place for notes."""
         del notes
         changed = 0
 
@@ -102,7 +102,7 @@ class IndexMaps:
 
 
 def painted(file: Path, outcome: Outcome) -> Values:
-    """The map of `file` with its refined regions in their new place, uint8 (H, W); the rule is the module's."""
+    """Return the map of `file` with its refined regions, uint8 (H, W), by the rules at the top of this module."""
     old = read_values(file)
     regions = _region_values(old)
     if len(regions) != len(outcome.annotations):

@@ -1,1 +1,1 @@
-"""Neural modules of this project; everything else about models comes from the segmentation packages."""
+"""Neural network modules of this project; all other network code comes from the segmentation packages."""

@@ -1,10 +1,10 @@
-"""What colours say about a coarse mask: a histogram that any pixel can be looked up in.
+"""Computes colour cues from a coarse mask: how typical each pixel is of the inside, from a histogram.
 
-GrabCut and bilateral filters rest on one observation: a pixel whose colour is common inside the mask and rare outside
-belongs inside, whatever the outline says. A convolution can't see that; a histogram can. Pixels are counted inside and
-outside the coarse mask in bins of three coordinates, counts are blurred, and every pixel reads the difference at its
-place. With coordinates (R, G, B) this is the colour model of GrabCut, with (y, x, luminance) a bilateral grid (Chen,
-Paris and Durand 2007).
+GrabCut and bilateral filters use the same observation: a pixel whose colour is common inside the mask and rare outside
+probably belongs inside, wherever the outline is. A convolution can't represent this; a histogram can. Pixels inside and
+outside the coarse mask are counted in bins of three coordinates, the counts are blurred, and each pixel looks up the
+difference in its bin. With coordinates (R, G, B) this is the colour model of GrabCut, with (y, x, luminance) a
+bilateral grid (Chen, Paris and Durand 2007).
 """
 
 import torch
@@ -15,13 +15,13 @@ BINS = 16
 """Bins along each coordinate."""
 LUMINANCE = (0.299, 0.587, 0.114)
 ALL_PIXELS = 1000.0
-"""What the balanced counts inside sum to, and those outside."""
+"""Sum of the balanced counts inside, and of those outside."""
 RARE = 0.05
-"""Counts below this say little."""
+"""Counts below this carry little information."""
 
 
 def colour_cue(colours: Tensor, coarse: Tensor) -> Tensor:
-    """How much more of the coarse mask than of the rest has a pixel's colour: -1 (none) .. 1 (only the mask has).
+    """Compute how much more frequent a pixel's colour is inside the coarse mask: -1 (only outside) .. 1 (only inside).
 
     Args:
         colours: float32 (N, 3, h, w), RGB in 0..1.
@@ -34,7 +34,7 @@ def colour_cue(colours: Tensor, coarse: Tensor) -> Tensor:
 
 
 def place_cue(colours: Tensor, coarse: Tensor) -> Tensor:
-    """The same among pixels nearby that are alike in luminance, counting pixels as they are."""
+    """Compute the same among nearby pixels of similar luminance, without balancing inside and outside."""
     count, _, height, width = colours.shape
     y = (torch.arange(height, device=colours.device) + 0.5) / height
     x = (torch.arange(width, device=colours.device) + 0.5) / width
@@ -44,11 +44,11 @@ def place_cue(colours: Tensor, coarse: Tensor) -> Tensor:
 
 
 def _lookup(coordinates: Tensor, coarse: Tensor, *, balanced: bool) -> Tensor:
-    """(inside - outside) / (inside + outside) of blurred counts, read at every pixel.
+    """Compute (inside - outside) / (inside + outside) of blurred counts, sampled at every pixel.
 
     Args:
         coordinates: float32 (N, 3, h, w) in 0..1.
-        balanced: Whether inside and outside weigh the same, however many pixels each has.
+        balanced: Whether inside and outside have the same weight, however many pixels each has.
     """
     n = len(coarse)
     cells = (coordinates * BINS).long().clamp(0, BINS - 1)

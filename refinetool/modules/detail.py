@@ -1,8 +1,8 @@
-"""The detail head: a small U-Net that sees the image, the coarse mask and the decoder's answer side by side.
+"""The detail head: a small U-Net that sees the image, the coarse mask and the decoder's output side by side.
 
-A SAM-type decoder learns of the coarse mask through a grid of S/4 cells, mixes it into features of S/16, and answers
-at S/4. A coarse outline that was exact to the pixel is lost on the way. This head compares outline and image where both
-are still fine, at S/2, and takes from the SAM 2 part what needs to know the object: its answer and its features.
+A SAM-type decoder gets the coarse mask on a grid of S/4 cells, mixes it into features of S/16, and predicts at S/4. A
+pixel-exact coarse outline is lost on the way. The detail head compares outline and image at S/2, where both are still
+fine, and uses the output and the features of the SAM 2 part, which carry knowledge about the object.
 """
 
 import torch
@@ -14,19 +14,19 @@ from refinetool.modules.cues import colour_cue, place_cue
 FULL, HALF, QUARTER, EIGHTH = 16, 32, 64, 128
 """Channels at S/2, S/4, S/8 and S/16."""
 GIVEN = 6
-"""Maps about the mask at S/2: coarse mask, decoder's answer, and the colour and place cues of both."""
+"""Number of mask maps at S/2: coarse mask, decoder's output, and the colour and place cues of both."""
 DECODERS_ANSWER = FULL + 1
-"""Where the decoder's answer lies behind the channels at S/2."""
+"""Channel of the decoder's output, which follows the channels at S/2."""
 LOGIT_BOUND, LOGIT_SCALE = 16.0, 4.0
-"""The decoder's logits enter bounded and divided, which brings them to the size of the other inputs."""
+"""The decoder's logits are clamped and divided, so that they have the scale of the other inputs."""
 HEADS = 4
 
 
 class DetailHead(nn.Module):
-    """Corrects the decoder's mask on a grid of S/2 and predicts the IoU of what it made.
+    """Corrects the decoder's mask on a grid of S/2 and predicts the IoU of the result.
 
-    What belongs to the image is computed once per image (`look`), the rest once per prompt (`forward`). An untrained
-    head returns the decoder's mask, enlarged.
+    The features of the image are computed once per image (`look`), the rest once per prompt (`forward`). An untrained
+    head returns the decoder's mask, upsampled.
 
     Args:
         fine_channels: Channels of the decoder's fine maps at S/4 and S/8.
@@ -77,7 +77,7 @@ class DetailHead(nn.Module):
             self.leave.weight[0, DECODERS_ANSWER, 1, 1] = LOGIT_SCALE
 
     def look(self, images: Tensor, colours: Tensor, embedding: Tensor, fine_maps: list[Tensor]) -> list[Tensor]:
-        """What the head wants to know of each image.
+        """Compute the head's features of each image.
 
         Args:
             images: float (B, 3, S, S), normalised.
@@ -92,12 +92,12 @@ class DetailHead(nn.Module):
         return [F.avg_pool2d(colours, 2), self.stem(images), *(project(features) for project, features in maps)]
 
     def forward(self, seen: list[Tensor], coarse: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Mask logits (N, S/2, S/2) and predicted IoUs (N,) in 0..1.
+        """Return mask logits (N, S/2, S/2) and predicted IoUs (N,) in 0..1.
 
         Args:
-            seen: What `look` gave, one row per prompt.
+            seen: The output of `look`, one row per prompt.
             coarse: float32 (N, S/2, S/2): 1 inside the coarse mask, -1 outside, or 0 everywhere if there is none.
-            logits: float (N, S/4, S/4), the decoder's answer.
+            logits: float (N, S/4, S/4), the decoder's output.
         """
         colours, image, *features = seen
         given = self._given(colours, coarse, logits).to(image.dtype)
@@ -111,11 +111,11 @@ class DetailHead(nn.Module):
         refined = self.leave(torch.cat((x, given), 1))[:, 0]
         *hidden, last = self.iou
         features = nn.Sequential(*hidden)(deepest.float().mean((2, 3)))
-        # Summed row by row: the matrix kernel for a single output rounds by the place of a row in its batch.
+        # Summed row by row, because the matrix kernel for a single output rounds differently by position in the batch.
         return refined, ((features * last.weight).sum(1) + last.bias).sigmoid()
 
     def _given(self, colours: Tensor, coarse: Tensor, logits: Tensor) -> Tensor:
-        """The maps about the mask, (N, GIVEN, S/2, S/2)."""
+        """Return the mask maps, (N, GIVEN, S/2, S/2)."""
         with torch.no_grad(), torch.autocast(coarse.device.type, enabled=False):
             enlarged = F.interpolate(
                 logits[:, None].float(), size=coarse.shape[-2:], mode="bilinear", align_corners=False
@@ -145,10 +145,7 @@ class _Residual(nn.Module):
 
 
 class _Attention(nn.Module):
-    """Self-attention over all cells, added to its input: pieces of the mask look for others that are like them.
-
-    It starts as the identity.
-    """
+    """Residual self-attention over all cells, which relates similar parts of the mask. Initially the identity."""
 
     def __init__(self, channels: int) -> None:
         super().__init__()

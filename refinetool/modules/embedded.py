@@ -1,10 +1,10 @@
-"""The embedded model: a SAM2 small enough to ship, with a detail head that sees the coarse mask.
+"""The network of the embedded model: a SAM2 small enough to ship, with a detail head that sees the coarse mask.
 
 Hiera trunk (strides 4 to 32) → feature pyramid (C = 128) → SAM's prompt encoder and two-way mask decoder → detail head.
-The SAM2 part is built from the classes of the `sam2` package, at sizes of ours; without the tensors named `detail.` the
-weights load into a plain `SAM2Base`. There is no memory, so the model refines images and can't track video.
+The SAM2 part is built from the classes of the `sam2` package with smaller sizes; without the tensors named `detail.`,
+the weights load into a plain `SAM2Base`. There is no memory, so the model refines images and can't track video.
 
-At input side S = 256 the embedding is 16 x 16, the decoder answers on a 64 x 64 grid and the detail head on 128 x 128.
+At input side S = 256 the embedding is 16 x 16, the decoder predicts on a 64 x 64 grid, the detail head on 128 x 128.
 The weights do not depend on S (any multiple of 32 works), because Hiera's position embeddings are interpolated.
 """
 
@@ -23,7 +23,7 @@ IMAGE_SIZE = 256
 """Side of the square model input in pixels."""
 CHANNELS = 128
 DETAIL_PREFIX = "detail."
-"""Names of the detail head's tensors begin so."""
+"""Prefix of the names of the detail head's tensors."""
 
 
 class EmbeddedModel(SAM2Base):  # type: ignore[misc]
@@ -37,11 +37,11 @@ class EmbeddedModel(SAM2Base):  # type: ignore[misc]
 
 
 class Encoded(NamedTuple):
-    """What the model has seen of B images of side S.
+    """The features of B images of side S.
 
     embedding: (B, C, S/16, S/16).
-    fine_maps: the decoder's, (B, C/8, S/4, S/4) and (B, C/4, S/8, S/8).
-    seen: the detail head's, see `DetailHead.look`.
+    fine_maps: the decoder's maps, (B, C/8, S/4, S/4) and (B, C/4, S/8, S/8).
+    seen: the detail head's maps, see `DetailHead.look`.
     """
 
     embedding: Tensor
@@ -49,7 +49,7 @@ class Encoded(NamedTuple):
     seen: list[Tensor]
 
     def rows(self, owner: Tensor) -> "Encoded":
-        """One row per prompt: `owner` is the image of each."""
+        """Return one row per prompt; `owner` is the image index of each prompt."""
         return Encoded(self.embedding[owner], [m[owner] for m in self.fine_maps], [m[owner] for m in self.seen])
 
 
@@ -68,14 +68,14 @@ def build_embedded(*, image_size: int) -> EmbeddedModel:
         window_pos_embed_bkg_spatial_size=(7, 7),
         q_pool=3,
     )
-    # sam2 starts these at zero, which only suits a trunk that is loaded afterwards.
+    # sam2 initialises these to zero, which is fine only if weights are loaded afterwards.
     nn.init.trunc_normal_(trunk.pos_embed, std=0.02)
     nn.init.trunc_normal_(trunk.pos_embed_window, std=0.02)
     neck = FpnNeck(
         position_encoding=PositionEmbeddingSine(num_pos_feats=CHANNELS, normalize=True, scale=None, temperature=10000),
         d_model=CHANNELS,
         backbone_channel_list=trunk.channel_list,
-        fpn_top_down_levels=[0, 1, 2, 3],  # the fine maps come from shallow blocks: let them see the deep ones
+        fpn_top_down_levels=[0, 1, 2, 3],  # the fine maps come from shallow blocks: add the deep ones
         fpn_interp_model="nearest",
     )
     return EmbeddedModel(
@@ -95,7 +95,7 @@ def build_embedded(*, image_size: int) -> EmbeddedModel:
 
 
 def set_image_size(model: EmbeddedModel, image_size: int) -> None:
-    """Make a model expect square inputs of another side, a multiple of 32; its weights do not depend on it."""
+    """Set the side of a model's square inputs, a multiple of 32; the weights do not depend on it."""
     cells = image_size // model.backbone_stride
     prompt_encoder = model.sam_prompt_encoder
     model.image_size = image_size
@@ -106,7 +106,7 @@ def set_image_size(model: EmbeddedModel, image_size: int) -> None:
 
 
 def encode(model: EmbeddedModel, images: Tensor, colours: Tensor) -> Encoded:
-    """Embed images as SAM2's image predictor does, and let the detail head look at them.
+    """Embed images as in SAM2's image predictor, and compute the detail head's features of them.
 
     Args:
         images: float (B, 3, S, S), ImageNet-normalised.
@@ -120,12 +120,12 @@ def encode(model: EmbeddedModel, images: Tensor, colours: Tensor) -> Encoded:
 def decode(
     model: EmbeddedModel, encoded: Encoded, *, points: tuple[Tensor, Tensor] | None, masks: Tensor | None
 ) -> tuple[Tensor, Tensor]:
-    """Answer one prompt per row with all four mask tokens.
+    """Predict all four mask tokens for one prompt per row.
 
     Args:
         encoded: One row per prompt.
         points: coordinates float (N, P, 2) in model pixels and labels int (N, P): 1, 0, -1 for points, 2 and 3 for the
-            corners of a box. None sends the prompt encoder no points at all.
+            corners of a box. With None the prompt encoder gets no points at all.
         masks: float (N, 1, S/4, S/4) logits, or None.
 
     Returns:

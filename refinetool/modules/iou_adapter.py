@@ -4,8 +4,8 @@ With W (T, H) and b (T,) that layer, x (H,) its input, A (r, H) and B (T, r) the
 
     y = W x + b + B (A x)
 
-Scale 1 and nothing between A and B, so the corrected layer is again a linear one, with W + B A for W, and predicting
-costs no more than before. T is one score per mask token.
+The scale is 1 and there is no activation between A and B, so the corrected layer is again linear, with W + B A in place
+of W, and prediction costs no more than before. T is the number of mask tokens, one score each.
 """
 
 import copy
@@ -32,15 +32,15 @@ KEYS = ("iou_adapter.down.weight", "iou_adapter.up.weight")
 
 @dataclass(frozen=True, slots=True, eq=False)
 class IouAdapter:
-    """A correction and the model it was made for.
+    """An adapter and the model it was trained for.
 
     down: float32 (r, H), the A of the equation.
     up: float32 (T, r), the B.
     model: name of the model.
-    fingerprint: hash of that model's architecture and weights, as its backend states it.
-    with_masks: whether it also scores answers to prompts with a mask, or only to points and boxes, which it was
-        trained on.
-    about: the recipe and the figures of the training, as JSON can hold them.
+    fingerprint: hash of that model's architecture and weights, from its backend.
+    with_masks: whether it also scores candidates of prompts with a mask, or only those of points and boxes, which it
+        was trained on.
+    about: the recipe and the results of the training, in JSON types.
     """
 
     down: Tensor
@@ -52,7 +52,7 @@ class IouAdapter:
 
     @property
     def digest(self) -> str:
-        """SHA-256 over what decides a score, whatever else is written in the file."""
+        """SHA-256 of everything that affects scores; other content of the file does not count."""
         digest = hashlib.sha256(f"{self.with_masks}".encode())
         for factor in (self.down, self.up):
             digest.update(f"{tuple(factor.shape)}".encode())
@@ -61,10 +61,10 @@ class IouAdapter:
 
 
 def fresh_factors(*, rank: int, features: int, scores: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """A and B before training: A uniform within 1/sqrt(H), as Kaiming's rule has it for a linear layer; B zero.
+    """Initialise A and B: A uniform within 1/sqrt(H), as in Kaiming's rule for a linear layer; B zero.
 
     Returns:
-        float32 (r, H) and (T, r). Since B is zero, the model is at first as it was.
+        float32 (r, H) and (T, r). Since B is zero, the scores are unchanged at first.
     """
     bound = 1 / math.sqrt(features)
     down = torch.empty(rank, features).uniform_(-bound, bound, generator=generator)
@@ -72,21 +72,21 @@ def fresh_factors(*, rank: int, features: int, scores: int, generator: torch.Gen
 
 
 def corrected(features: Tensor, layer: nn.Linear, *, down: Tensor, up: Tensor) -> Tensor:
-    """W x + b + B (A x) for features (..., H): (..., T)."""
+    """Compute W x + b + B (A x) for features (..., H): (..., T)."""
     scores: Tensor = layer(features)
     return scores + features @ down.T @ up.T
 
 
 def merged(adapter: IouAdapter, layer: nn.Linear) -> nn.Linear:
-    """The last layer of an IoU head with an adapter in it: a copy with W + B A for W, added in float32, in W's dtype.
+    """Merge an adapter into the last layer of an IoU head: a copy with W + B A, added in float32, in W's dtype.
 
     Raises:
-        WeightsError: the layer has other sizes than the adapter.
+        WeightsError: The layer has other sizes than the adapter.
     """
     expected = (adapter.up.shape[0], adapter.down.shape[1])
     if tuple(layer.weight.shape) != expected:
         raise WeightsError(
-            f"the IoU adapter is for a layer of {expected[1]} inputs and {expected[0]} scores, and that of "
+            f"the IoU adapter is for a layer with {expected[1]} inputs and {expected[0]} scores, but that of "
             f"{adapter.model} has {layer.in_features} and {layer.out_features}; train an adapter for this model"
         )
     result = copy.deepcopy(layer)
@@ -97,7 +97,7 @@ def merged(adapter: IouAdapter, layer: nn.Linear) -> nn.Linear:
 
 
 def serialise(adapter: IouAdapter) -> bytes:
-    """The bytes of a file: safetensors, with model, fingerprint and what is to be known in its metadata."""
+    """Serialise an adapter as safetensors, with model, fingerprint and training record in the metadata."""
     described = {
         "format": FORMAT,
         "model": adapter.model,
@@ -106,7 +106,7 @@ def serialise(adapter: IouAdapter) -> bytes:
         "about": adapter.about,
     }
     factors = dict(zip(KEYS, (adapter.down.contiguous(), adapter.up.contiguous()), strict=True))
-    # One entry: safetensors writes several in an order that changes from call to call.
+    # A single entry, because safetensors writes several in an order that changes from call to call.
     return save(factors, metadata={METADATA: json.dumps(described, sort_keys=True)})
 
 
@@ -114,15 +114,15 @@ def read_adapter(path: Path, *, model: str, fingerprint: str) -> IouAdapter:
     """Read an adapter for a model.
 
     Args:
-        model, fingerprint: the model it is to be used with, and the hash of its weights.
+        model, fingerprint: The model to use it with, and the hash of its weights.
 
     Raises:
-        WeightsError: the file can't be read, is something else, or was made for another model or other weights.
+        WeightsError: The file can't be read, is something else, or was made for another model or other weights.
     """
     described, tensors = _read(path)
     if described["model"] != model:
         raise WeightsError(
-            f"{path}: this IoU adapter was made for {described['model']} and the model is {model}; "
+            f"{path}: this IoU adapter was made for {described['model']}, but the model is {model}; "
             f"use it with --model {described['model']}, or run refinetool adapt-iou --model {model}"
         )
     if described["fingerprint"] != fingerprint:
@@ -133,7 +133,7 @@ def read_adapter(path: Path, *, model: str, fingerprint: str) -> IouAdapter:
     down, up = (tensors[name].float() for name in KEYS)
     if down.ndim != 2 or up.ndim != 2 or up.shape[1] != down.shape[0]:
         raise WeightsError(
-            f"{path}: A is {tuple(down.shape)} and B {tuple(up.shape)}, which don't fit each other; the file is damaged"
+            f"{path}: A is {tuple(down.shape)} and B {tuple(up.shape)}, which don't match; the file is damaged"
         )
     if not (down.isfinite().all() and up.isfinite().all()):
         raise WeightsError(f"{path}: the IoU adapter holds values that are not finite; train it again")
@@ -141,10 +141,10 @@ def read_adapter(path: Path, *, model: str, fingerprint: str) -> IouAdapter:
 
 
 def scores_masks(path: Path) -> bool:
-    """Whether the adapter of a file scores answers to prompts with a mask, and not only those to points and boxes.
+    """Whether the adapter in a file also scores candidates of prompts with a mask, not only of points and boxes.
 
     Raises:
-        WeightsError: the file can't be read, or is something else.
+        WeightsError: The file can't be read, or is something else.
     """
     return bool(_read(path)[0]["with_masks"])
 
@@ -157,9 +157,9 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
     except OSError as error:
         raise WeightsError(f"{path}: the IoU adapter can't be read: {error.strerror or error}") from error
     except SafetensorError as error:
-        raise WeightsError(f"{path}: this is no IoU adapter ({error}); refinetool adapt-iou writes one") from error
+        raise WeightsError(f"{path}: this is not an IoU adapter ({error}); refinetool adapt-iou writes one") from error
     if described.get("format") != FORMAT or sorted(tensors) != sorted(KEYS):
         raise WeightsError(
-            f"{path}: this is no IoU adapter, or one of another version; refinetool adapt-iou writes one"
+            f"{path}: this is not an IoU adapter, or one of another version; refinetool adapt-iou writes one"
         )
     return described, tensors

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.special import expit
 
 from refinetool.masks import iou, spread
-from refinetool.records import FloatArray, Mask, Proposal
+from refinetool.records import FloatMap, Mask, Proposal
 from refinetool.settings import GuardSettings
 from refinetool.statuses import Reason
 
@@ -46,7 +46,7 @@ def drifted(coarse: Mask, mask: Mask, overlap: float, *, settings: GuardSettings
     return overlap < settings.min_coarse_iou or max(growth, 1 / growth) > settings.max_area_ratio
 
 
-def expected_gain(coarse: Mask, logits: FloatArray) -> float:
+def expected_gain(coarse: Mask, logits: FloatMap) -> float:
     """Estimate the fraction of the coarse mask's error that the model's mask removes, from calibrated logits.
 
     The expected IoU of a mask M with an object that covers each pixel with probability p is approximated by the ratio
