@@ -180,7 +180,7 @@ class RefineSettings:
     seed: int = 0
     """Seed of random points; everything else is deterministic."""
     prompt_batch: int | None = None
-    """Regions per decoder call; None for the default of the device, see `BATCHES`."""
+    """Regions per decoder call, rounded down to a power of two; None for the default of the device, see `BATCHES`."""
     image_batch: int | None = None
     """Views per encoder call; None as above."""
     max_pixels: int = MAX_PIXELS

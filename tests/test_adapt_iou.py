@@ -188,10 +188,11 @@ def check_family(model: str, folder: Path) -> None:
     choosy = load_backend(model, checkpoint=RANDOM, device="cpu", precision="fp32", iou_adapter=path)
     both = choosy.predict([embedding] * 2, asked)  # two layouts in one call
     for number, (backend, question) in enumerate(zip((adapted, plain), asked, strict=True)):  # who is to score it
+        # Not to the last bit: a sigmoid over two layers' scores vectorises in another way than one over one layer's.
         mine, theirs = (one.predict_tokens(embedding, question).tokens.scores for one in (choosy, backend))
-        np.testing.assert_array_equal(mine, theirs)
+        np.testing.assert_allclose(mine, theirs, rtol=1e-6)
         (alone,) = backend.predict([embedding], [question])
-        np.testing.assert_array_equal(both[number].scores, alone.scores)
+        np.testing.assert_allclose(both[number].scores, alone.scores, rtol=1e-6)
 
     other = save(an_adapter(model=model, fingerprint="elsewhere"), folder / "b.safetensors")
     with pytest.raises(WeightsError, match="other weights"):
@@ -225,7 +226,7 @@ def test_predicting_leaves_the_model_as_it_is(folder: Path) -> None:
     np.testing.assert_array_equal(alone, together[::-1])
     assert {name: id(module) for name, module in backend.model.named_modules()} == before
     (unadapted,) = plain.predict([embedding], [both])
-    np.testing.assert_array_equal(alone[1], unadapted.scores)
+    np.testing.assert_allclose(alone[1], unadapted.scores, rtol=1e-6)
     assert (alone[0] != plain.predict([embedding], [box])[0].scores).any()
 
 

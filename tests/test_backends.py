@@ -33,7 +33,14 @@ from refinetool.backends.frames import Frame, letterboxed, rasterise, squashed
 from refinetool.backends.models import MODELS, find_model, load_backend, pick_device, read_state
 from refinetool.backends.sam import HqSamBackend, SamBackend, import_hq_sam
 from refinetool.backends.sam2 import Sam2Backend
-from refinetool.backends.square import Precision, SquareBackend, SquareEmbedding, SquarePrediction, in_batches
+from refinetool.backends.square import (
+    Precision,
+    SquareBackend,
+    SquareEmbedding,
+    SquarePrediction,
+    in_batches,
+    power_of_two,
+)
 from refinetool.errors import UsageError, WeightsError
 from refinetool.masks import bounding_box
 from refinetool.modules.embedded import build_embedded, encode
@@ -134,7 +141,7 @@ def backend_of(kind: str, precision: Precision = "fp32", device: str = "cpu") ->
         device=device,
         precision=precision,
         image_batch=2,
-        prompt_batch=3,
+        prompt_batch=4,
     )
 
 
@@ -225,7 +232,12 @@ def test_all_batches_have_one_size(backend: SquareBackend, monkeypatch: pytest.M
     embeddings = backend.embed([picture((20, 30), n) for n in range(5)])
     backend.predict(embeddings, [prompts_for((20, 30), 1, seed=n) for n in range(5)])
     assert seen["encoder"] == [2, 2, 2], "five images of different samples share three calls"
-    assert seen["decoder"] == [3] * (2 if backend.mixes_images else 5)
+    assert seen["decoder"] == [4] * (2 if backend.mixes_images else 5)
+
+
+@pytest.mark.parametrize(("given", "used"), [(1, 1), (2, 2), (3, 2), (8, 8), (31, 16), (32, 32)])
+def test_batches_are_powers_of_two(given: int, used: int) -> None:
+    assert power_of_two(given) == used
 
 
 @pytest.mark.parametrize("fits", [1, 2, 3])

@@ -202,7 +202,7 @@ class SquareBackend(ABC):
         self.fingerprint = fingerprint
         self.device = torch.device(device)
         self.precision = precision
-        self.image_batch, self.prompt_batch = image_batch, prompt_batch
+        self.image_batch, self.prompt_batch = power_of_two(image_batch), power_of_two(prompt_batch)
 
     @property
     def views_at_once(self) -> int:
@@ -395,6 +395,15 @@ class _TwoLayers(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.cat((self.without_mask(features), self.with_mask(features)), dim=-1)
+
+
+def power_of_two(count: int) -> int:
+    """Round down to a power of two.
+
+    Vectorised kernels treat the elements left over from their last full step in another way, which can change the last
+    bit of a row by its place in the batch. Powers of two leave nothing over.
+    """
+    return 1 << (count.bit_length() - 1)
 
 
 def in_batches(rows: Sequence[T], *, size: int, call: Callable[[Sequence[T]], Sequence[U]]) -> list[U]:
