@@ -1,11 +1,10 @@
-"""How long `refinetool eval` takes on 5,000 images with 37,000 masks, and how much memory.
+"""Measures time and memory of `refinetool eval` on 5,000 images with 37,000 masks.
 
     python benchmarks/evaluate_large.py FOLDER [--images 5000] [--masks 37000] [--workers 2]
 
-Makes `truth.json` (polygons), `coarse.json` and `refined.json` (run lengths with scores) in FOLDER, with pictures and
-objects of COCO's sizes, and keeps them for the next time. Then runs the command with everything it measures on COCO
-files, and prints seconds on the clock, seconds of processor time, and the peak of resident memory, summed over its
-processes.
+Makes `truth.json` (polygons), `coarse.json` and `refined.json` (RLE with scores) in FOLDER, with image and object sizes
+like in COCO, and keeps them for the next run. Then runs the command with all metrics for COCO files, and prints
+wall-clock seconds, CPU seconds, and peak resident memory, summed over its processes.
 """
 
 import argparse
@@ -24,19 +23,19 @@ from numpy.typing import NDArray
 from refinetool import masks
 
 SIZES = ((480, 640), (640, 480), (427, 640), (375, 500), (640, 427))
-"""(H, W) as they are common in COCO."""
+"""(H, W) that are common in COCO."""
 
-SHARES = (0.41, 0.34, 0.25)
+FRACTIONS = (0.41, 0.34, 0.25)
 SIDES_PX = ((6, 32), (32, 96), (96, 300))
-"""Share of the objects, and the range of their sides: small, medium and large ones as COCO has them."""
+"""Fraction of the objects, and the range of their sides: small, medium and large objects as in COCO."""
 
 CATEGORIES = 80
 LOOK_EVERY_S = 0.1
 
 
 def outline(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float64]:
-    """Corners (P, 2) of a wavy closed outline, as hand-set polygons are."""
-    low, high = SIDES_PX[rng.choice(len(SIDES_PX), p=SHARES)]
+    """Return the corners (P, 2) of a wavy closed outline, similar to hand-drawn polygons."""
+    low, high = SIDES_PX[rng.choice(len(SIDES_PX), p=FRACTIONS)]
     radius = rng.uniform(low, high) / 2
     corners = int(rng.integers(12, 50))
     angles = np.sort(rng.uniform(0, 2 * np.pi, corners))
@@ -49,7 +48,7 @@ def outline(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float
 def disturbed(
     rng: np.random.Generator, ring: NDArray[np.float64], size: tuple[int, int], amount: float
 ) -> dict[str, object]:
-    """The outline's mask as run lengths, each corner moved, and its edge frayed."""
+    """Return the outline's mask as RLE, with each corner moved."""
     side = float(np.sqrt(max(1.0, np.ptp(ring[:, 0]) * np.ptp(ring[:, 1]))))
     moved = ring + rng.normal(scale=amount * side / 2, size=ring.shape)
     mask = np.zeros(size, dtype=np.uint8)
@@ -58,7 +57,7 @@ def disturbed(
 
 
 def records(images: int, count: int) -> Iterator[tuple[dict[str, object], list[tuple[dict[str, object], ...]]]]:
-    """Each image with its annotations: (common fields, truth, coarse, refined)."""
+    """Yield each image with its annotations, each as (truth, coarse, refined)."""
     rng = np.random.default_rng(0)
     owners = np.sort(rng.integers(0, images, count))
     bounds = np.searchsorted(owners, np.arange(images + 1))
@@ -106,7 +105,7 @@ def make_files(folder: Path, images: int, count: int) -> None:
 
 
 def resident_bytes(root: int) -> int:
-    """Resident memory of a process and all that descend from it (shared pages counted in each); Linux only."""
+    """Return the resident memory of a process and its descendants (shared pages count in each); Linux only."""
     parents: dict[int, int] = {}
     sizes: dict[int, int] = {}
     for status in Path("/proc").glob("[0-9]*/status"):
@@ -134,7 +133,7 @@ def run(folder: Path, workers: int) -> None:
             time.sleep(LOOK_EVERY_S)
     after = os.times()
     spent = after.children_user + after.children_system - before.children_user - before.children_system
-    print(f"{time.perf_counter() - start:.1f} s, {spent:.1f} s of processor time, at most {peak / 2**20:.0f} MiB")
+    print(f"{time.perf_counter() - start:.1f} s, {spent:.1f} s of CPU time, at most {peak / 2**20:.0f} MiB")
     if process.returncode:
         sys.exit(process.returncode)
 

@@ -1,9 +1,9 @@
-"""A picture of what refinement did best and worst: rows of image, coarse, refined and true mask.
+"""Draws the best and worst results of refinement: rows of image, coarse, refined and true mask.
 
     python benchmarks/gallery.py COARSE REFINED TRUTH --images DIR -o gallery.png
 
-The three files hold the same annotations. The first rows are the objects that gained most IoU, the last ones those that
-lost most, one per image. What the model card shows is made so.
+The three files hold the same annotations. The first rows are the objects that gained most IoU, the last rows those that
+lost most, one per image. The picture of the model card is made with this script.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from refinetool.records import BoolArray, ImageArray, Sample
 
 TILE_PX = 240
 MARGIN = 0.25
-"""What a tile shows around the object, as a share of the longer side of its box."""
+"""Margin of a tile around the object, as a fraction of the longer side of its box."""
 MAX_PIXELS = 10**8
 
 
@@ -45,7 +45,7 @@ class Change:
 
 
 def changes(coarse: Path, refined: Path, truth: Path, *, images: Path) -> list[Change]:
-    """Every object that all three files have."""
+    """Return all objects that are in all three files."""
     found = []
     files = [open_dataset(path, images=images).samples() for path in (coarse, refined, truth)]
     for samples in zip(*files, strict=True):
@@ -59,7 +59,7 @@ def changes(coarse: Path, refined: Path, truth: Path, *, images: Path) -> list[C
 
 
 def row(change: Change) -> ImageArray:
-    """Image, coarse, refined and true mask of one object."""
+    """Draw image, coarse, refined and true mask of one object."""
     height, width = change.truth.shape
     x0, y0, x1, y1 = bounding_box(change.truth | change.coarse) or (0, 0, width, height)
     side = min(max(x1 - x0, y1 - y0) * (1 + 2 * MARGIN), height, width)
@@ -76,7 +76,7 @@ def row(change: Change) -> ImageArray:
 
 
 def chosen(found: list[Change], *, rows: int) -> list[Change]:
-    """The objects that gained most and those that lost most, one per image."""
+    """Choose the objects that gained most and those that lost most, one per image."""
     picked: list[Change] = []
     used: set[str] = set()
     ordered = sorted(found, key=lambda change: change.before - change.after)
@@ -95,7 +95,7 @@ def main() -> None:
     for name in ("coarse", "refined", "truth"):
         parser.add_argument(name, type=Path)
     parser.add_argument("--images", type=Path, required=True)
-    parser.add_argument("--rows", type=int, default=3, help="of each kind")
+    parser.add_argument("--rows", type=int, default=3, help="rows of each kind")
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     found = changes(arguments.coarse, arguments.refined, arguments.truth, images=arguments.images)

@@ -1,10 +1,10 @@
-"""How a COCO file of 600,000 annotations is read and written, beside pycocotools' loader and the standard library.
+"""Measures reading and writing a COCO file of 600,000 annotations, compared with pycocotools and the standard library.
 
     python benchmarks/large_json.py FOLDER [--annotations 600000]
 
-Makes the file in FOLDER (about 300 MB, kept for the next time), runs each way once in a process of its own, and
-prints seconds of processor time (all ways run on one thread, so this is what an idle machine would take), seconds on
-the clock, and peak memory. Writing needs as much room again for the output, and once more for its drafts.
+Makes the file in FOLDER (about 300 MB, kept for the next run), runs each variant once in its own process, and prints
+CPU seconds (all variants use one thread, so this is the time on an idle machine), wall-clock seconds, and peak memory.
+Writing needs the same disk space again for the output, and once more for temporary drafts.
 """
 
 import argparse
@@ -20,7 +20,7 @@ from pathlib import Path
 import numpy as np
 from pycocotools.coco import COCO
 
-import refinetool.formats.coco  # noqa: F401 - so that no way has imports in its time
+import refinetool.formats.coco  # noqa: F401 - so that imports are not measured
 from refinetool import masks
 from refinetool.formats import open_dataset
 from refinetool.records import Annotation, Outcome
@@ -34,7 +34,7 @@ ANNOTATIONS_PER_IMAGE = 7.3
 
 
 def segmentations(choose: random.Random, count: int) -> Iterator[str]:
-    """Objects as real files have them: polygons of hand-set corners, every eighth one run lengths."""
+    """Yield objects like those of real files: hand-drawn polygons, and every eighth object as RLE."""
     for number in range(count):
         radius = choose.uniform(6, 60) * choose.uniform(0.5, 2)
         x, y = choose.uniform(radius, WIDTH - radius), choose.uniform(radius, HEIGHT - radius)
@@ -51,7 +51,7 @@ def segmentations(choose: random.Random, count: int) -> Iterator[str]:
 
 
 def make_file(path: Path, annotations: int) -> None:
-    """Annotations stand in an order of their own, as in COCO, not image by image."""
+    """Write the file; as in COCO, annotations are not ordered by image."""
     choose = random.Random(0)
     images = int(annotations / ANNOTATIONS_PER_IMAGE)
     pool = list(segmentations(choose, 2000))
@@ -75,7 +75,7 @@ def make_file(path: Path, annotations: int) -> None:
     partial.rename(path)
 
 
-# --- what is measured; each in a process of its own
+# --- variants; each is measured in its own process
 
 
 def load_with_pycocotools(path: Path) -> None:
@@ -92,7 +92,7 @@ def index(path: Path) -> None:
 
 
 def read_samples(path: Path) -> None:
-    """Every mask as run lengths, polygons rasterised."""
+    """Read every mask as RLE, with polygons rasterised."""
     for _ in open_dataset(path).samples():
         pass
 
@@ -107,7 +107,7 @@ def write_unchanged(path: Path) -> None:
 
 
 def write_some_changed(path: Path) -> None:
-    """Every mask of every tenth image replaced by one of its own shape: outlines, areas, boxes."""
+    """Replace every mask of every tenth image by the same mask, with new outlines, areas and boxes."""
     dataset = open_dataset(path)
     refined = {
         sample.key: Outcome(sample.key, tuple(Annotation(region.mask, None) for region in sample.regions))
@@ -130,14 +130,14 @@ WAYS: dict[str, Callable[[Path], None]] = {
 
 
 def measure(way: str, path: Path) -> list[float]:
-    """Processor seconds, clock seconds and peak megabytes of one way."""
+    """Return CPU seconds, wall-clock seconds and peak megabytes of one variant."""
     command = [sys.executable, __file__, str(path), "--way", way]
     output = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout
     return [float(number) for number in output.splitlines()[-1].split()]
 
 
 def report(way: str, path: Path) -> None:
-    """Run one way in this process and print what `measure` reads."""
+    """Run one variant in this process and print the numbers that `measure` reads."""
     processor, clock = time.process_time(), time.perf_counter()
     WAYS[way](path)
     processor, clock = time.process_time() - processor, time.perf_counter() - clock
@@ -158,7 +158,9 @@ def main() -> None:
     if not path.exists():
         make_file(path, arguments.annotations)
     print(f"{arguments.annotations:,} annotations, {path.stat().st_size / 1e6:.0f} MB\n")
-    print("| way | processor, s | beside pycocotools | clock, s | peak memory, MB |\n| --- | --- | --- | --- | --- |")
+    print(
+        "| variant | CPU, s | relative to pycocotools | clock, s | peak memory, MB |\n| --- | --- | --- | --- | --- |"
+    )
     reference = None
     for way in WAYS:
         processor, clock, megabytes = measure(way, path)

@@ -1,14 +1,14 @@
-"""Methods beside each other on corrupted masks: what docs/benchmarks.md shows.
+"""Compares methods on corrupted masks, and writes the tables of docs/benchmarks.md.
 
     python benchmarks/methods.py measure DATA -o rows.jsonl
     python benchmarks/methods.py ablate COARSE TRUTH --images DIR --name NAME -o tables.jsonl
     python benchmarks/methods.py page rows.jsonl docs/benchmarks.md --tables tables.jsonl
 
-DATA is a folder of data folders. Those with `images/`, `masks/` and `split.json` give objects of their val lists, which
-are corrupted by the suites of `refinetool corrupt`; one with `annotations.json` and `coarse_*.json` is measured as it
-is. Each method refines each file through `refinetool.refine_dataset`, and the output is measured as `refinetool eval`
-does it. `measure` appends a line per method and file and leaves out what is already there, so it can be stopped; `page`
-writes the tables between the marks of the page.
+DATA is a folder of data folders. From those with `images/`, `masks/` and `split.json`, objects of the validation split
+are taken and corrupted by the suites of `refinetool corrupt`; those with `annotations.json` and `coarse_*.json` are
+measured as they are. Each method refines each file with `refinetool.refine_dataset`, and the output is measured like in
+`refinetool eval`. `measure` appends a line per method and file and skips existing lines, so it can be interrupted;
+`page` writes the tables between the marks of the page.
 """
 
 import argparse
@@ -47,12 +47,12 @@ SUITES_MEASURED: dict[str, Suite] = {
     "nearly right": single("boundary").with_band(0.95, 0.99),
 }
 GRIDS = ("grid-max-iou", "grid-merge")
-"""Slow, since they ask about hundreds of points an image: measured on the COCO files only."""
+"""Slow, since they use hundreds of points per image; measured only on the COCO files."""
 
 GRID = GridSettings(points_per_side=16, min_predicted_iou=0.5, min_stability=0.8)
-"""A quarter of the usual points, and bounds that the embedded model reaches, which is never as sure as SAM."""
+"""A quarter of the usual points, and thresholds that the embedded model reaches, which is less confident than SAM."""
 
-WAYS: dict[str, RefineSettings] = {
+VARIANTS: dict[str, RefineSettings] = {
     "embedded": METHODS["samrefiner"],
     "embedded, no guard": replace(METHODS["samrefiner"], guard=NO_GUARD),
     **{name: replace(settings, grid=GRID) for name, settings in METHODS.items() if name != "samrefiner"},
@@ -61,7 +61,7 @@ WAYS: dict[str, RefineSettings] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one file. Figures in 0..1, means over objects; mIoU and None for class maps."""
+    """One method on one file. Values are in 0..1, means over objects; mIoU and None for class maps."""
 
     data: str
     suite: str
@@ -79,7 +79,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Job:
-    """Coarse masks and their truth, in files."""
+    """Files with coarse masks and their ground truth."""
 
     data: str
     suite: str
@@ -94,7 +94,7 @@ class Job:
 
 
 def val_objects(folder: Path, out: Path, *, pictures: int, seed: int) -> int:
-    """Write objects of a val list as COCO JSON: how many. Ids that are classes are cut into connected parts."""
+    """Write objects of a validation split as COCO JSON; returns how many. Classes are split into components."""
     stems = sorted(json.loads((folder / "split.json").read_text())["val"])
     rng = np.random.default_rng(seed)
     chosen = sorted(rng.permutation(len(stems))[:pictures].tolist())
@@ -127,7 +127,7 @@ def val_objects(folder: Path, out: Path, *, pictures: int, seed: int) -> int:
 
 
 def objects(ids: np.ndarray, *, by_class: bool) -> Iterator[BoolArray]:
-    """The objects of an id map, uint8 (H, W), that are neither specks nor nearly the whole picture."""
+    """Yield the objects of an id map, uint8 (H, W), that are neither specks nor nearly the whole picture."""
     for value in np.unique(ids):
         if value in (0, IGNORE):
             continue
@@ -140,7 +140,7 @@ def objects(ids: np.ndarray, *, by_class: bool) -> Iterator[BoolArray]:
 
 
 def jobs_of(data: Path, work: Path, *, pictures: int, seed: int) -> Iterator[Job]:
-    """Everything to measure; coarse files are made in `work` when their turn comes."""
+    """Yield everything to measure; coarse files are made in `work` when they are needed."""
     for folder in sorted(path for path in data.iterdir() if path.is_dir()):
         if (folder / "annotations.json").is_file():
             truth, images = folder / "annotations.json", folder / "images"
@@ -212,7 +212,7 @@ def measure(arguments: argparse.Namespace) -> None:
     with tempfile.TemporaryDirectory() as folder, output.open("a") as lines:
         work = Path(folder)
         for job in jobs_of(arguments.data, work, pictures=arguments.pictures, seed=SEED):
-            for method, settings in WAYS.items():
+            for method, settings in VARIANTS.items():
                 unwanted = arguments.only and method not in arguments.only
                 if unwanted or (job.data, job.suite, method) in done or (method in GRIDS and not job.with_grids):
                     continue
@@ -265,7 +265,7 @@ def read_tables(path: Path) -> list[dict[str, Any]]:
 
 
 def page(arguments: argparse.Namespace) -> None:
-    """Write the tables between the marks of a page; the rest of it stays."""
+    """Write the tables between the marks of a page; the rest of the page stays."""
     text = arguments.page.read_text()
     rows = read_rows(arguments.rows)
     lists = [row for row in rows if row.data.endswith(" val")]
@@ -282,7 +282,7 @@ def page(arguments: argparse.Namespace) -> None:
 
 
 def between_marks(text: str, name: str, block: str) -> str:
-    """The text with a block in place of what stands between `<!-- name -->` and `<!-- /name -->`."""
+    """Replace the text between `<!-- name -->` and `<!-- /name -->` by a block."""
     start, end = f"<!-- {name} -->", f"<!-- /{name} -->"
     before, _, rest = text.partition(start)
     _, found, after = rest.partition(end)
@@ -301,17 +301,17 @@ def pair(iou: float, boundary: float | None) -> str:
 
 
 def per_file(rows: Sequence[Row]) -> str:
-    """One line per file, one column per method; the best IoU of a line is bold."""
+    """Make a table with a line per file and a column per method; the best IoU of a line is bold."""
     return comparison(rows, group=lambda row: f"{row.data}, {row.suite}")
 
 
 def per_suite(rows: Sequence[Row]) -> str:
-    """One line per suite, all data sets together; every object counts once."""
+    """Make a table with a line per suite over all data sets; every object counts once."""
     return comparison(rows, group=lambda row: row.suite)
 
 
 def comparison(rows: Sequence[Row], *, group: Callable[[Row], str]) -> str:
-    methods = [name for name in WAYS if any(row.method == name for row in rows)]
+    methods = [name for name in VARIANTS if any(row.method == name for row in rows)]
     lines = []
     for name in dict.fromkeys(map(group, rows)):
         here = [row for row in rows if group(row) == name]
@@ -323,8 +323,8 @@ def comparison(rows: Sequence[Row], *, group: Callable[[Row], str]) -> str:
             "-" if found is None else f"**{pair(*found)}**" if found[0] == best else pair(*found)
             for found in cells.values()
         ]
-        ours = [row for row in here if row.method == methods[0]]
-        changes = [f"{average(ours, change):.0%}" for change in (lambda row: row.better, lambda row: row.worse)]
+        first = [row for row in here if row.method == methods[0]]
+        changes = [f"{average(first, change):.0%}" for change in (lambda row: row.better, lambda row: row.worse)]
         lines.append([name, str(sum(row.objects for row in files)), coarse, shown[0], " / ".join(changes), *shown[1:]])
     return markdown(["", "masks", "coarse", methods[0], "better / worse", *methods[1:]], lines)
 
@@ -336,22 +336,22 @@ def mean(rows: Sequence[Row]) -> tuple[float, float] | None:
 
 
 def average(rows: Sequence[Row], figure: Callable[[Row], float | None]) -> float:
-    """The mean over objects of a figure that rows hold as a mean over theirs."""
+    """Average a figure over objects, where each row holds the mean over its objects."""
     return sum(row.objects * (figure(row) or 0.0) for row in rows) / sum(row.objects for row in rows)
 
 
 def ablation_table(table: Mapping[str, Any]) -> str:
-    """One table of `refinetool ablate`, figures times 100."""
+    """Format one table of `refinetool ablate`; values are multiplied by 100."""
     if table["name"] == "split":
         rows = [[score["name"], f"{100 * score['miou']:.2f}"] for score in table["plain"]]
         return f"{table['data']}, {table['name']}:\n\n" + markdown(["", "mIoU"], rows)
-    ways = [table["plain"], *([table["adapted"]] if table["adapted"] else [])]
+    variants = [table["plain"], *([table["adapted"]] if table["adapted"] else [])]
     rows = [
         [scores[0]["name"], *(text for score in scores for text in figures_of(score))]
-        for scores in zip(*ways, strict=True)
+        for scores in zip(*variants, strict=True)
     ]
     headings = ["", "IoU", "boundary IoU", "top-1"] + (
-        ["IoU, adapted", "boundary IoU, adapted", "top-1, adapted"] * (len(ways) - 1)
+        ["IoU, adapted", "boundary IoU, adapted", "top-1, adapted"] * (len(variants) - 1)
     )
     return f"{table['data']}, {table['name']}:\n\n" + markdown(headings, rows)
 
@@ -366,26 +366,26 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     measuring = commands.add_parser("measure", help="refine and measure")
     measuring.add_argument("data", type=Path)
-    measuring.add_argument("--pictures", type=int, default=10, help="per val list")
-    measuring.add_argument("--only", nargs="+", choices=WAYS, help="these methods instead of all")
+    measuring.add_argument("--pictures", type=int, default=10, help="pictures per validation split")
+    measuring.add_argument("--only", nargs="+", choices=VARIANTS, help="methods to run instead of all")
     measuring.set_defaults(run=measure)
     ablating = commands.add_parser("ablate", help="the paper's tables for one pair of files")
     ablating.add_argument("coarse", type=Path)
     ablating.add_argument("truth", type=Path)
     ablating.add_argument("--images", type=Path)
     ablating.add_argument("--format")
-    ablating.add_argument("--name", required=True, help="what the page calls the data")
+    ablating.add_argument("--name", required=True, help="name of the data in the page")
     ablating.add_argument("--tables", nargs="+", default=["prompts", "points", "boxes", "selection"])
     ablating.add_argument("--iou-adapter", type=Path)
     ablating.set_defaults(run=ablations)
     for command in (measuring, ablating):
-        command.add_argument("-o", "--output", type=Path, required=True, help="JSON lines to append to")
+        command.add_argument("-o", "--output", type=Path, required=True, help="JSON Lines file to append to")
         command.add_argument("--model", default="embedded")
         command.add_argument("--checkpoint")
     writing = commands.add_parser("page", help="write the tables into a page")
     writing.add_argument("rows", type=Path)
     writing.add_argument("page", type=Path)
-    writing.add_argument("--tables", type=Path, help="what `ablate` wrote")
+    writing.add_argument("--tables", type=Path, help="file that `ablate` wrote")
     writing.set_defaults(run=page)
     arguments = parser.parse_args()
     arguments.run(arguments)

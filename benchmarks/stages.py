@@ -1,9 +1,9 @@
-"""What each stage of refining one photograph with 8 masks costs with the embedded model.
+"""Measures the time of each stage of refining one photograph with 8 masks with the embedded model.
 
     python benchmarks/stages.py [--rounds 7] [--precision fp32|bf16] [--threads 2]
 
-The photograph comes with scikit-image (512 x 512), the masks are discs spread over it. Prints medians in milliseconds
-and each stage's share of the whole, so that machines can be compared.
+The photograph is from scikit-image (512 x 512), the masks are discs spread over it. Prints medians in milliseconds and
+each stage's fraction of the total, so that machines can be compared.
 """
 
 import argparse
@@ -28,7 +28,7 @@ MASKS = 8
 
 
 def discs(size: tuple[int, int]) -> list[BoolArray]:
-    """Discs of several sizes on a grid of 4 x 2 places."""
+    """Return discs of several sizes on a grid of 4 x 2 positions."""
     ys, xs = np.mgrid[: size[0], : size[1]]
     places = [(x, y) for y in (0.3, 0.7) for x in (0.15, 0.4, 0.62, 0.85)]
     return [np.hypot(xs - x * size[1], ys - y * size[0]) < 25 + 6 * n for n, (x, y) in enumerate(places)]
@@ -38,7 +38,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=7)
     parser.add_argument("--precision", default="fp32", choices=("fp32", "bf16"))
-    parser.add_argument("--threads", type=int, default=2, help="of torch")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch")
     arguments = parser.parse_args()
     torch.set_num_threads(arguments.threads)
     image = data.astronaut()
@@ -81,7 +81,7 @@ def main() -> None:
         spent["all"].append(1000 * (marks[-1][1] - marks[0][1]))
     medians = {name: statistics.median(times[1:]) for name, times in spent.items()}  # the first round warms up
     print(f"{MASKS} masks, {arguments.precision}, {arguments.threads} threads of torch, torch {torch.__version__}\n")
-    print("| stage | ms | share |\n|---|---|---|")
+    print("| stage | ms | fraction |\n|---|---|---|")
     for name, median in medians.items():
         print(f"| {name} | {median:.0f} | {median / medians['all']:.0%} |")
 

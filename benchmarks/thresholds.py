@@ -1,9 +1,9 @@
-"""What other thresholds of guard and snap would have done: the tables of the design notes.
+"""Measures the effect of other thresholds of guard and snap, for the tables of the design notes.
 
     python benchmarks/thresholds.py DATA --pictures 8 --guard 0.1 0.2 0.3 --radius 0 0.1
 
-DATA is a folder of data folders with val lists, as for `methods.py`, which makes the same objects and coarse masks.
-Every mask is asked about once; then one setting after the other judges the same answers.
+DATA is a folder of data folders with validation splits, as for `methods.py`, which makes the same kind of objects and
+coarse masks. The model is run once for every mask; then each setting judges the same answers.
 """
 
 import argparse
@@ -25,12 +25,12 @@ from refinetool.running.truth import with_truth
 from refinetool.settings import EvaluateSettings, RefineSettings, SnapSettings
 
 SEED = 777
-"""Not that of the benchmark page, so that what is chosen here is measured there on other objects, apart from a few."""
+"""Not the seed of the benchmark page, so that values chosen here are measured there on other objects, except a few."""
 GOOD_IOU = 0.95
 
 
 def variants(arguments: argparse.Namespace) -> dict[str, RefineSettings]:
-    """The defaults, and the defaults with one number changed."""
+    """Return the defaults, and the defaults with one value changed."""
     plain = RefineSettings()
     found = {"defaults": plain}
     for gain in arguments.guard:
@@ -44,7 +44,7 @@ def variants(arguments: argparse.Namespace) -> dict[str, RefineSettings]:
 
 
 def figures(sample: Sample, outcome: Outcome) -> Iterator[tuple[float, float, float, float]]:
-    """IoU and boundary IoU of each coarse mask and of what became of it."""
+    """Yield IoU and boundary IoU of each coarse mask and of the resulting mask."""
     ratio = EvaluateSettings().boundary_ratio
     for region, found in zip(sample.regions, outcome.annotations, strict=True):
         if region.mask is None or region.truth is None or found.mask is None:
@@ -59,7 +59,7 @@ def figures(sample: Sample, outcome: Outcome) -> Iterator[tuple[float, float, fl
 
 
 def table(rows: Mapping[str, Mapping[str, list[tuple[float, float, float, float]]]]) -> str:
-    """IoU / boundary IoU by suite, and the share of masks worse by more than 0.01, for each setting."""
+    """Format IoU / boundary IoU by suite, and the fraction of masks worse by more than 0.01, for each setting."""
     suites = list(next(iter(rows.values())))
     lines = [
         "| | all | worse | good masks | " + " | ".join(suites) + " |",
@@ -90,9 +90,9 @@ def table(rows: Mapping[str, Mapping[str, list[tuple[float, float, float, float]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("data", type=Path)
-    parser.add_argument("--pictures", type=int, default=8, help="per val list")
-    parser.add_argument("--guard", nargs="*", type=float, default=[], help="least expected gains")
-    parser.add_argument("--score", nargs="*", type=float, default=[], help="least predicted IoUs")
+    parser.add_argument("--pictures", type=int, default=8, help="pictures per validation split")
+    parser.add_argument("--guard", nargs="*", type=float, default=[], help="minimum expected gains")
+    parser.add_argument("--score", nargs="*", type=float, default=[], help="minimum predicted IoUs")
     parser.add_argument("--radius", nargs="*", type=float, default=[], help="radii of the snapping filter; 0: none")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--checkpoint")
@@ -109,7 +109,7 @@ def main() -> None:
     with tempfile.TemporaryDirectory() as folder:
         for job in jobs_of(arguments.data, Path(folder), pictures=arguments.pictures, seed=SEED):
             if job.with_grids:
-                continue  # the COCO files measure; nothing is chosen on them
+                continue  # the COCO files are for measuring; nothing is chosen on them
             coarse, truth = (
                 open_dataset(path, images=job.images, format=job.format) for path in (job.coarse, job.truth)
             )

@@ -1,9 +1,9 @@
-"""Images per second of training: the sampler alone, the step alone, and both as a run does them.
+"""Measures images per second of training: the sampler alone, the step alone, and both together as in a run.
 
     python benchmarks/train_throughput.py PACK --device auto
 
-All three are measured in turn, several times over, in one process, so that their ratios mean something on a busy
-machine. `PACK` is a folder that `refinetool train pack` wrote.
+All three are measured in turn, several times, in one process, so that their ratios are meaningful on a busy machine.
+`PACK` is a folder that `refinetool train pack` wrote.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from refinetool.train.embedded.step import Trainee, build_optimizer, train_step
 def measure(
     pack: Path, *, settings: TrainSettings, device: str, side: int, steps: int, rounds: int
 ) -> dict[str, float]:
-    """Median images per second of each part over the rounds."""
+    """Return the median images per second of each part over the rounds."""
     sampler = Sampler(load_store(read_pack(pack), "train", device=device), settings=settings, seed=0)
     trainee = Trainee(side, part=settings.part).to(device)
     average = copy.deepcopy(trainee.model).eval()
@@ -78,18 +78,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pack", type=Path)
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--batch", type=int, help="images per step; the setting of the device if left out")
+    parser.add_argument("--batch", type=int, help="images per step; default: the setting for the device")
     parser.add_argument("--sides", type=int, nargs="+", default=[192, 256])
-    parser.add_argument("--steps", type=int, default=5, help="per round")
+    parser.add_argument("--steps", type=int, default=5, help="steps per round")
     parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, help="of torch on a CPU")
+    parser.add_argument("--threads", type=int, help="threads of torch on a CPU")
     arguments = parser.parse_args()
     if arguments.threads:
         torch.set_num_threads(arguments.threads)
     device = pick_device(arguments.device)
     settings = TrainSettings() if device == "cpu" else TRAIN_ON_GPU
     settings = replace(settings, images_per_step=arguments.batch or settings.images_per_step)
-    print(f"{device}, {torch.get_num_threads()} threads, {settings.images_per_step} images a step")
+    print(f"{device}, {torch.get_num_threads()} threads, {settings.images_per_step} images per step")
     print("| side | sampler | step | both | sampler : step | both : step |\n|---|---|---|---|---|---|")
     for side in arguments.sides:
         rate = measure(

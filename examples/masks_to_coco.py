@@ -1,8 +1,8 @@
-"""From the masks of a model of yours to a refined COCO file.
+"""Writes the masks of your own model to a COCO file, and refines it.
 
     python examples/masks_to_coco.py FOLDER
 
-FOLDER is where the photograph, `coarse.json` and `refined.json` are written.
+The photograph, `coarse.json` and `refined.json` are written to FOLDER.
 """
 
 import sys
@@ -20,7 +20,7 @@ from refinetool.records import Region, Sample
 
 
 def predictions(folder: Path) -> Iterator[Sample]:
-    """What a model says about each image; here a rough ellipse around a cup."""
+    """Yield a model's masks for each image; here a rough ellipse around a cup."""
     path = folder / "photos" / "coffee.png"
     path.parent.mkdir(parents=True, exist_ok=True)
     image = data.coffee()

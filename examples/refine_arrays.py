@@ -1,4 +1,4 @@
-"""Refine masks that are at hand as NumPy arrays.
+"""Refines masks in NumPy arrays.
 
 python examples/refine_arrays.py
 """

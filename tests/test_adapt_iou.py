@@ -529,7 +529,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(folder: Path, monkeypat
     with pytest.raises(Interrupted, match="is kept in"):
         run(folder, on_progress=stop)
     assert not (folder / "a.safetensors").exists()
-    with pytest.raises(UsageError, match="--resume goes on"):
+    with pytest.raises(UsageError, match="--resume continues"):
         run(folder)
     asked: list[int] = []
     real = iou_features.answers
@@ -571,7 +571,7 @@ def test_broken_images_are_told_and_left_out(folder: Path) -> None:
     assert (summary.images, summary.failed) == (2, 1)
     assert "2.png" in summary.errors[0]
     (folder / "images" / "3.png").unlink()
-    with pytest.raises(DataError, match="1 readable images have masks; IoU adaption needs two"):
+    with pytest.raises(DataError, match="1 readable images have masks; IoU adaption needs at least two"):
         run(folder, output=folder / "b.safetensors")
 
 
@@ -587,7 +587,7 @@ def test_masks_that_are_kept_do_not_teach(folder: Path) -> None:
     [
         ({"resume": True, "fresh": True}, "choose one"),
         ({"output": "no/a.safetensors"}, "there is no folder"),
-        ({"output": "images"}, "here is a folder"),
+        ({"output": "images"}, "this is a folder"),
         ({"output": "coarse.json", "overwrite": True}, "is the input itself"),
         ({"output": "there.safetensors"}, "exists already"),
     ],

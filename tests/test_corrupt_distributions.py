@@ -28,7 +28,7 @@ from refinetool.train.data import corruptions
 from refinetool.train.data.corruptions import REACH, Scene
 from refinetool.train.data.distance import signed_distance
 from refinetool.train.data.draws import draws_for
-from refinetool.train.data.sampler import coarse_masks_asked_for
+from refinetool.train.data.sampler import draw_goals
 
 SIDE = 128
 """The grid of training has this side, on which both know distances equally far."""
@@ -230,7 +230,7 @@ def test_both_read_every_number_of_the_table() -> None:
 
 def test_the_suite_is_what_training_asks_for() -> None:
     """The same kinds of masks as often, in the same bands, by as many tries."""
-    asked = coarse_masks_asked_for(draws_for(0, torch.arange(20_000)), settings=TRAIN)
+    asked = draw_goals(draws_for(0, torch.arange(20_000)), settings=TRAIN)
     parts = SUITES["embedded-mix"].parts
     assert {part.tries for part in parts} == {TRAIN.corruption_tries}
     assert {part.generator for part in parts} == {"mix", "blobs"}

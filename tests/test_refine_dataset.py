@@ -119,7 +119,7 @@ def test_an_interrupted_data_set_is_resumed_to_the_same_bytes(tmp_path: Path, lo
     with pytest.raises(Interrupted, match="of 60 images"):
         refine(coarse, output, on_progress=interrupt)
     assert not output.exists()
-    with pytest.raises(UsageError, match=r"--resume goes on from them, --fresh starts anew"):
+    with pytest.raises(UsageError, match=r"--resume continues from them, --fresh starts over"):
         refine(coarse, output)
     summary = refine(coarse, output, resume=True, settings=RefineSettings(image_batch=1))
     assert summary.reused == len(loaded[0].asked) > 0
@@ -189,7 +189,7 @@ def test_an_output_in_the_way(tmp_path: Path) -> None:
         refine(coarse, coarse, overwrite=True)
     with pytest.raises(UsageError, match="there is no folder"):
         refine(coarse, tmp_path / "absent" / "refined.json")
-    with pytest.raises(UsageError, match="will be a file and here is a folder"):
+    with pytest.raises(UsageError, match="will be a file, but this is a folder"):
         refine(coarse, tmp_path / "images", overwrite=True)
     output.write_text("precious")
     for resume in (False, True):
@@ -257,11 +257,11 @@ def test_a_folder_is_replaced_only_if_it_can_be_nothing_but_an_output(tmp_path: 
     assert refine(coarse, output, overwrite=True).output == output
     assert {path.name: path.read_bytes() for path in output.iterdir()} == first
     (output / "notes.txt").write_text("mine")
-    with pytest.raises(UsageError, match=r"holds notes.txt, which is no output"):
+    with pytest.raises(UsageError, match=r"holds notes.txt, which is not an output"):
         refine(coarse, output, overwrite=True)
     with pytest.raises(UsageError, match="lies within the input"):
         refine(coarse, coarse / "refined")
-    with pytest.raises(UsageError, match="which is no output"):
+    with pytest.raises(UsageError, match="which is not an output"):
         refine(coarse, tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks", "refined"]
 

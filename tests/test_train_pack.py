@@ -257,7 +257,7 @@ def test_a_pack_is_made_once(folder: Path, tmp_path: Path) -> None:
 
 def test_packs_and_other_data_do_not_mix(folder: Path, tmp_path: Path) -> None:
     packed_up(folder, output=tmp_path / "pack")
-    with pytest.raises(UsageError, match="is a pack; it is trained on alone"):
+    with pytest.raises(UsageError, match="is a pack, which"):
         packed([folder, tmp_path / "pack"], tmp_path / "p", images=None, settings=PACKING, on_progress=silent)
 
 
@@ -297,7 +297,7 @@ def test_a_broken_picture_is_named(folder: Path, tmp_path: Path, broken: str) ->
 def test_other_files_are_not_overwritten(folder: Path, tmp_path: Path) -> None:
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "thesis.tex").write_text("...")
-    with pytest.raises(StorageError, match="is no pack"):
+    with pytest.raises(StorageError, match="is not a pack"):
         packed_up(folder, output=tmp_path / "mine")
     assert (tmp_path / "mine" / "thesis.tex").exists()
 

@@ -1,1 +1,1 @@
-"""Many samples: on threads, with a journal, in order. Start with `run`."""
+"""Refines data sets: on threads, in order, with a journal. Start with `run`."""

@@ -1,4 +1,4 @@
-"""Work in threads, results in order."""
+"""Maps items on threads and yields the results in order."""
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
@@ -10,12 +10,12 @@ U = TypeVar("U")
 
 
 def map_ahead(work: Callable[[T], U], items: Iterable[T], *, threads: int, name: str) -> Generator[U, None, None]:
-    """Map items on threads, a few ahead of who asks, in the order of the items.
+    """Map items on threads, a few ahead of the consumer, in the order of the items.
 
-    What `work` raises is raised where its result would have come. Closing the generator drops what has not begun.
+    An exception in `work` is raised in place of its result. Closing the generator drops items that have not started.
 
     Args:
-        name: How the threads are called.
+        name: Prefix of the names of the threads.
     """
     pool = ThreadPoolExecutor(threads, thread_name_prefix=name)
     waiting: deque[Future[U]] = deque()

@@ -1,4 +1,4 @@
-"""What a job is made of, so that a later run knows whether it may go on from what an earlier one left."""
+"""Identifies a job, so that a later run knows whether it can continue an earlier one."""
 
 from dataclasses import asdict
 from importlib.metadata import version
@@ -8,20 +8,20 @@ from refinetool.backends.models import pick_device, pick_precision
 from refinetool.settings import RefineSettings
 
 PACKAGES = ("refinetool", "torch", "numpy", "scipy", "opencv-python-headless", "pillow")
-"""Packages whose version may decide a pixel."""
+"""Packages whose version may affect pixels."""
 MEMORY_BOUNDS = ("image_batch", "prompt_batch", "max_pixels")
-"""Settings that change a mask by rounding at most: a run that met their limits may be resumed with others."""
+"""Settings that change masks by rounding at most. A run that hit these limits may be resumed with other values."""
 
 
 def job_identity(
     backend: Backend, settings: RefineSettings, *, model: str, device: str, precision: str, format: str
 ) -> dict[str, object]:
-    """All that decides a refined mask apart from masks and images, as JSON can hold it.
+    """Return everything that affects refined masks, apart from masks and images, in JSON types.
 
     Args:
         settings: Resolved.
-        model, device, precision: As the user named them.
-        format: Of the coarse masks.
+        model, device, precision: As given by the user.
+        format: Format of the coarse masks.
     """
     place = pick_device(device)
     return {

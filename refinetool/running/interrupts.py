@@ -1,4 +1,4 @@
-"""Ctrl-C: the first asks a run to stop where nothing is lost, the second kills it."""
+"""Handles Ctrl-C: the first lets a run stop without losing work, the second kills it."""
 
 import logging
 import signal
@@ -12,12 +12,12 @@ _LOG = logging.getLogger(__name__)
 
 @contextmanager
 def stop_on_interrupt(*, after: str) -> Iterator[threading.Event]:
-    """Ctrl-C sets the event instead of raising; a second one kills at once.
+    """Let Ctrl-C set the yielded event instead of raising; a second Ctrl-C kills the process at once.
 
-    Only in the main thread, and only where Ctrl-C is not ignored: elsewhere the event is never set.
+    This works only in the main thread, and only where Ctrl-C is not ignored. Elsewhere the event is never set.
 
     Args:
-        after: What is still waited for, for the sentence that the first Ctrl-C logs: "the model has answered".
+        after: What the run still waits for, for the message of the first Ctrl-C: "the model has answered".
     """
     stop = threading.Event()
     ours = threading.current_thread() is threading.main_thread()

@@ -1,6 +1,6 @@
-"""What is finished, kept beside the output: a killed run is continued from here.
+"""Keeps finished samples in a file beside the output, so that a killed run can be continued.
 
-The journal holds the outcome of each finished sample, as `job_lines` keeps lines: with a digest of the sample's masks
+The journal holds the outcome of each finished sample as a line of `lines.JobLines`, with a digest of the sample's masks
 and image. Memory holds one small entry per sample; the outcomes stay on disk and are read back.
 """
 
@@ -20,36 +20,36 @@ JOURNAL = Kind("refinetool_journal", "journal")
 class Journal:
     """The finished samples of one job. Used by one thread; another process on the same file is refused.
 
-    A sample is handed to `reuse` before it is refined and to `append` after; `find` then knows it. What an earlier run
-    left behind and this run did not ask for with `reuse` is not found: its input may have changed since.
+    Call `reuse` before a sample is refined and `append` after; then `find` returns it. Samples of an earlier run for
+    which this run did not call `reuse` are not found, because their input may have changed since.
     """
 
     def __init__(self, path: Path, *, job: Mapping[str, object], fresh: bool) -> None:
         """Open or create the journal.
 
         Args:
-            path: the file.
-            job: all that decides an outcome apart from the sample itself, as JSON can hold it.
-            fresh: whether to drop what the file holds.
+            path: The file.
+            job: Everything that affects an outcome, apart from the sample itself, in JSON types.
+            fresh: Whether to discard the content of the file.
 
         Raises:
-            UsageError: the file is not a journal, or another run is writing it.
-            StorageError: it can't be written.
+            UsageError: The file is not a journal, or another run is writing it.
+            StorageError: The file can't be written.
         """
         self.path = path
-        self._earlier: dict[str, tuple[Place, str] | None] = {}  # with the digest; None: of no use to this job
-        self._handed_out: dict[str, str] = {}  # digests of the samples now on their way
+        self._earlier: dict[str, tuple[Place, str] | None] = {}  # with the digest; None: can't be used for this job
+        self._handed_out: dict[str, str] = {}  # digests of the samples being refined
         self._done: dict[str, Place] = {}
         self._lines = JobLines(path, JOURNAL, job=job, fresh=fresh, on_line=self._index)
 
     def knows(self, key: str) -> bool:
-        """Whether an earlier run finished the sample, be it with other settings or another input."""
+        """Whether an earlier run finished the sample, even with other settings or another input."""
         return key in self._earlier
 
     def reuse(self, sample: Sample) -> Outcome | None:
-        """The outcome of an earlier run, if this sample went through it unchanged and without an error.
+        """Return the outcome of an earlier run, if the sample is unchanged and was refined without an error.
 
-        Where there is none, the sample's input is noted as it is now: what is appended later was made from it.
+        Otherwise the digest of the sample's input is stored, for the outcome that is appended later.
         """
         digest = digest_of(sample)
         earlier = self._earlier.get(sample.key)
@@ -60,30 +60,30 @@ class Journal:
         return _outcome(self._lines.load(earlier[0]))
 
     def append(self, outcome: Outcome, *, seconds: float) -> None:
-        """Add a finished sample that `reuse` was asked for.
+        """Add a finished sample for which `reuse` was called.
 
         Raises:
-            StorageError: the disk is full, or the like. Nothing that was appended before is lost.
+            StorageError: The journal can't be written, for example because the disk is full. Earlier samples are kept.
         """
         record = _record(outcome, digest=self._handed_out.pop(outcome.key), seconds=seconds)
         saved = f"the {len(self._done)} images finished so far are kept"
         self._done[outcome.key] = self._lines.append(record, saved=saved)
 
     def find(self, key: str) -> Outcome | None:
-        """The outcome of a sample that this run finished or took over, None for any other."""
+        """Return the outcome of a sample that this run finished or reused, None for any other."""
         place = self._done.get(key)
         return None if place is None else _outcome(self._lines.load(place))
 
     def __len__(self) -> int:
-        """Samples that `find` knows."""
+        """Number of samples that `find` returns."""
         return len(self._done)
 
     def remove(self) -> None:
-        """Delete the file: the output holds everything now."""
+        """Delete the file, once the output is complete."""
         self._lines.remove()
 
     def close(self) -> None:
-        """Make sure that the journal outlives a power cut, and close it."""
+        """Force the journal to the disk, and close it."""
         self._lines.close()
 
     def __enter__(self) -> Self:
@@ -102,24 +102,25 @@ class Journal:
 
 
 def journal_path(output: Path) -> Path:
-    """Where the journal of an output lies: `OUT.journal.jsonl`, beside the file or folder OUT."""
+    """Return the path of the journal of an output: `OUT.journal.jsonl`, beside the file or folder OUT."""
     return output.with_name(output.name + ".journal.jsonl")
 
 
 def holds_work(path: Path) -> bool:
-    """Whether a journal lies there with at least one finished sample, of whatever job.
+    """Whether the file is a journal with at least one finished sample, of any job.
 
     Raises:
-        UsageError: something else lies there.
-        StorageError: it can't be read.
+        UsageError: The file is something else.
+        StorageError: The file can't be read.
     """
     return holds_lines(path, JOURNAL)
 
 
 def digest_of(sample: Sample) -> str:
-    """Hash of what a sample's outcome is made from: its masks, and its image as size and time of change.
+    """Hash the input of a sample: its masks, and the size and modification time of its image.
 
-    The pixels are not read: a changed image is recognised as `make` would. Paths do not count, so a data set may move.
+    The pixels are not read; like `make`, this detects a changed image by its modification time. Paths do not count, so
+    a data set may be moved.
     """
     digest = hashlib.blake2b(digest_size=16)
     for part in _parts(sample):
@@ -166,7 +167,7 @@ def _packed(annotation: Annotation) -> dict[str, object]:
 
 
 def packed_candidates(candidates: Candidates) -> dict[str, object]:
-    """Candidates as JSON holds them: masks as COCO's run lengths, each with its predicted IoU."""
+    """Convert candidates to JSON types: masks as COCO RLE, each with its predicted IoU."""
     return {
         "selected": candidates.selected,
         "scores": list(candidates.scores),
@@ -182,7 +183,7 @@ def _candidates(packed: Mapping[str, Any]) -> Candidates:
 
 
 def _number(value: float | None) -> float | None:
-    """A plain float: NumPy's are not JSON."""
+    """Convert to a plain float, because NumPy's floats can't be written as JSON."""
     return None if value is None else float(value)
 
 

@@ -1,12 +1,12 @@
-"""Finished work as lines of a file: what a killed run left behind, and a later one goes on from.
+"""Stores finished work as lines of a file, so that a later run can continue a killed one.
 
-An append-only file of JSON lines. A header line names the job (all that decides a result apart from its input) and the
-lines after it belong to that job; each has the key of a finished piece of work and the digest of its input. Nothing is
-ever changed in place:
+The file is append-only JSON Lines. A header line identifies the job (everything that affects a result apart from its
+input), and the lines after it belong to that job. Each line has the key of a finished item and the digest of its input.
+Nothing is ever changed in place:
 
-- the last line of a key wins, so that a piece may be done twice;
-- a line cut off by a kill is dropped, its piece is done again;
-- a line whose job or input is no longer the same stays in the file and is not used.
+- if a key has several lines, the last one counts, so an item may be done twice;
+- a line that was cut off by a kill is dropped, and its item is done again;
+- a line whose job or input no longer matches stays in the file and is not used.
 """
 
 import hashlib
@@ -27,9 +27,10 @@ if sys.platform != "win32":
 
 @dataclass(frozen=True, slots=True)
 class Kind:
-    """What a file of lines is for.
+    """The kind of a file of lines.
 
-    mark: the first key of its header, by which it is recognised. name: what sentences call it, `journal` say.
+    mark: First key of the header, which identifies the kind.
+    name: Name in messages, for example `journal`.
     """
 
     mark: str
@@ -37,43 +38,43 @@ class Kind:
 
     @property
     def magic(self) -> bytes:
-        """How every such file begins."""
+        """The beginning of every file of this kind."""
         return f'{{"{self.mark}": 1, '.encode()
 
     def begins(self, start: bytes) -> bool:
-        """Whether the start of a file, possibly cut off, is that of one of this kind."""
+        """Whether the start of a file, which may be cut off, is that of this kind."""
         return start.startswith(self.magic) or self.magic.startswith(start)
 
     def refusal(self, path: Path) -> UsageError:
-        """The error about a file that is something else."""
+        """Return the error for a file that is something else."""
         return UsageError(f"{path}: the {self.name} would be here, but this file is something else; move it away")
 
 
 @dataclass(frozen=True, slots=True)
 class Place:
-    """Where a line lies in the file, in bytes."""
+    """The position of a line in the file, in bytes."""
 
     offset: int
     length: int
 
 
 OnLine = Callable[[Mapping[str, Any], Place, bool], None]
-"""Told of each line that an earlier run left: its record, its place, and whether it belongs to the present job."""
+"""Called for each line of an earlier run with its record, its place, and whether it belongs to the current job."""
 
 
 class JobLines:
-    """The lines of one job. Appended to by one thread, read by any; another process on the same file is refused."""
+    """The lines of one job. One thread appends, any thread may read; another process on the same file is refused."""
 
     def __init__(self, path: Path, kind: Kind, *, job: Mapping[str, object], fresh: bool, on_line: OnLine) -> None:
-        """Open or create the file, and go through the lines it holds.
+        """Open or create the file, and read the lines it holds.
 
         Args:
-            job: As JSON can hold it.
-            fresh: Whether to drop what the file holds.
+            job: Identity of the job, in JSON types.
+            fresh: Whether to discard the content of the file.
 
         Raises:
-            UsageError: the file is of another kind, or another run is writing it.
-            StorageError: it can't be written.
+            UsageError: The file is of another kind, or another run is writing it.
+            StorageError: The file can't be written.
         """
         self.path, self.kind = path, kind
         self._job = hashlib.blake2b(json.dumps(job, sort_keys=True).encode(), digest_size=16).hexdigest()
@@ -98,10 +99,10 @@ class JobLines:
         """Add a line.
 
         Args:
-            saved: What to say of earlier lines if this one can't be written: "the 3 images finished so far are kept".
+            saved: Message about earlier lines if this one can't be written: "the 3 images finished so far are kept".
 
         Raises:
-            StorageError: the disk is full, or the like. Nothing that was appended before is lost.
+            StorageError: The line can't be written, for example because the disk is full. Earlier lines are kept.
         """
         line = json.dumps(record).encode("ascii") + b"\n"
         try:
@@ -120,28 +121,29 @@ class JobLines:
         return place
 
     def load(self, place: Place) -> dict[str, Any]:
-        """The record of a line."""
+        """Read the record of a line."""
         with self.path.open("rb") as file:
             file.seek(place.offset)
             record: dict[str, Any] = json.loads(file.read(place.length))
         return record
 
     def remove(self) -> None:
-        """Delete the file: it is needed no more."""
+        """Delete the file when it is no longer needed."""
         self._file.close()
         self.path.unlink(missing_ok=True)
 
     def close(self) -> None:
-        """Make sure that the lines outlive a power cut, and close the file."""
+        """Force the lines to the disk, and close the file."""
         if not self._file.closed:
             # Once, at the end: each line is already with the operating system and survives a kill, and on a network
-            # disk a sync per line would keep the model waiting. A power cut costs a tail, which is done again.
+            # disk a sync per line would keep the model waiting. After a power cut, the last lines may be lost and are
+            # done again.
             with suppress(OSError):
                 os.fsync(self._file.fileno())
             self._file.close()
 
     def _read(self, on_line: OnLine) -> tuple[int, bool]:
-        """Go through the complete lines; returns where they end and whether the last header names this job."""
+        """Read the complete lines; returns the offset of their end and whether the last header is that of this job."""
         self._file.seek(0)
         offset, current = 0, False
         with open(self._file.fileno(), "rb", closefd=False) as lines:  # the same file, read in blocks
@@ -158,11 +160,11 @@ class JobLines:
 
 
 def holds_lines(path: Path, kind: Kind) -> bool:
-    """Whether a file of this kind lies there with at least one finished piece of work, of whatever job.
+    """Whether the file is of this kind and has at least one finished item, of any job.
 
     Raises:
-        UsageError: something else lies there.
-        StorageError: it can't be read.
+        UsageError: The file is something else.
+        StorageError: The file can't be read.
     """
     try:
         with path.open("rb") as lines:
@@ -179,7 +181,7 @@ def holds_lines(path: Path, kind: Kind) -> bool:
 
 
 def _parsed(line: bytes) -> dict[str, Any]:
-    """One line as a record; an empty one where a crash of the machine left something else."""
+    """Parse a line; returns an empty record for a line that a crash of the machine damaged."""
     try:
         record = json.loads(line)
     except ValueError:
@@ -188,7 +190,7 @@ def _parsed(line: bytes) -> dict[str, Any]:
 
 
 def _lock(file: BinaryIO, path: Path, kind: Kind) -> None:
-    """Refuse a second run on the same file. Where the file system has no locks, go without."""
+    """Refuse a second run on the same file. Does nothing if the file system has no locks."""
     if sys.platform == "win32":
         return
     try:

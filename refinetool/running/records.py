@@ -1,4 +1,4 @@
-"""Records of a run beside its output: what became of every mask, and all candidates with their scores."""
+"""Writes the records of a run: the status of every mask, and all candidates with their scores."""
 
 import csv
 import io
@@ -12,17 +12,17 @@ from refinetool.running.journal import packed_candidates
 
 COLUMNS = ("image", "id", "category", "status", "predicted_iou", "coarse_iou")
 SINGLE = 0
-"""Which candidate is the single-mask output."""
+"""Index of the single-mask output among the candidates."""
 
 
 def write_mask_record(samples: Iterable[Sample], find: Callable[[str], Outcome | None], path: Path) -> None:
     """Write one CSV line per mask, in the order of the samples.
 
-    `image` is the path of the image, `id` the annotation's id or the pixel's value; `status`, `predicted_iou` and
-    `coarse_iou` are those of `records.Annotation`, empty where there are none.
+    `image` is the path of the image, `id` the annotation's id or the pixel value; `status`, `predicted_iou` and
+    `coarse_iou` are those of `records.Annotation`, empty where they are None.
 
     Raises:
-        StorageError: the file can't be written.
+        StorageError: The file can't be written.
     """
     with new_file(path) as raw:
         text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
@@ -36,18 +36,18 @@ def write_mask_record(samples: Iterable[Sample], find: Callable[[str], Outcome |
                 scores = (annotation.predicted_iou, annotation.coarse_iou)
                 shown = ["" if score is None else f"{score:.4f}" for score in scores]
                 table.writerow([sample.image, region.id, region.category, annotation.status, *shown])
-        text.detach()  # the file closes itself, after it has been flushed to disk
+        text.detach()  # `new_file` flushes and closes the file
 
 
 def write_candidates(samples: Iterable[Sample], find: Callable[[str], Outcome | None], path: Path) -> None:
     """Write one line of JSON per image: `{"image": key, "annotations": [...]}`.
 
-    Each annotation has its `id`, the `candidates` as COCO's run lengths of the whole image, their `scores` as the model
-    predicted them, `selected`, the index of the one that was taken, and `single`, that of the single-mask output; the
-    others are the alternatives of the multimask output. Masks the model was not asked about are left out.
+    Each annotation has its `id`, the `candidates` as COCO RLE of the whole image, their `scores` as predicted by the
+    model, `selected`, the index of the chosen one, and `single`, the index of the single-mask output; the others are
+    the alternatives of the multimask output. Masks on which the model was not run are left out.
 
     Raises:
-        StorageError: the file can't be written.
+        StorageError: The file can't be written.
     """
     with new_file(path) as lines:
         for sample in samples:
@@ -55,9 +55,9 @@ def write_candidates(samples: Iterable[Sample], find: Callable[[str], Outcome | 
             if outcome is None:
                 continue
             pairs = zip(sample.regions, outcome.annotations, strict=True)
-            offered = [
+            written = [
                 {"id": region.id, "single": SINGLE, **packed_candidates(annotation.candidates)}
                 for region, annotation in pairs
                 if annotation.candidates is not None
             ]
-            lines.write(json.dumps({"image": sample.key, "annotations": offered}).encode("ascii") + b"\n")
+            lines.write(json.dumps({"image": sample.key, "annotations": written}).encode("ascii") + b"\n")

@@ -1,7 +1,7 @@
-"""Many samples: hand them out, keep what is finished, say how far it is.
+"""Refines a data set: passes samples to a runner, keeps finished ones in the journal, and reports progress.
 
-`run` leaves out what the journal holds, books what comes back, and stops handing out when told to or when something
-breaks. A `Runner` maps samples to results in between, and alone knows where the model is.
+`run` leaves out samples that are in the journal, records the results, and stops when asked to or after an error. A
+`Runner` maps samples to results; only the runner knows where the model is.
 """
 
 import shutil
@@ -32,19 +32,19 @@ JOB, REFINE = JobSettings(), RefineSettings()
 
 
 class Runner(Protocol):
-    """Maps samples to results, in their order, wherever the model is."""
+    """Maps samples to results in order, wherever the model is."""
 
     @property
     def identity(self) -> Mapping[str, object]:
-        """All that decides a refined mask apart from masks and images, as JSON can hold it."""
+        """Everything that affects refined masks, apart from masks and images, in JSON types."""
 
     def results(self, samples: Iterable[Sample], *, stopped: Callable[[], bool]) -> Generator[Result, None, None]:
-        """One result per sample; ends early once it is stopped."""
+        """Yield one result per sample; ends early when stopped."""
 
 
 @dataclass(frozen=True, slots=True)
 class ThreadRunner:
-    """The model in this process, and threads around it."""
+    """Runs the model in this process, with threads for the other steps."""
 
     refiner: Refiner
     threads: int
@@ -78,40 +78,40 @@ def refine_dataset(
     threads: int = JOB.threads,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Summary:
-    """Refine the masks of a file or folder: the same one back, with better masks.
+    """Refine the masks of a file or folder, and write the same file or folder with refined masks.
 
-    While it runs, a journal beside the output holds what is finished. It is removed at the end, unless images failed
-    or were left out by `limit`: the next run with `resume` then does only those.
+    During the run, a journal beside the output holds the finished images. It is removed at the end, unless images
+    failed or were left out by `limit`; the next run with `resume` then refines only those.
 
     Args:
-        coarse: the file or folder of masks.
-        output: what to write; it appears when it is complete.
-        images: the folder of their images; None looks beside the masks.
-        model: a name of `backends.models.MODELS`.
-        checkpoint: a file of weights, `random:SEED`, or None for those that belong to the name.
+        coarse: The file or folder of masks.
+        output: The file or folder to write; it appears only when it is complete.
+        images: The folder of the images; None looks beside the masks.
+        model: A name in `backends.models.MODELS`.
+        checkpoint: A weights file, `random:SEED`, or None for the published weights of the model.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
-        settings: how to refine.
-        format: a name of `formats.FORMATS`, None to detect it.
-        sizes: a COCO file that lists the images, for a file of results, which does not.
-        limit: how many images, from the first, to refine; the rest comes back as it is.
-        resume: go on from the journal, and replace the output that it belongs to.
-        fresh: drop the journal.
-        overwrite: replace the output if it exists.
-        dry_run: only look; every mask that would be refined counts as kept for `dry-run`.
-        record: a CSV file to write with one line per mask: what became of it.
-        candidates: a file of JSON lines to write with all that the model offered for every mask.
-        truth: ground truth in the format of the coarse masks, for the selection `oracle`.
-        iou_adapter: what `adapt-iou` made for this model.
-        threads: how many prepare and finish beside the one that runs the model.
-        on_progress: called after each image.
+        settings: How to refine.
+        format: A name in `formats.FORMATS`, None to detect it.
+        sizes: A COCO file that lists the images, for COCO results, which don't.
+        limit: Number of images to refine, from the first; the others are written unchanged.
+        resume: Continue from the journal, and replace the output that it belongs to.
+        fresh: Discard the journal.
+        overwrite: Replace an existing output.
+        dry_run: Write nothing; every mask that would be refined counts as kept for `dry-run`.
+        record: A CSV file to write with the status of every mask.
+        candidates: A JSON Lines file to write with all candidates of every mask.
+        truth: Ground truth in the format of the coarse masks, for the selection `oracle`.
+        iou_adapter: A file that `adapt-iou` wrote for this model.
+        threads: Number of threads that prepare and finish images, beside the one that runs the model.
+        on_progress: Called after each image.
 
     Raises:
-        UsageError: an output in the way, a journal of an earlier run, a model or device that does not exist.
-        DataError: the masks can't be read. A broken image does not raise, its masks are kept.
-        WeightsError: the weights can't be loaded.
-        StorageError: the output or the journal can't be written.
-        Interrupted: stopped by the user.
+        UsageError: The output exists, there is a journal of an earlier run, or the model or device does not exist.
+        DataError: The masks can't be read. A broken image does not raise an exception; its masks are kept.
+        WeightsError: The weights can't be loaded.
+        StorageError: The output or the journal can't be written.
+        Interrupted: Stopped by the user.
     """
     source, destination = Path(coarse), Path(output)
     left = journal_path(destination)
@@ -123,7 +123,7 @@ def refine_dataset(
     total = len(dataset) if limit is None else min(limit, len(dataset))
     samples: Iterable[Sample] = islice(dataset.samples(), total)
     if (settings.selection == "oracle") != (truth is not None):
-        raise UsageError("--selection oracle chooses by the ground truth that --truth names: give both or neither")
+        raise UsageError("--selection oracle chooses by the ground truth given with --truth: give both or neither")
     if truth is not None:
         known = open_dataset(Path(truth), images=_path(images), sizes=_path(sizes), need_images=False)
         samples = with_truth(samples, known.samples())
@@ -154,7 +154,7 @@ def refine_dataset(
             if complete:
                 journal.remove()
     except KeyboardInterrupt:  # while the model was loaded or the output written
-        raise Interrupted(f"stopped before {destination} was written; what is finished is kept in {left}") from None
+        raise Interrupted(f"stopped before {destination} was written; finished images are kept in {left}") from None
     return replace(summary, output=destination, journal=None if complete else left, notes=written.notes)
 
 
@@ -193,19 +193,19 @@ def run(
     on_progress: Callable[[Progress], None],
     stop: threading.Event,
 ) -> Summary:
-    """Refine samples and keep what is finished in the journal.
+    """Refine samples and keep finished ones in the journal.
 
     Args:
-        samples: read as they are needed, each key once.
-        journal: samples it holds are not run again.
-        total: how many samples there are, for the progress.
-        on_progress: called in this thread after each sample.
-        stop: once set, the model is asked no more; what it has answered is finished and kept.
+        samples: Read as they are needed, each key once.
+        journal: Samples in the journal are not run again.
+        total: Number of samples, for the progress.
+        on_progress: Called in this thread after each sample.
+        stop: Once set, the model is not run any more; samples it has already processed are finished and kept.
 
     Raises:
-        Interrupted: stopped before the end.
-        StorageError: the journal can't be written.
-        Exception: a bug, or an error in `samples`; raised after what the model has answered is in the journal.
+        Interrupted: Stopped before the end.
+        StorageError: The journal can't be written.
+        Exception: A bug, or an error in `samples`; raised after all processed samples are in the journal.
     """
     book = _Book(journal, Tally(total), on_progress, stop)
     with closing(runner.results(book.hand_out(samples), stopped=book.stopped)) as results:
@@ -215,7 +215,7 @@ def run(
 
 
 def look(samples: Iterable[Sample], *, total: int, on_progress: Callable[[Progress], None]) -> Summary:
-    """What a run would have to do, without model, journal or output: `dry-run` is the reason to keep its masks."""
+    """Summarise what a run would do, without model, journal or output; masks to refine are kept for `dry-run`."""
     tally = Tally(total)
     for sample in samples:
         missing = bool(sample.regions) and not sample.image.is_file()
@@ -226,19 +226,19 @@ def look(samples: Iterable[Sample], *, total: int, on_progress: Callable[[Progre
 
 
 def check_journal(path: Path, *, resume: bool, fresh: bool) -> None:
-    """Raise UsageError where an earlier run left work and it is not said what to do with it."""
+    """Raise UsageError if an earlier run left finished images and neither `resume` nor `fresh` is given."""
     if resume and fresh:
-        raise UsageError("--resume goes on from an earlier run and --fresh drops it; choose one")
+        raise UsageError("--resume continues an earlier run and --fresh discards it; choose one")
     if not resume and not fresh and holds_work(path):
         raise UsageError(
-            f"{path}: an earlier run left finished images here; --resume goes on from them, --fresh starts anew"
+            f"{path}: an earlier run left finished images here; --resume continues from them, --fresh starts over"
         )
 
 
 def check_output(source: Path, destination: Path, *, replaced: bool) -> None:
-    """Raise UsageError where the output can't be, or would take the place of something that is not to be replaced.
+    """Raise UsageError if the output can't be written, or would replace something that must not be replaced.
 
-    A folder is replaced only if the input has all of its files: then it can't hold anything but an output.
+    A folder is replaced only if the input has all of its files, because then it can only be an earlier output.
     """
     refuse_overlap(source, destination)
     if not destination.parent.is_dir():
@@ -248,19 +248,19 @@ def check_output(source: Path, destination: Path, *, replaced: bool) -> None:
     if source.is_dir() != destination.is_dir():
         kinds = ("folder", "file") if source.is_dir() else ("file", "folder")
         raise UsageError(
-            f"{destination}: the output will be a {kinds[0]} and here is a {kinds[1]}; name another output"
+            f"{destination}: the output will be a {kinds[0]}, but this is a {kinds[1]}; name another output"
         )
     if not replaced:
         raise UsageError(f"{destination}: exists already; --overwrite replaces it, --output names another")
     foreign = sorted(_files(destination) - _files(source)) if source.is_dir() else []
     if foreign:
-        raise UsageError(f"{destination}: holds {foreign[0]}, which is no output of {source}; name another output")
+        raise UsageError(f"{destination}: holds {foreign[0]}, which is not an output of {source}; name another output")
 
 
 def write(
     dataset: Dataset, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]
 ) -> Written:
-    """Write the output; a folder that is there already is replaced when the new one is complete."""
+    """Write the output; an existing folder is replaced when the new one is complete."""
     if not destination.is_dir():
         return dataset.write(find, destination, notes)
     fresh, old = (destination.with_name(f".{destination.name}.refinetool-{which}") for which in ("new", "old"))
@@ -283,7 +283,7 @@ def _files(folder: Path) -> set[str]:
 
 @dataclass(slots=True)
 class _Book:
-    """Hands samples out and enters what comes back: into the journal, the counts and the progress."""
+    """Passes samples to the runner and records the results in the journal, the counts and the progress."""
 
     journal: Journal
     tally: Tally
@@ -292,7 +292,7 @@ class _Book:
     failure: Exception | None = None
 
     def hand_out(self, samples: Iterable[Sample]) -> Iterator[Sample]:
-        """The samples that have to be run. Ends early on a stop or a failure."""
+        """Yield the samples that have to be run. Ends early on a stop or a failure."""
         try:
             for sample in samples:
                 if self.stopped():
@@ -305,11 +305,11 @@ class _Book:
             self._fail(error)
 
     def stopped(self) -> bool:
-        """Whether no more is to be done."""
+        """Whether to stop."""
         return self.stop.is_set() or self.failure is not None
 
     def enter(self, result: Result) -> None:
-        """Keep a result. A bug is raised later, when what the model has answered has been kept as well."""
+        """Record a result. A bug is raised later, when the other processed samples are in the journal."""
         if isinstance(result, Crashed):
             result.error.add_note(f"while refining {result.sample.key} ({result.sample.image})")
             self._fail(result.error)
@@ -319,7 +319,7 @@ class _Book:
         self._count(result.outcome)
 
     def close(self) -> Summary:
-        """The sum of it all, or the reason why there is none."""
+        """Return the summary, or raise the failure or the interruption."""
         done, total = self.tally.images, self.tally.total
         if self.failure is not None:
             raise self.failure

@@ -1,4 +1,4 @@
-"""How far a run is and what it did, as counts of outcomes."""
+"""Counts the outcomes of a run, for its progress and its summary."""
 
 import time
 from collections import Counter
@@ -10,12 +10,12 @@ from refinetool.records import Outcome
 from refinetool.statuses import Reason
 
 ERRORS_TOLD = 10
-"""How many sentences about failed images a summary holds."""
+"""Maximum number of error messages in a summary."""
 
 
 @dataclass(frozen=True, slots=True)
 class Progress:
-    """How far a run is. Counts include images taken over from an earlier run, the rate does not."""
+    """The progress of a run. Counts include images reused from an earlier run, the rate does not."""
 
     done: int
     total: int
@@ -27,12 +27,12 @@ class Progress:
     """Images kept as they are because of an error."""
     images_per_second: float
     seconds_left: float | None
-    """None as long as there is no rate."""
+    """None until a rate is known."""
 
 
 @dataclass(frozen=True, slots=True)
 class Summary:
-    """What a run did. Counts cover the whole output, the time only this run."""
+    """The result of a run. Counts cover the whole output, the time only this run."""
 
     images: int
     masks: int
@@ -42,21 +42,21 @@ class Summary:
     failed: int
     """Images kept as they are because of an error."""
     errors: tuple[str, ...]
-    """Sentences about the first of them."""
+    """Error messages of the first of these images."""
     mean_change: float | None
-    """Mean of 1 - IoU(refined, coarse) over the refined masks, None without any."""
+    """Mean of 1 - IoU(refined, coarse) over the refined masks, None if there are none."""
     reused: int
-    """Images taken over from an earlier run."""
+    """Images reused from an earlier run."""
     redone: int
-    """Images an earlier run had been through with other settings, another input, or an error."""
+    """Images refined again, because an earlier run had other settings, another input, or an error."""
     seconds: float
     images_per_second: float
     output: Path | None = None
-    """What was written, None where nothing was."""
+    """The path that was written, None if nothing was written."""
     journal: Path | None = None
-    """Left beside the output for the next run with `resume`: some images failed, or were not asked for."""
+    """The journal, kept for the next run with `resume` because images failed or were left out; else None."""
     notes: tuple[str, ...] = ()
-    """What the user should know about the output."""
+    """Remarks about the output."""
 
 
 @dataclass(slots=True)

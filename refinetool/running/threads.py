@@ -1,10 +1,10 @@
-"""A runner on threads of this process: they prepare ahead of the model and finish behind it.
+"""Runs refinement on threads of this process, which prepare samples ahead of the model and finish them behind it.
 
     samples → prepare (threads) → segment (this thread) → finish (threads) → results
 
-Each arrow is a generator that pulls from the one before, so a sample is read when there is room for it and memory does
-not grow with the data set. Samples keep their order all the way. The model is asked about full batches of views, which
-may belong to several samples; which ones follows from the input and not from the timing of threads.
+Each stage is a generator that pulls from the previous one, so a sample is read only when there is room for it, and
+memory does not grow with the data set. Samples keep their order throughout. The model processes full batches of views,
+which may belong to several samples; which views share a batch depends on the input and not on the timing of threads.
 """
 
 import time
@@ -20,15 +20,15 @@ from refinetool.records import Annotation, Outcome, Sample
 from refinetool.statuses import Reason
 
 IN_FLIGHT_BYTES = 1 << 29
-"""About how much the decoded pixels and masks in each of the three queues may weigh."""
+"""Approximate limit for the decoded pixels and masks in each of the three queues."""
 
 
 class Prepared(Protocol):
-    """A sample that was read, as far as the runner cares."""
+    """What the runner needs to know of a sample that was read."""
 
     @property
     def jobs(self) -> Sequence[Any]:
-        """What the model is to be asked, view by view; nothing where it need not be asked."""
+        """The jobs for the model, one per view; empty if the model is not needed."""
 
 
 P = TypeVar("P", bound=Prepared)
@@ -36,17 +36,17 @@ T = TypeVar("T")
 
 
 class Stages(Protocol[P]):
-    """What the runner needs of a refiner. `refine.Refiner` is one."""
+    """The methods that the runner needs of a refiner. `refine.Refiner` has them."""
 
     @property
     def jobs_at_once(self) -> int:
-        """How many jobs are best asked about together."""
+        """Number of jobs to process together for the best speed."""
 
     def prepare(self, sample: Sample) -> P:
-        """Read and mine. Called from several threads; raises DataError where the sample can't be read."""
+        """Read and mine prompts. Called from several threads; raises DataError if the sample can't be read."""
 
     def segment(self, jobs: Sequence[Any]) -> Sequence[Any]:
-        """Ask the model. Called from one thread; one answer per job, whichever samples they belong to."""
+        """Run the model. Called from one thread; returns one answer per job, for jobs of any samples."""
 
     def finish(self, prepared: P, answers: Sequence[Any]) -> Outcome:
         """Turn the answers to the jobs of a sample into annotations. Called from several threads."""
@@ -54,7 +54,7 @@ class Stages(Protocol[P]):
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A sample that went through, or is kept as it is with the reason. `seconds` is the work it took."""
+    """A sample that was refined, or is kept with a reason. `seconds` is the processing time."""
 
     sample: Sample
     outcome: Outcome
@@ -63,7 +63,7 @@ class Finished:
 
 @dataclass(frozen=True, slots=True)
 class Crashed:
-    """A sample that met a bug."""
+    """A sample whose processing raised an unexpected exception, which is a bug."""
 
     sample: Sample
     error: Exception
@@ -78,23 +78,23 @@ def in_process(
     """Map samples to results, in order, on threads of this process.
 
     Args:
-        threads: How many prepare and finish beside this one, which runs the model.
-        stopped: Whether to end early. Samples that the model has answered are then finished; what was only prepared is
-            dropped, since it costs less to prepare again than to wait for.
+        threads: Number of threads that prepare and finish, beside this one, which runs the model.
+        stopped: Whether to end early. Samples that the model has processed are then finished; samples that were only
+            prepared are dropped, since preparing them again is cheap.
     """
-    share = _share(count=2 * refiner.jobs_at_once + threads)
+    load = _load_of(count=2 * refiner.jobs_at_once + threads)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="refine")
     try:
-        prepared = _ahead(pool, lambda sample: _prepare(refiner, sample), samples, share=share)
+        prepared = _ahead(pool, lambda sample: _prepare(refiner, sample), samples, load=load)
         running = takewhile(lambda _: not stopped(), prepared)
-        answered = _answer(refiner, running, share=share, stopped=stopped)
-        yield from _behind(pool, lambda work: _finish(refiner, work), answered, share=share)
+        answered = _answer(refiner, running, load=load, stopped=stopped)
+        yield from _behind(pool, lambda work: _finish(refiner, work), answered, load=load)
     finally:
         pool.shutdown(cancel_futures=True)
 
 
 def stay_coarse(sample: Sample, *, reason: Reason, error: str | None) -> Outcome:
-    """The outcome of a sample that is kept as it is; regions that have a reason of their own keep that."""
+    """Return the outcome of a sample that is kept as it is; regions that already have a reason keep theirs."""
     kept = (Annotation(region.mask, region.keep or reason) for region in sample.regions)
     return Outcome(sample.key, tuple(kept), error)
 
@@ -104,7 +104,7 @@ def stay_coarse(sample: Sample, *, reason: Reason, error: str | None) -> Outcome
 
 @dataclass(frozen=True, slots=True)
 class _Ready(Generic[P]):
-    """A sample that waits for the model."""
+    """A prepared sample that waits for the model."""
 
     sample: Sample
     prepared: P
@@ -113,7 +113,7 @@ class _Ready(Generic[P]):
 
 @dataclass(slots=True)
 class _Answered(Generic[P]):
-    """A sample with the answers to the first of its jobs, in time to all of them, or the error that one of them met."""
+    """A sample with the answers to its jobs so far, or the error of one of them."""
 
     sample: Sample
     prepared: P
@@ -126,7 +126,7 @@ class _Answered(Generic[P]):
         return len(self.answers) == len(self.prepared.jobs)
 
     def take(self, answer: Any) -> None:
-        """Enter the answer to the next job."""
+        """Add the answer to the next job."""
         self.answers.append(answer)
         if isinstance(answer, Exception):
             self.error = self.error or answer
@@ -142,53 +142,53 @@ def _prepare(refiner: Stages[P], sample: Sample) -> _Ready[P] | Result:
 
 
 def _answer(
-    refiner: Stages[P], works: Iterable[_Ready[P] | Result], *, share: "Share", stopped: Callable[[], bool]
+    refiner: Stages[P], works: Iterable[_Ready[P] | Result], *, load: "Load", stopped: Callable[[], bool]
 ) -> Iterator[_Answered[P] | Result]:
-    """Ask the model, in full batches as long as there are enough jobs and room for those that wait."""
+    """Run the model, in full batches as long as there are enough jobs and room for waiting samples."""
     waiting: deque[_Answered[P] | Result] = deque()
     jobs: deque[tuple[_Answered[P], Any]] = deque()
     for work in works:
         if isinstance(work, _Ready):
-            asked = _Answered(work.sample, work.prepared, work.seconds)
-            jobs.extend((asked, job) for job in work.prepared.jobs)
-            waiting.append(asked)
+            partly = _Answered(work.sample, work.prepared, work.seconds)
+            jobs.extend((partly, job) for job in work.prepared.jobs)
+            waiting.append(partly)
         else:
             waiting.append(work)
-        full = sum(share(one.sample) for one in waiting) >= 1
+        full = sum(load(one.sample) for one in waiting) >= 1
         while len(jobs) >= refiner.jobs_at_once or (full and jobs):
-            _ask_next(refiner, jobs)
+            _run_next(refiner, jobs)
         yield from _completed(waiting)
     while jobs and not stopped():
-        _ask_next(refiner, jobs)
+        _run_next(refiner, jobs)
     yield from _completed(waiting)
 
 
-def _ask_next(refiner: Stages[P], jobs: "deque[tuple[_Answered[P], Any]]") -> None:
-    """Ask about the next jobs, and enter the answers where they belong."""
+def _run_next(refiner: Stages[P], jobs: "deque[tuple[_Answered[P], Any]]") -> None:
+    """Run the next batch of jobs, and add the answers to their samples."""
     batch = [jobs.popleft() for _ in range(min(refiner.jobs_at_once, len(jobs)))]
     started = time.perf_counter()
-    answers = _ask(refiner, [job for _, job in batch])
+    answers = _run(refiner, [job for _, job in batch])
     seconds = (time.perf_counter() - started) / len(batch)
-    for (asked, _), answer in zip(batch, answers, strict=True):
-        asked.take(answer)
-        asked.seconds += seconds
+    for (work, _), answer in zip(batch, answers, strict=True):
+        work.take(answer)
+        work.seconds += seconds
 
 
 def _completed(waiting: "deque[_Answered[P] | Result]") -> Iterator[_Answered[P] | Result]:
-    """Hand on from the front what waits for no answer any more."""
+    """Yield samples from the front of the queue that have all their answers."""
     while waiting and not (isinstance(waiting[0], _Answered) and not waiting[0].complete):
         yield waiting.popleft()
 
 
-def _ask(refiner: Stages[P], jobs: Sequence[Any]) -> list[Any]:
-    """The model's answers. Where some can't be had, jobs are asked about in halves until it is clear which."""
+def _run(refiner: Stages[P], jobs: Sequence[Any]) -> list[Any]:
+    """Run the model on jobs. After an error, jobs are run in halves to find the ones that fail."""
     try:
         return list(refiner.segment(jobs))
     except Exception as error:
         if len(jobs) == 1:
             return [error]
-    half = len(jobs) // 2  # out of the except block, so that the failed attempt's tensors are gone
-    return [answer for part in (jobs[:half], jobs[half:]) for answer in _ask(refiner, part)]
+    half = len(jobs) // 2  # outside the except block, so that the failed attempt's tensors are freed
+    return [answer for part in (jobs[:half], jobs[half:]) for answer in _run(refiner, part)]
 
 
 def _finish(refiner: Stages[P], work: _Answered[P] | Result) -> Result:
@@ -205,7 +205,7 @@ def _finish(refiner: Stages[P], work: _Answered[P] | Result) -> Result:
 
 
 def _failed(sample: Sample, error: Exception, *, seconds: float) -> Result:
-    """What becomes of a sample after an exception: kept as it is where the data or the memory are to blame."""
+    """Return the result of a sample after an exception: kept as it is if the data or lack of memory caused it."""
     if isinstance(error, DataError):
         reason = error.reason if isinstance(error, ImageError) else Reason.UNREADABLE
         return Finished(sample, stay_coarse(sample, reason=reason, error=str(error)), seconds)
@@ -221,20 +221,20 @@ def _failed(sample: Sample, error: Exception, *, seconds: float) -> Result:
 # --- queues --------------------------------------------------------------------------------------------------------
 
 
-Share: TypeAlias = Callable[[Sample], float]
+Load: TypeAlias = Callable[[Sample], float]
 """The fraction of a queue that a sample fills."""
 
 
-def _share(*, count: int) -> Share:
-    """A queue is full with `count` samples, or with fewer large ones."""
+def _load_of(*, count: int) -> Load:
+    """Return the load function of a queue that is full with `count` samples, or with fewer large ones."""
 
-    def share(sample: Sample) -> float:
+    def load(sample: Sample) -> float:
         height, width = sample.size
         masks = sum(region.keep is None for region in sample.regions)
-        # Three bytes of colour, and for each mask one of pixels and four of its prompt.
+        # Per pixel: three bytes of colour, and for each mask one byte of the mask and four of its prompt.
         return max(1 / count, height * width * (3 + 5 * masks) / IN_FLIGHT_BYTES)
 
-    return share
+    return load
 
 
 class _Queue(Generic[T]):
@@ -244,14 +244,14 @@ class _Queue(Generic[T]):
         self._futures: deque[tuple[Future[T], float]] = deque()
         self._load = 0.0
 
-    def put(self, future: Future[T], share: float) -> None:
-        self._futures.append((future, share))
-        self._load += share
+    def put(self, future: Future[T], load: float) -> None:
+        self._futures.append((future, load))
+        self._load += load
 
     def take(self) -> T:
-        """The first result; waits for it."""
-        future, share = self._futures.popleft()
-        self._load -= share
+        """Wait for the first result and return it."""
+        future, load = self._futures.popleft()
+        self._load -= load
         return future.result()
 
     @property
@@ -267,12 +267,12 @@ class _Queue(Generic[T]):
 
 
 def _ahead(
-    pool: ThreadPoolExecutor, prepare: Callable[[Sample], T], samples: Iterable[Sample], *, share: Share
+    pool: ThreadPoolExecutor, prepare: Callable[[Sample], T], samples: Iterable[Sample], *, load: Load
 ) -> Iterator[T]:
-    """Prepare samples before they are asked for; the queue is filled first, so that the model need not wait."""
+    """Prepare samples ahead of the consumer; the queue is filled first, so that the model need not wait."""
     queue: _Queue[T] = _Queue()
     for sample in samples:
-        queue.put(pool.submit(prepare, sample), share(sample))
+        queue.put(pool.submit(prepare, sample), load(sample))
         while queue.full:
             yield queue.take()
     while queue:
@@ -284,12 +284,12 @@ def _behind(
     finish: Callable[[_Answered[P] | Result], Result],
     works: Iterable[_Answered[P] | Result],
     *,
-    share: Share,
+    load: Load,
 ) -> Iterator[Result]:
-    """Finish what the model has answered; results are passed on as soon as they are there."""
+    """Finish samples that the model has processed; results are yielded as soon as they are available."""
     queue: _Queue[Result] = _Queue()
     for work in works:
-        queue.put(pool.submit(finish, work), share(work.sample))
+        queue.put(pool.submit(finish, work), load(work.sample))
         while queue.full or queue.ready:
             yield queue.take()
     while queue:

@@ -1,4 +1,4 @@
-"""Ground truth beside coarse masks, for what may look at it: upper bounds and ablations."""
+"""Adds ground truth to coarse samples, for upper bounds and ablations."""
 
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
@@ -10,13 +10,13 @@ from refinetool.statuses import Reason
 
 
 def with_truth(samples: Iterable[Sample], truths: Iterable[Sample]) -> Iterator[Sample]:
-    """Coarse samples whose regions know their ground truth, matched by image and id; images without any come last.
+    """Yield coarse samples with ground truth in their regions, matched by image and id; images without any come last.
 
     A region without ground truth is kept for `no-truth`.
 
     Raises:
-        UsageError: class maps, whose parts have no ground truth of their own.
-        DataError: an image occurs twice, or differs in size.
+        UsageError: The samples are class maps, whose parts have no ground truth of their own.
+        DataError: An image occurs twice, or differs in size.
     """
     for key, found in joined(samples, truths):
         sample, truth = found.get(0), found.get(1)
@@ -29,7 +29,9 @@ def with_truth(samples: Iterable[Sample], truths: Iterable[Sample]) -> Iterator[
             )
         if truth is not None and truth.size != sample.size:
             sizes = " and ".join(f"{width} x {height}" for height, width in (sample.size, truth.size))
-            raise DataError(f"Image {key}: the coarse masks and their ground truth are {sizes}; they have to be alike.")
+            raise DataError(
+                f"Image {key}: the coarse masks and their ground truth are {sizes}; they must have the same size."
+            )
         known = {} if truth is None else {region.id: region.mask for region in truth.regions}
         regions = (_informed(region, replace(region, truth=known.get(region.id))) for region in sample.regions)
         yield replace(sample, regions=tuple(regions))

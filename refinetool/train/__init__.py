@@ -1,1 +1,1 @@
-"""Training of what the tool ships or lets users adapt."""
+"""Trains the embedded model and IoU adapters."""

@@ -1,1 +1,1 @@
-"""Training examples: packed pictures, and the sampler that makes crops, coarse masks and prompts of them."""
+"""Makes training examples: packs pictures, and samples crops, coarse masks and prompts from them."""

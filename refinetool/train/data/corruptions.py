@@ -1,8 +1,8 @@
-"""Coarse masks made from good ones, N at once, on the device that trains.
+"""Makes coarse masks from good ones, in batches, on the training device.
 
-The defects are those of the table `refinetool.corrupt.defects`, written for batches; `refinetool.corrupt` has them for
-single masks of any size. Each takes good masks, bool (n, h, h), with what surrounds them (`Scene`), severities around
-1, float32 (n,), and draws.
+The defects are those of the table `refinetool.corrupt.defects`, implemented for batches; `refinetool.corrupt` has them
+for single masks of any size. Each defect takes good masks, bool (n, h, h), with their surroundings (`Scene`),
+severities around 1, float32 (n,), and draws.
 """
 
 import math
@@ -22,7 +22,7 @@ REACH = defects.REACH_PX
 MIN_AREA_PX = defects.MIN_AREA_PX
 CELLS = defects.MOST_CELLS
 KNOTS = defects.MOST_BUMPS + 2
-"""Knots of the splines of smooth noise: bumps, and one beyond them at each end."""
+"""Knots of the splines of smooth noise: one per bump, and one more at each end."""
 LATTICE = 16
 SUPERPIXELS = LATTICE * LATTICE
 
@@ -31,8 +31,10 @@ SUPERPIXELS = LATTICE * LATTICE
 class Scene:
     """n good masks and their surroundings.
 
-    masks: bool (n, h, h). depth: float32 (n, h, h), their signed distance, cut off at REACH.
-    neighbours: bool (n, h, h), another region. superpixels: int64 (n, h, h), labels below SUPERPIXELS.
+    masks: bool (n, h, h).
+    depth: float32 (n, h, h), the signed distance of the masks, clamped at REACH.
+    neighbours: bool (n, h, h), another region.
+    superpixels: int64 (n, h, h), labels below SUPERPIXELS.
     """
 
     masks: Tensor
@@ -41,11 +43,11 @@ class Scene:
     superpixels: Tensor
 
     def take(self, rows: Tensor) -> "Scene":
-        """Some of the rows."""
+        """Return some of the rows."""
         return Scene(self.masks[rows], self.depth[rows], self.neighbours[rows], self.superpixels[rows])
 
     def spoilt(self, masks: Tensor) -> "Scene":
-        """The scene with masks that carry a first defect, as the second defect sees it."""
+        """Return the scene with masks that have a first defect, as input of the second defect."""
         return Scene(masks, signed_distance(masks, reach=REACH), self.neighbours, self.superpixels)
 
 
@@ -53,13 +55,13 @@ Defect = Callable[[Scene, Tensor, Draws], Tensor]
 
 
 def corrupt(scene: Scene, draws: Draws, *, blobs: Tensor, low: Tensor, high: Tensor, tries: int) -> Tensor:
-    """Coarse masks by one or two defects each, their IoU with the good mask in [low, high] where possible.
+    """Make coarse masks by one or two defects each, with an IoU with the good mask in [low, high] where possible.
 
     Args:
         draws: On the CPU, one row per mask.
         blobs: bool (n,), on the CPU: masks that become blobs of low resolution instead of getting any of the defects.
         low, high: float32 (n,), on the CPU.
-        tries: Draws before the closest attempt is taken.
+        tries: Attempts before the closest one is used.
 
     Returns:
         bool (n, h, h), none of them empty if none of the good ones is.
@@ -97,18 +99,18 @@ def corrupt(scene: Scene, draws: Draws, *, blobs: Tensor, low: Tensor, high: Ten
 
 
 def overlap(a: Tensor, b: Tensor) -> Tensor:
-    """IoU of masks, bool (n, h, h) each: float32 (n,), 1 for two empty ones."""
+    """Compute the IoU of masks, bool (n, h, h) each: float32 (n,), 1 for two empty masks."""
     both, either = (a & b).flatten(1).sum(1), (a | b).flatten(1).sum(1)
     return torch.where(either > 0, both / either.clamp(min=1), 1.0)
 
 
 def radius(masks: Tensor) -> Tensor:
-    """Radius in pixels of a disc of each mask's area, plus one so that lengths made from it never vanish: (n,)."""
+    """Return the radius in pixels of a disc of each mask's area, plus one so that derived lengths are never 0: (n,)."""
     return (masks.flatten(1).sum(1) / math.pi).sqrt() + 1
 
 
 def _one_defect(scene: Scene, severity: Tensor, draws: Draws, *, fractions: Tensor) -> Tensor:
-    """Draw a defect for every row with probabilities (n, defects), and apply them one after the other."""
+    """Draw a defect for every row with probabilities (n, defects), and apply the defects one after the other."""
     device = scene.masks.device
     coarse = scene.masks.clone()
     kinds = draws.choice("kind", fractions)
@@ -132,7 +134,7 @@ def boundary_noise(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 
 
 def grow_or_shrink(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Move the whole boundary out or in, by about the same everywhere."""
+    """Move the whole boundary out or in by about the same distance."""
     size = radius(scene.masks)
     sign = (draws.uniform("sign") < 0.5).float() * 2 - 1
     noise = smooth_noise(draws, scene.masks.shape[1], bumps=defects.GROWTH_BUMPS)
@@ -145,7 +147,7 @@ def _shifted(scene: Scene, offset: Tensor) -> Tensor:
 
 
 def smooth_noise(draws: Draws, side: int, *, bumps: tuple[int, int]) -> Tensor:
-    """Zero-mean noise of unit variance, float32 (n, side, side), its number of bumps along each side in the range."""
+    """Make zero-mean noise of unit variance, float32 (n, side, side), with a number of bumps per side in the range."""
     low, high = bumps
     cells = (low + draws.below("cells", torch.full((), high - low, device=draws.keys.device))).float()
     lattice = draws.normal("noise", KNOTS, KNOTS)
@@ -156,9 +158,9 @@ def smooth_noise(draws: Draws, side: int, *, bumps: tuple[int, int]) -> Tensor:
 
 
 def _spline_weights(cells: Tensor, *, side: int) -> Tensor:
-    """Weights, float32 (n, side, KNOTS), of cubic B-splines with `cells` knots along the side.
+    """Return weights, float32 (n, side, KNOTS), of cubic B-splines with `cells` knots along the side.
 
-    Splines blur what they join, which does not matter for white noise.
+    B-splines smooth the values at their knots, which does not matter for white noise.
     """
     place = (torch.arange(side, device=cells.device) + 0.5) / side * cells[:, None]
     distance = (place[:, :, None] - torch.arange(KNOTS, device=cells.device)).abs()
@@ -170,7 +172,7 @@ def _spline_weights(cells: Tensor, *, side: int) -> Tensor:
 
 
 def low_resolution(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Shrink the mask to a grid of a few cells, add noise, enlarge, threshold: masks like those of mask heads."""
+    """Downscale the mask to a grid of a few cells, add noise, upscale, threshold: masks like those of mask heads."""
     small, enlarge = _shrunk(scene, draws.between("cells", *defects.MASK_CELLS) / severity, draws)
     small = small + defects.CELL_NOISE * _wide(severity) * draws.normal("noise", CELLS, CELLS)
     return enlarge @ small @ enlarge.transpose(1, 2) > _wide(draws.between("level", *defects.MASK_LEVEL))
@@ -195,15 +197,15 @@ def biased_activation(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 
 
 def _peak(heat: Tensor) -> Tensor:
-    """The greatest value of each map: (n, 1, 1)."""
+    """Return the maximum of each map: (n, 1, 1)."""
     return heat.amax((1, 2), keepdim=True)
 
 
 def _shrunk(scene: Scene, cells: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
-    """Shrink the masks to grids of about so many cells along the object.
+    """Downscale the masks to grids with about `cells` cells along the object.
 
     Returns:
-        float32 (n, CELLS, CELLS), the masks on the grids, and float32 (n, h, CELLS), the matrices that enlarge them.
+        float32 (n, CELLS, CELLS), the masks on the grids, and float32 (n, h, CELLS), the matrices that upscale them.
     """
     side = scene.masks.shape[1]
     extent = torch.maximum(scene.masks.any(1).sum(1), scene.masks.any(2).sum(1)).clamp(min=1)
@@ -223,8 +225,8 @@ def _shrunk(scene: Scene, cells: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
 def coarse_polygon(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
     """Redraw the outline with straight edges and misplaced corners, like a hurried annotator.
 
-    The signed distance is kept on a coarse lattice and interpolated linearly on triangles: its zero line is a polygon.
-    Some masks become the convex polygon that touches them from ten sides instead.
+    The signed distance is sampled on a coarse lattice and interpolated linearly on triangles: its zero line is a
+    polygon. Some masks become the convex polygon that touches them from ten sides instead.
     """
     n, side, _ = scene.masks.shape
     size = radius(scene.masks)
@@ -251,7 +253,7 @@ def coarse_polygon(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 
 
 def _convex(masks: Tensor, size: Tensor, draws: Draws) -> Tensor:
-    """The intersection of ten half-planes that just hold each mask, every one a little misplaced."""
+    """Intersect ten half-planes that touch each mask, each slightly misplaced."""
     side = masks.shape[1]
     pixel = torch.arange(side, device=masks.device, dtype=torch.float32)
     first = draws.uniform("angle")
@@ -290,7 +292,7 @@ def holes_and_islands(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 
 
 def leak(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Let the mask run over into the neighbour, where there is one."""
+    """Let the mask leak into the neighbour, where there is one."""
     reach = (radius(scene.masks) * draws.between("reach", *defects.LEAK_REACH) * severity).clamp(max=REACH - 1)
     return scene.masks | (scene.neighbours & (scene.depth > -_wide(reach)))
 
@@ -299,10 +301,10 @@ def leak(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 
 
 def superpixel_defects(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Toggle whole superpixels at the boundary, inside and outside, as the DAVIS-585 set was made.
+    """Toggle whole superpixels at the boundary, inside and outside, as in the DAVIS-585 set.
 
-    The number of toggled superpixels grows with severity. A superpixel is drawn as often as a random pixel of the band
-    falls into it, and becomes what that pixel of the good mask is not.
+    The number of toggled superpixels grows with severity. A superpixel is chosen by drawing a random pixel of the band,
+    and gets the opposite value of that pixel in the good mask.
     """
     size = _wide(radius(scene.masks))
     width = (defects.BAND_WIDTH * size).clamp(min=defects.LEAST_BAND_PX)
@@ -335,7 +337,7 @@ def superpixel_defects(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 
 
 def _poisson(mean: Tensor, draws: Draws) -> Tensor:
-    """Poisson numbers below MOST_TOGGLES, by inverting the sum of their probabilities."""
+    """Draw Poisson numbers below MOST_TOGGLES, by inverting the cumulative distribution."""
     place, term = draws.uniform("poisson"), torch.exp(-mean)
     total, number = term, torch.zeros_like(mean)
     for k in range(1, defects.MOST_TOGGLES):
@@ -346,7 +348,7 @@ def _poisson(mean: Tensor, draws: Draws) -> Tensor:
 
 
 def superpixel_vote(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
-    """Snap the mask to superpixels: each is all mask if about half of it or more is, how much being drawn."""
+    """Snap the mask to superpixels: a superpixel is mask if at least about half of it is; the threshold is noisy."""
     inside = _per_superpixel(scene, scene.masks.float())
     total = _per_superpixel(scene, torch.ones_like(scene.depth)).clamp(min=1)
     noise = defects.VOTE_NOISE * severity[:, None] * draws.normal("vote", SUPERPIXELS) * (inside > 0)
@@ -355,22 +357,22 @@ def superpixel_vote(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 
 
 def _per_superpixel(scene: Scene, values: Tensor) -> Tensor:
-    """Sums of whole numbers, float32 (n, h, h), over superpixels: (n, SUPERPIXELS); exact in any order."""
+    """Sum whole numbers, float32 (n, h, h), over superpixels: (n, SUPERPIXELS); exact in any order."""
     sums = torch.zeros(len(values), SUPERPIXELS, device=values.device)
     return sums.scatter_add_(1, scene.superpixels.flatten(1), values.flatten(1))
 
 
 def superpixels(images: Tensor, counts: Tensor, draws: Draws, *, compactness: float, rounds: int) -> Tensor:
-    """SLIC superpixels (Achanta et al. 2012), without the last step that joins stray pixels to their neighbours.
+    """Compute SLIC superpixels (Achanta et al. 2012), without the last step that joins stray pixels to neighbours.
 
-    Centres start on a jittered lattice. A pixel belongs to the closest, in place and colour, of the nine centres that
-    started around it.
+    Centres start on a jittered lattice. A pixel belongs to the closest, in position and colour, of the nine centres
+    that started around it.
 
     Args:
         images: float32 (B, 3, h, h), whole numbers 0..255.
-        counts: int64 (B,), about how many superpixels each image gets: those of a square lattice, at most SUPERPIXELS.
-        compactness: Weight of the place against the colour, as SLIC counts for colours of 0..100.
-        rounds: Of moving the centres, on an image of half the side.
+        counts: int64 (B,), approximate number of superpixels per image: those of a square lattice, at most SUPERPIXELS.
+        compactness: Weight of position relative to colour, as in SLIC for colours of 0..100.
+        rounds: How often the centres are moved, on an image of half the side.
 
     Returns:
         int64 (B, h, h), labels below SUPERPIXELS.
@@ -393,17 +395,17 @@ def superpixels(images: Tensor, counts: Tensor, draws: Draws, *, compactness: fl
             1, labels[:, :, None].expand(-1, -1, 6), torch.cat((small, ones), 2)
         )
         centres = torch.where(sums[:, :, 5:] > 0, sums[:, :, :5] / sums[:, :, 5:].clamp(min=1), centres)
-    # On the full side, places count double.
+    # At the full side, positions are twice as large.
     centres = torch.cat((centres[:, :, :2] * 2 + 0.5, centres[:, :, 2:]), 2)
     return _closest(full, centres, across, weight / 4).view(len(images), *images.shape[2:])
 
 
 COLOUR_RANGE = 300.0
-"""About how far RGB colours of 0..255 lie apart where CIELAB's differ by 100."""
+"""Approximate distance of RGB colours of 0..255 whose CIELAB distance is 100."""
 
 
 def _features(images: Tensor) -> Tensor:
-    """x, y, R, G, B of each pixel: float32 (B, pixels, 5), whole numbers, so that sums over them are exact."""
+    """Return x, y, R, G, B of each pixel: float32 (B, pixels, 5), whole numbers, so that sums over them are exact."""
     count, _, height, width = images.shape
     y, x = torch.meshgrid(
         *(torch.arange(n, device=images.device, dtype=torch.float32) for n in (height, width)), indexing="ij"
@@ -413,7 +415,7 @@ def _features(images: Tensor) -> Tensor:
 
 
 def _closest(features: Tensor, centres: Tensor, across: Tensor, weight: Tensor) -> Tensor:
-    """The closest of the nine centres around each pixel: int64 (B, pixels).
+    """Find the closest of the nine centres around each pixel: int64 (B, pixels).
 
     Args:
         features: float32 (B, pixels, 5). centres: float32 (B, SUPERPIXELS, 5).

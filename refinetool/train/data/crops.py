@@ -1,6 +1,6 @@
-"""Square crops around objects, for B examples at once: where to cut (decided on the CPU), and cutting (on the device).
+"""Makes square crops around objects, for B examples at once: windows are chosen on the CPU, cropping is on the device.
 
-A crop is resized as the model's backend resizes a view: by the antialiased bilinear filter of SAM2's transforms. The
+A crop is resized like a view in the model's backend: with the antialiased bilinear filter of SAM2's transforms. The
 filter is separable, so a crop is two matrix products; ids are taken from the nearest pixel.
 """
 
@@ -18,16 +18,17 @@ from refinetool.train.data.store import PictureStore
 PASTED = 254
 """The id of an object pasted from another picture."""
 WHOLE = 256
-"""What the weights of one pass of a resampling add up to."""
-LEAST_SHARE = 0.006
-"""An object that covers a smaller fraction of its window is shown in a closer one."""
+"""Sum of the weights of one pass of a resampling."""
+LEAST_FRACTION = 0.006
+"""An object that covers a smaller fraction of its window is shown in a closer window."""
 
 
 @dataclass(frozen=True, slots=True)
 class Windows:
-    """What B examples show. int64 (B,) each, on the CPU.
+    """The windows of B examples, on the CPU.
 
-    picture, object: rows of the store. boxes: (B, 4), half-open xyxy inside the picture.
+    picture, object: int64 (B,), rows of the store.
+    boxes: int64 (B, 4), half-open xyxy inside the picture.
     mirrored: bool (B,).
     """
 
@@ -44,7 +45,9 @@ class Windows:
 class Crops:
     """B square crops of side S on the device.
 
-    image: float32 (B, 3, S, S), whole numbers 0..255. ids: int64 (B, S, S). target: bool (B, S, S), the object shown.
+    image: float32 (B, 3, S, S), whole numbers 0..255.
+    ids: int64 (B, S, S).
+    target: bool (B, S, S), the object of the example.
     members: bool (B, J, 256), which ids make up each of J objects of the picture, drawn with replacement.
     """
 
@@ -54,7 +57,7 @@ class Crops:
     members: Tensor
 
 
-# --- where to cut
+# --- choosing windows
 
 
 def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float) -> Windows:
@@ -73,12 +76,12 @@ def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float) -> Wi
     near = object_window(box, size, draws)
     wide = large_window(box, size, draws)
     room = (wide[:, 2:] - wide[:, :2]).prod(1)
-    far = (draws.uniform("frame") < frame_share) & (store.areas[thing] > LEAST_SHARE * room)
+    far = (draws.uniform("frame") < frame_share) & (store.areas[thing] > LEAST_FRACTION * room)
     return Windows(picture, thing, torch.where(far[:, None], wide, near).long(), draws.uniform("mirror") < 0.5)
 
 
 def object_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
-    """Windows around boxes as `views` would cut them, with margins and least side drawn around its settings.
+    """Choose windows around boxes like those of `views`, with margins and minimum side drawn around its settings.
 
     Args:
         boxes: float64 (B, 4), xyxy.
@@ -94,7 +97,7 @@ def object_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
 
 
 def large_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
-    """Windows of 60 to 100 % of each side of the picture that hold the centre of the box."""
+    """Choose windows of 60 to 100 % of each side of the picture that contain the centre of the box."""
     sides = sizes * draws.between("large", 0.6, 1.0, 2)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + draws.between("large centre", -0.3, 0.3, 2) * sides
     return _inside(centre, sides, sizes)
@@ -106,15 +109,15 @@ def _inside(centre: Tensor, sides: Tensor, sizes: Tensor) -> Tensor:
     return torch.cat((first, first + sides), 1)
 
 
-# --- cutting
+# --- cropping
 
 
 def cut(store: PictureStore, windows: Windows, draws: Draws, *, side: int, companions: int) -> Crops:
-    """Cut windows out of the store and resize them to squares.
+    """Crop windows from the store and resize them to squares.
 
     Args:
         draws: On the CPU, one row per window.
-        companions: J, how many objects of the picture come along.
+        companions: J, the number of other objects of the picture to draw.
     """
     device = store.device
     first, last = store.first_object[windows.picture], store.first_object[windows.picture + 1]
@@ -143,13 +146,13 @@ def cut(store: PictureStore, windows: Windows, draws: Draws, *, side: int, compa
 
 
 def resampling(lengths: Tensor, *, source: int, target: int, mirrored: Tensor) -> Tensor:
-    """Matrices that resize lines by the antialiased bilinear filter, as `interpolate(..., antialias=True)` does.
+    """Make matrices that resize lines with an antialiased bilinear filter, like `interpolate(..., antialias=True)`.
 
-    Weights are whole numbers that add up to WHOLE. Two such passes over whole colours stay below 2^24, so they are
-    exact in float32, and a crop does not depend on the order in which a device or a batch of some size adds them.
+    Weights are whole numbers that add up to WHOLE. Two such passes over whole-number colours stay below 2^24, so they
+    are exact in float32, and a crop does not depend on the order of summation, which varies with device and batch size.
 
     Args:
-        lengths: int64 (B,), how many of the `source` entries of each line count, the first ones.
+        lengths: int64 (B,), number of the first `source` entries of each line that are used.
         mirrored: bool (B,), whether to reverse the line.
 
     Returns:
@@ -168,14 +171,14 @@ def resampling(lengths: Tensor, *, source: int, target: int, mirrored: Tensor) -
 
 
 def nearest(lengths: Tensor, *, target: int, mirrored: Tensor) -> Tensor:
-    """The nearest of the first `lengths` entries for each of `target` places, int64 (B, target)."""
+    """Return the nearest of the first `lengths` entries for each of `target` positions, int64 (B, target)."""
     place = torch.arange(target, device=lengths.device)
     place = torch.where(mirrored[:, None], target - 1 - place, place)
     return (2 * place + 1) * lengths[:, None] // (2 * target)
 
 
 def lookup(members: Tensor, ids: Tensor) -> Tensor:
-    """Masks of objects: members bool (B, 256) or (B, J, 256), ids int64 (B, S, S) → bool (B, [J,] S, S)."""
+    """Look up masks of objects: members bool (B, 256) or (B, J, 256), ids int64 (B, S, S) → bool (B, [J,] S, S)."""
     if members.ndim == 2:
         return members.gather(1, ids.flatten(1)).view(ids.shape)
     flat = ids.flatten(1)[:, None].expand(-1, members.shape[1], -1)
@@ -186,14 +189,14 @@ def lookup(members: Tensor, ids: Tensor) -> Tensor:
 
 
 def paste(crops: Crops, other: Crops, draws: Draws) -> Crops:
-    """Paste the targets of other crops, turned and scaled, and make them the targets: their edges are known exactly.
+    """Paste the targets of other crops, rotated and scaled, as new targets, whose edges are known exactly.
 
     Args:
         draws: On the CPU, one row per crop.
     """
     side = crops.ids.shape[1]
     angle, scale = draws.between("turn", -math.pi / 6, math.pi / 6), draws.between("scale", 0.6, 1.3)
-    shift = draws.between("shift", -0.3, 0.3, 2)  # in half sides, as affine_grid counts
+    shift = draws.between("shift", -0.3, 0.3, 2)  # in half sides, the unit of affine_grid
     linear = torch.stack((angle.cos(), angle.sin(), -angle.sin(), angle.cos()), 1).view(-1, 2, 2) / scale[:, None, None]
     matrix = torch.cat((linear, -linear @ shift[:, :, None]), 2).to(crops.image.device)
     grid = F.affine_grid(matrix, [len(crops.image), 3, side, side], align_corners=False)
@@ -217,7 +220,7 @@ def paste(crops: Crops, other: Crops, draws: Draws) -> Crops:
 
 
 def blurred(images: Tensor, sigmas: Tensor) -> Tensor:
-    """Gaussian blur with one sigma in pixels per image, up to 1.6: float32 (B, C, H, W)."""
+    """Apply a Gaussian blur with one sigma in pixels per image, up to 1.6: float32 (B, C, H, W)."""
     channels = images.shape[1]
     reach = torch.arange(-4, 5, device=images.device)
     kernel = torch.exp(-(reach**2) / (2 * sigmas[:, None] ** 2))

@@ -1,7 +1,7 @@
-"""Exact Euclidean distances in torch, for N masks at once, on the device where they lie.
+"""Computes exact Euclidean distances in torch, for N masks at once, on their device.
 
-Two passes: along columns by running maxima, then along rows by the smallest of the sums that neighbours offer
-(Felzenszwalb and Huttenlocher's min-plus form, written out). Squared distances are whole numbers, exact in float32.
+There are two passes: along columns by running maxima, then along rows by the minimum over neighbours (the min-plus form
+of Felzenszwalb and Huttenlocher, written out). Squared distances are whole numbers, exact in float32.
 """
 
 import torch
@@ -9,14 +9,14 @@ from torch import Tensor
 
 
 def signed_distance(masks: Tensor, *, reach: int) -> Tensor:
-    """Distance in pixels to the nearest pixel of the other kind, positive inside the mask, negative outside.
+    """Compute the distance in pixels to the nearest pixel of the other kind, positive inside the mask, else negative.
 
     Args:
         masks: bool (N, H, W).
-        reach: Distances are exact up to here, and cut off beyond.
+        reach: Distances are exact up to this value, and clamped beyond.
 
     Returns:
-        float32 (N, H, W), in -reach..-1 and 1..reach; what lies beyond the frame is of no kind.
+        float32 (N, H, W), in -reach..-1 and 1..reach; pixels beyond the image border are of neither kind.
     """
     across = _to_other_kind(masks).clamp(max=reach) ** 2
     inside = _min_plus(torch.where(masks, across, 0.0), reach=reach)
@@ -26,11 +26,11 @@ def signed_distance(masks: Tensor, *, reach: int) -> Tensor:
 
 
 def squared_depth(masks: Tensor) -> Tensor:
-    """Squared distance of each mask pixel to the nearest pixel outside the mask; 0 outside.
+    """Compute the squared distance of each mask pixel to the nearest pixel outside the mask; 0 outside.
 
     Args:
-        masks: bool (N, H, W). As in `refinetool.masks.distance_inside`, the frame is no background, except for a mask
-            that fills it.
+        masks: bool (N, H, W). As in `refinetool.masks.distance_inside`, the image border is not background, except for
+            a mask that fills the image.
 
     Returns:
         int64 (N, H, W), whole numbers.
@@ -48,14 +48,14 @@ def squared_depth(masks: Tensor) -> Tensor:
 
 
 def first_deepest(squared: Tensor) -> Tensor:
-    """The pixel of the greatest of whole numbers, int64 (N, H, W), the first in row-major order on ties: int64 (N,)."""
+    """Return the pixel with the maximum of int64 (N, H, W), the first in row-major order on ties: int64 (N,)."""
     flat = squared.flatten(1)
     order = torch.arange(flat.shape[1], device=flat.device)
     return (flat * flat.shape[1] + (flat.shape[1] - 1 - order)).argmax(1)
 
 
 def _to_other_kind(masks: Tensor) -> Tensor:
-    """Distance along the column to the nearest pixel of the other kind, float32 (N, H, W); huge where there is none."""
+    """Compute the distance along the column to the nearest pixel of the other kind, float32 (N, H, W); huge if none."""
     height = masks.shape[1]
     row = torch.arange(height, device=masks.device, dtype=torch.float32)[None, :, None]
     far = float(1 << 20)
@@ -71,11 +71,11 @@ def _to_other_kind(masks: Tensor) -> Tensor:
 
 
 def _min_plus(squares: Tensor, *, reach: int) -> Tensor:
-    """min over j of squares[..., j] + (i - j)², with |i - j| up to reach."""
+    """Compute the minimum over j of squares[..., j] + (i - j)², with |i - j| up to reach."""
     width = squares.shape[2]
     nearest = squares.clone()
     for step in range(1, min(reach, width - 1) + 1):
-        offered = squares + step * step
-        torch.minimum(nearest[..., step:], offered[..., :-step], out=nearest[..., step:])
-        torch.minimum(nearest[..., :-step], offered[..., step:], out=nearest[..., :-step])
+        shifted = squares + step * step
+        torch.minimum(nearest[..., step:], shifted[..., :-step], out=nearest[..., step:])
+        torch.minimum(nearest[..., :-step], shifted[..., step:], out=nearest[..., :-step])
     return nearest

@@ -1,7 +1,7 @@
-"""The objects of id maps, as training takes them.
+"""Finds the objects of id maps for training.
 
-An id map is a PNG whose values are ids: 0 nothing, 255 ignored. Ids are instances, or classes of which each connected
-part counts as an object.
+An id map is a PNG whose values are ids: 0 is background, 255 is ignored. Ids are instances, or classes of which each
+connected component counts as an object.
 """
 
 from dataclasses import dataclass
@@ -21,7 +21,7 @@ MIN_OBJECT_PX = 150
 
 @dataclass(frozen=True, slots=True)
 class TrainObject:
-    """One thing to segment: all pixels of an id, or with `seed` (x, y) the part of them connected to that pixel."""
+    """One object: all pixels of an id, or with `seed` (x, y) the component of them that contains that pixel."""
 
     value: int
     box: tuple[int, int, int, int]
@@ -29,7 +29,7 @@ class TrainObject:
 
 
 def find_objects(ids: NDArray[np.uint8], *, by_class: bool) -> list[TrainObject]:
-    """The objects of an id map, uint8 (H, W); ids that are classes are also split into their connected parts."""
+    """Find the objects of an id map, uint8 (H, W); ids that are classes are also split into connected components."""
     objects = []
     for value in np.unique(ids):
         if value in (0, VOID):
@@ -49,7 +49,7 @@ def find_objects(ids: NDArray[np.uint8], *, by_class: bool) -> list[TrainObject]
 
 
 def object_mask(ids: NDArray[np.uint8], thing: TrainObject) -> Mask:
-    """The mask of one object of an id map, bool (H, W)."""
+    """Return the mask of one object of an id map, bool (H, W)."""
     mask: Mask = ids == thing.value
     if thing.seed is None:
         return mask
@@ -59,7 +59,7 @@ def object_mask(ids: NDArray[np.uint8], thing: TrainObject) -> Mask:
 
 
 def read_ids(path: Path) -> NDArray[np.uint8]:
-    """The id map of a palette or grey PNG, uint8 (H, W)."""
+    """Read the id map of a palette or grey PNG, uint8 (H, W)."""
     try:
         with Image.open(path) as picture:
             ids = np.array(picture)

@@ -1,7 +1,7 @@
-"""Training data in two files: `pictures.safetensors` (coded images and id maps, tables of objects) and `pack.json`.
+"""Packs training data into two files: `pictures.safetensors` (encoded images, id maps, object tables) and `pack.json`.
 
-A rented GPU can start on them at once: nothing is parsed, and everything fits into its memory. Pictures are WebP,
-which at the same size shows about half of JPEG's artefacts around edges; id maps are PNG, without loss.
+Training can start on a pack at once: nothing has to be parsed, and everything fits into GPU memory. Images are WebP,
+which at the same size has about half of JPEG's artefacts around edges; id maps are PNG, which is lossless.
 """
 
 import hashlib
@@ -29,23 +29,23 @@ from refinetool.train.data.sources import IdMap, SourcePicture, fingerprint, id_
 INDEX_FILE, PICTURE_FILE = "pack.json", "pictures.safetensors"
 VERSION = 1
 PROBES = 48
-"""Pictures that are coded to foresee the size of the whole."""
+"""Pictures that are encoded to estimate the size of the whole pack."""
 HEADROOM = 0.97
 RUNGS = ((1.0, 90), (1.0, 80), (1.0, 70), (0.9, 70), (0.85, 65), (0.78, 65), (0.7, 65), (0.6, 60), (0.5, 60))
-"""Shares of the side, and WebP qualities, tried in this order until the pack fits."""
+"""Relative sides and WebP qualities, tried in this order until the pack fits."""
 AT_ONCE = 64
 THREADS = 4
 PIXEL_BYTES = 4
-"""What a pixel takes in memory once unpacked: three colours and an id."""
+"""Memory per pixel once unpacked: three colours and an id."""
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""Told (pictures done, pictures in all)."""
+"""Called with (pictures done, pictures in total)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackSource:
-    """One source of a pack: its name and how many of its pictures teach and measure."""
+    """One source of a pack: its name and the numbers of its pictures for training and validation."""
 
     name: str
     train: int
@@ -54,14 +54,14 @@ class PackSource:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A pack as it lies on disk, N pictures with M objects.
+    """A pack on disk, N pictures with M objects.
 
     digest: SHA-256 of the picture file.
-    fingerprint: what it was made of and how; see `is_current`.
-    side, quality: what the pictures were coded with.
-    tensors: `images`, `ids` uint8 (bytes one after the other), `image_ends`, `id_ends` int64 (N,), `sizes` int32
-        (N, 2) as (H, W), `validation` uint8 (N,), `source` int32 (N,), `object_ends` int64 (N,), `boxes` int32 (M, 4),
-        `areas` int32 (M,), `members` uint8 (M, 32), 256 bits that say which ids an object consists of.
+    fingerprint: hash of its sources and settings; see `pack_fingerprint`.
+    side, quality: side and quality with which the pictures were encoded.
+    tensors: `images`, `ids` uint8 (concatenated bytes), `image_ends`, `id_ends` int64 (N,), `sizes` int32 (N, 2) as
+        (H, W), `validation` uint8 (N,), `source` int32 (N,), `object_ends` int64 (N,), `boxes` int32 (M, 4), `areas`
+        int32 (M,), `members` uint8 (M, 32), 256 bits that say which ids an object consists of.
     """
 
     folder: Path
@@ -83,7 +83,7 @@ class Pack:
 
 @dataclass(frozen=True, slots=True)
 class _Coded:
-    """One picture, coded."""
+    """One encoded picture."""
 
     source: int
     validation: bool
@@ -104,14 +104,14 @@ def pack(
 
     Args:
         data: Folders with `split.json`, COCO files, VOC roots, folders of mask PNGs.
-        output: A new folder, or one that holds an older pack, which is replaced.
+        output: A new folder, or one with an older pack, which is replaced.
         images: Folder of the images of COCO files and mask folders; None looks beside them.
-        on_progress: Told (pictures done, pictures in all).
+        on_progress: Called with (pictures done, pictures in total).
 
     Raises:
-        DataError: a source is not as described, a picture is broken, nothing holds an object, or the whole doesn't
-            fit into `settings.max_megabytes` at the smallest side.
-        StorageError: the output can't be written, or holds something else.
+        DataError: A source is not as described, a picture is broken, there are no objects, or the pack doesn't fit into
+            `settings.max_megabytes` at the smallest side.
+        StorageError: The output can't be written, or holds something else.
     """
     _refuse_other_folder(output)
     pictures = [
@@ -150,10 +150,10 @@ def pack(
 
 
 def read_pack(folder: Path) -> Pack:
-    """Read a pack; its pictures stay coded.
+    """Read a pack; its pictures stay encoded.
 
     Raises:
-        DataError: the folder holds no pack, or one that is incomplete or of another version.
+        DataError: The folder holds no pack, or one that is incomplete or of another version.
     """
     try:
         index = json.loads((folder / INDEX_FILE).read_text())
@@ -178,27 +178,27 @@ _EXPECTED = {"images", "ids", "image_ends", "id_ends", "sizes", "validation", "s
 
 
 def is_pack(folder: Path) -> bool:
-    """Whether a folder holds a pack, whole or not."""
+    """Whether a folder holds a pack, which may be incomplete."""
     return (folder / INDEX_FILE).is_file()
 
 
 def pack_fingerprint(data: Sequence[Path], *, images: Path | None, settings: PackSettings) -> str:
-    """What a pack of these sources with these settings would carry as its fingerprint."""
-    told = json.dumps([*map(fingerprint, data), str(images), asdict(settings)])
-    return hashlib.sha256(told.encode()).hexdigest()
+    """Return the fingerprint of a pack of these sources with these settings."""
+    described = json.dumps([*map(fingerprint, data), str(images), asdict(settings)])
+    return hashlib.sha256(described.encode()).hexdigest()
 
 
 def packed(
     data: Sequence[Path], output: Path, *, images: Path | None, settings: PackSettings, on_progress: Progress
 ) -> Pack:
-    """The pack that `data` is, if it is one; else that of the sources, made in `output` unless it is there already.
+    """Return the pack in `data`, or a pack of the sources in `data`, made in `output` unless it is current there.
 
     Raises:
-        UsageError: a pack beside other data.
+        UsageError: There is a pack beside other data.
     """
     packs = [path for path in data if is_pack(path)]
     if packs and len(data) > 1:
-        raise UsageError(f"{packs[0]} is a pack; it is trained on alone. Pack all data together with train pack.")
+        raise UsageError(f"{packs[0]} is a pack, which can't be combined. Pack all data together with train pack.")
     if packs:
         return read_pack(packs[0])
     for path in data:
@@ -212,7 +212,7 @@ def packed(
 
 
 def pictures_of(one: Pack, numbers: Sequence[int]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Decoded pictures, uint8 (H, W, 3), and their id maps, uint8 (H, W), in the order asked for."""
+    """Yield decoded pictures, uint8 (H, W, 3), and their id maps, uint8 (H, W), in the order of `numbers`."""
 
     def decoded(number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         image, ids = (
@@ -226,13 +226,13 @@ def pictures_of(one: Pack, numbers: Sequence[int]) -> Iterator[tuple[NDArray[np.
             yield from pool.map(decoded, some)
 
 
-# --- coding
+# --- encoding
 
 
 def _fitted(
     pictures: Sequence[tuple[int, SourcePicture]], *, settings: PackSettings, on_progress: Progress
 ) -> tuple[list[_Coded], int, int]:
-    """Code all pictures with the largest side and quality that fit."""
+    """Encode all pictures with the largest side and quality that fit."""
     limit = np.inf if settings.max_megabytes is None else settings.max_megabytes * 1e6
     if not pictures:
         raise DataError("the data hold no picture with an annotation; name other --data.")
@@ -241,8 +241,8 @@ def _fitted(
         side, quality = round(settings.side * rung[0]), rung[1]
         if np.isfinite(limit):
             probed = list(_code(probes, side=side, quality=quality, settings=settings))
-            foreseen = sum(one.bytes for one in probed) * len(pictures) / len(probes)
-            if foreseen > HEADROOM * limit:
+            estimate = sum(one.bytes for one in probed) * len(pictures) / len(probes)
+            if estimate > HEADROOM * limit:
                 continue
         coded: list[_Coded] = []
         for one in _code(pictures, side=side, quality=quality, settings=settings):
@@ -306,7 +306,7 @@ def _tensors(coded: Sequence[_Coded]) -> dict[str, NDArray[Any]]:
 
 
 def _groups(items: Sequence[T]) -> Iterator[Sequence[T]]:
-    """Items in groups, so that no more than a group is decoded and waiting at a time."""
+    """Yield items in groups, so that at most one group is decoded and waiting at a time."""
     for start in range(0, len(items), AT_ONCE):
         yield items[start : start + AT_ONCE]
 
@@ -326,4 +326,4 @@ def _require_both_splits(coded: Sequence[_Coded], data: Sequence[Path]) -> None:
 
 def _refuse_other_folder(output: Path) -> None:
     if output.exists() and not is_pack(output) and not (output.is_dir() and not any(output.iterdir())):
-        raise StorageError(f"{output}: exists and is no pack; name a new folder.")
+        raise StorageError(f"{output}: exists and is not a pack; name a new folder.")

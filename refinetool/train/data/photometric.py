@@ -1,4 +1,4 @@
-"""Changes of colour, sharpness, noise and compression for B images at once, on the device that trains."""
+"""Photometric augmentation: changes colour, sharpness, noise and compression of B images on the training device."""
 
 import math
 
@@ -13,12 +13,12 @@ BLOCK = 8
 
 
 def photometric(images: Tensor, draws: Draws, *, bank: Tensor) -> Tensor:
-    """Change brightness, contrast, channel gains, saturation, sharpness, noise and compression, within reason.
+    """Change brightness, contrast, channel gains, saturation, sharpness, noise and compression at random.
 
     Args:
         images: float32 (B, 3, S, S), 0..255.
         draws: On the CPU, one row per image.
-        bank: Normal numbers, float32 (NOISE_BANK,), from `noise_bank`: every image takes a piece of it.
+        bank: Normal numbers, float32 (NOISE_BANK,), from `noise_bank`; every image uses a piece of it.
 
     Returns:
         float32 (B, 3, S, S), whole numbers 0..255.
@@ -34,8 +34,8 @@ def photometric(images: Tensor, draws: Draws, *, bank: Tensor) -> Tensor:
     saturation = torch.where(drawn("grey", 0, 1) < 0.1, drawn("saturation", 0, 1.5), drawn("saturation", 0.5, 1.5))
     pixels = grey + (pixels - grey) * saturation
 
-    for name, share, change in (("blur", 0.2, _blur), ("noise", 0.3, _noise), ("compress", 0.2, _compress)):
-        on_host = (draws.uniform(name) < share).nonzero()[:, 0]
+    for name, probability, change in (("blur", 0.2, _blur), ("noise", 0.3, _noise), ("compress", 0.2, _compress)):
+        on_host = (draws.uniform(name) < probability).nonzero()[:, 0]
         if len(on_host):
             rows = on_host.to(device)
             pixels[rows] = change(pixels[rows].clamp(0, 255), draws.take(on_host), bank)
@@ -43,7 +43,7 @@ def photometric(images: Tensor, draws: Draws, *, bank: Tensor) -> Tensor:
 
 
 def noise_bank(device: str | torch.device) -> Tensor:
-    """Normal numbers, the same in every run: float32 (NOISE_BANK,)."""
+    """Return normal numbers, the same in every run: float32 (NOISE_BANK,)."""
     return torch.randn(NOISE_BANK, generator=torch.Generator().manual_seed(0)).to(device)
 
 
@@ -60,9 +60,9 @@ def _noise(pixels: Tensor, draws: Draws, bank: Tensor) -> Tensor:
 
 
 def _compress(pixels: Tensor, draws: Draws, _bank: Tensor) -> Tensor:
-    """What JPEG does to an image: cosine coefficients of 8 x 8 blocks, rounded the more coarsely the finer they are.
+    """Imitate JPEG: quantise the cosine coefficients of 8 x 8 blocks, high frequencies more coarsely.
 
-    Brightness and two colour differences are treated alike, except that the colours' steps are twice as wide.
+    Luminance and two colour differences are treated alike, except that the steps of the colours are twice as wide.
     """
     device = pixels.device
     place = torch.arange(BLOCK, device=device)

@@ -1,6 +1,6 @@
-"""The prompts of N coarse masks at once, on the device that trains: those of `refinetool.prompts` at model resolution.
+"""Mines the prompts of `refinetool.prompts` at model resolution, for N coarse masks at once, on the training device.
 
-Points and the mask prompt are mined on a grid of a quarter of the model's side, the one that mask prompts have.
+Points and the mask prompt are mined on the grid of mask prompts, a quarter of the model's side.
 """
 
 from typing import NamedTuple
@@ -16,7 +16,7 @@ from refinetool.train.data.distance import first_deepest, squared_depth
 from refinetool.train.data.draws import Draws
 
 TIGHT_FRACTION = 0.4
-"""Fraction of the boxes that stay tight, since tight boxes are prompts in use, too."""
+"""Fraction of the boxes that stay tight, since tight boxes are used as prompts, too."""
 
 
 class MinedPrompts(NamedTuple):
@@ -33,10 +33,10 @@ class MinedPrompts(NamedTuple):
 
 
 def mine(coarse: Tensor, draws: Draws) -> MinedPrompts:
-    """Prompts of masks given at half the model's side, bool (N, S/2, S/2), none of them empty.
+    """Mine the prompts of masks at half the model's side, bool (N, S/2, S/2), none of them empty.
 
-    Boxes are tight, or moved by -2 to 12 % of their side on each edge, as elastic boxes may be, and by 2 % of the
-    frame at most.
+    Boxes are tight, or each edge is moved by -2 to 12 % of the box side, like those of elastic boxes, and by at most 2
+    % of the frame.
     """
     side = 2 * coarse.shape[1]
     tight = 2.0 * tight_boxes(coarse).float()
@@ -58,14 +58,14 @@ def mine(coarse: Tensor, draws: Draws) -> MinedPrompts:
 
 
 def on_quarter_grid(coarse: Tensor) -> Tensor:
-    """Masks on a grid of half their side: cells at least half covered, or if there are none, all that are touched."""
+    """Halve the side of masks: take cells that are at least half covered or, if there are none, all touched cells."""
     covered = F.avg_pool2d(coarse[:, None].float(), 2)[:, 0]
     grid = covered >= 0.5
     return torch.where(grid.flatten(1).any(1)[:, None, None], grid, covered > 0)
 
 
 def tight_boxes(masks: Tensor) -> Tensor:
-    """Half-open xyxy boxes of masks, bool (N, h, w), none of them empty: int64 (N, 4)."""
+    """Return the half-open xyxy boxes of masks, bool (N, h, w), none of them empty: int64 (N, 4)."""
     columns, rows = masks.any(1), masks.any(2)
     first = [line.int().argmax(1) for line in (columns, rows)]
     last = [line.shape[1] - line.flip(1).int().argmax(1) for line in (columns, rows)]
@@ -73,7 +73,7 @@ def tight_boxes(masks: Tensor) -> Tensor:
 
 
 def deepest_points(masks: Tensor) -> tuple[Tensor, Tensor]:
-    """The deepest pixel of each mask, and the background pixel of its box that is farthest from it.
+    """Find the deepest pixel of each mask, and the background pixel of its box that is farthest from the mask.
 
     Args:
         masks: bool (N, h, w), none of them empty.
@@ -92,7 +92,7 @@ def deepest_points(masks: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def gaussian_masks(masks: Tensor, points: Tensor, *, settings: PromptSettings) -> Tensor:
-    """`prompts.gaussian_mask` of the shape `radial`: float32 (N, h, w).
+    """Make the masks of `prompts.gaussian_mask` with the shape `radial`: float32 (N, h, w).
 
     Args:
         masks: bool (N, h, w), none of them empty.

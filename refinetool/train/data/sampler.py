@@ -1,8 +1,8 @@
-"""Training examples made in torch, B at once, on the device that trains.
+"""Makes training examples in torch, in batches, on the training device.
 
-crop → paste → choose what to ask for → corrupt → mine prompts → change colours. Example `n` of a run is a function of
-the data, the seed, the side and `n`, whatever else is in its batch, so a resumed run sees what an uninterrupted one
-would have seen.
+The steps are crop → paste → choose objects → corrupt → mine prompts → change colours. Example `n` of a run is a
+function of the data, the seed, the side and `n`, and does not depend on its batch, so a resumed run uses the same
+examples as an uninterrupted one.
 """
 
 import math
@@ -25,13 +25,13 @@ from refinetool.train.data.prompts import mine
 from refinetool.train.data.store import PictureStore
 
 COMPANIONS = 6
-"""Objects of a picture that are looked at for one that shares the crop with the target."""
+"""Number of objects of a picture that are considered as companion of the target in the crop."""
 LEAST_COVER, LARGEST_COVER = 0.004, 0.65
-"""A companion covers a fraction of the crop between these two."""
+"""Minimum and maximum fraction of the crop that a companion covers."""
 COMPACTNESS = 45.0
 """Chosen so that superpixels' outlines are as long, and lie on edges as strong, as those of scikit-image at 10."""
 EDGE_SIGMA = 5.0
-"""How far around the true edge the loss weighs more, in pixels of half the side."""
+"""Width of the zone around the true edge where the loss weights are higher, in pixels of half the side."""
 CELL = 4
 
 
@@ -44,7 +44,7 @@ class Sampler:
 
     @torch.no_grad()
     def batch(self, numbers: Tensor, *, side: int) -> Example:
-        """The examples with these numbers, int64 (B,) on the CPU, as crops of a side that is a multiple of 32."""
+        """Make the examples with these numbers, int64 (B,) on the CPU, as crops of a side that is a multiple of 32."""
         draws = draws_for(self.seed, numbers)
         crops = self._crops(draws, side=side)
         image = photometric(crops.image, draws.fork("colours"), bank=self.bank)
@@ -70,7 +70,7 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
     """Corrupt the target, or another object of the crop, K times, and mine prompts from each coarse mask.
 
     Args:
-        image: What the model sees: the crops' images with other colours, float32 (B, 3, S, S).
+        image: The model's input: the crops' images with changed colours, float32 (B, 3, S, S).
         draws: On the CPU, one row per crop.
     """
     device, count, k = image.device, len(image), settings.prompts_per_image
@@ -97,8 +97,8 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
         neighbours=good[crop, 1 - which] & ~good[crop, which],
         superpixels=labels[crop],
     )
-    asked = coarse_masks_asked_for(rows, settings=settings)
-    coarse = corrupt(scene, rows.fork("corrupt"), **asked._asdict(), tries=settings.corruption_tries)
+    goals = draw_goals(rows, settings=settings)
+    coarse = corrupt(scene, rows.fork("corrupt"), **goals._asdict(), tries=settings.corruption_tries)
     prompts = mine(coarse, rows.fork("prompts").to(device))
     known = F.max_pool2d((crops.ids == VOID).float()[:, None], 2)[:, 0] == 0
     weights = (1 + 3 * torch.exp(-((scene.depth / EDGE_SIGMA) ** 2))) * known[crop]
@@ -115,30 +115,30 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
     )
 
 
-class AskedFor(NamedTuple):
-    """What n coarse masks are to be like: `blobs`, bool (n,), or ordinary, and the band of IoU, float32 (n,)."""
+class Goals(NamedTuple):
+    """The goals of n coarse masks: `blobs`, bool (n,), or ordinary, and the band of IoU, float32 (n,)."""
 
     blobs: Tensor
     low: Tensor
     high: Tensor
 
 
-def coarse_masks_asked_for(draws: Draws, *, settings: TrainSettings) -> AskedFor:
-    """Draw which coarse masks are to be nearly right, and which are to be blobs."""
+def draw_goals(draws: Draws, *, settings: TrainSettings) -> Goals:
+    """Draw which coarse masks should be nearly right, and which should be blobs."""
     place = draws.uniform("nearly right")
     nearly, blobs = place < settings.good_share, place >= 1 - settings.blob_share
     low = torch.where(nearly, NEARLY_RIGHT, torch.where(blobs, settings.blob_low, settings.coarse_low))
     high = torch.where(nearly, 1.0, torch.where(blobs, settings.blob_high, settings.coarse_high))
-    return AskedFor(blobs, low, high)
+    return Goals(blobs, low, high)
 
 
 def _per_crop(rows: Tensor, count: int) -> Tensor:
-    """What stands in one row per prompt, by crop: (B x K, ...) → (B, K, ...)."""
+    """Reshape one row per prompt to rows per crop: (B x K, ...) → (B, K, ...)."""
     return rows.view(count, -1, *rows.shape[1:])
 
 
 def companion(crops: Crops) -> Tensor:
-    """The first of the crops' drawn objects that shows and is not the target, or else the target: bool (B, S, S)."""
+    """Return the first drawn object that is visible and not the target, or else the target: bool (B, S, S)."""
     count, side, _ = crops.ids.shape
     pixels = torch.zeros(count, 256, device=crops.ids.device)
     pixels.scatter_add_(1, crops.ids.flatten(1), torch.ones_like(crops.ids.flatten(1), dtype=pixels.dtype))
@@ -153,7 +153,7 @@ def companion(crops: Crops) -> Tensor:
 
 
 def at_least_half(covered: Tensor) -> Tensor:
-    """Cells at least half covered; all that are touched if there are none; the middle one if nothing is."""
+    """Return the cells that are at least half covered or, if there are none, all touched cells, or the middle cell."""
     good = covered >= 0.5
     touched = covered > 0
     good = torch.where(good.flatten(2).any(2)[..., None, None], good, touched)
@@ -163,7 +163,7 @@ def at_least_half(covered: Tensor) -> Tensor:
 
 
 def meeting_lines(ids: Tensor, *, cell: int) -> Tensor:
-    """Cells of side `cell` in which neighbouring pixels carry different ids, ignored pixels aside.
+    """Mark cells of side `cell` in which neighbouring pixels have different ids; ignored pixels don't count.
 
     ids (B, S, S) → uint8 (B, S / cell, S / cell), 0 or 1.
     """

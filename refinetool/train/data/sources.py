@@ -1,6 +1,6 @@
-"""Where training pictures come from: our folders, COCO files, VOC roots and folders of masks, as one kind of record.
+"""Reads training pictures from data folders, COCO files, VOC roots and folders of masks into one kind of record.
 
-A source lists its pictures quickly; the pixels of each are read when they are asked for.
+Listing the pictures of a source is quick; the pixels of each are read on demand.
 """
 
 import hashlib
@@ -24,12 +24,12 @@ from refinetool.train.data.objects import find_objects, object_mask, read_ids
 
 SPLIT_FILE = "split.json"
 LARGEST_WHOLE_CLASS = 3
-"""A class in more parts than this is no object as a whole, only in parts."""
+"""A class with more components than this is not used as a whole object, only in parts."""
 
 
 @dataclass(frozen=True, slots=True)
 class AnnotatedPicture:
-    """An image, uint8 (H, W, 3) RGB, its objects, bool (H, W) each, and the pixels nothing is known about."""
+    """An image, uint8 (H, W, 3) RGB, its objects, bool (H, W) each, and its void pixels, bool (H, W)."""
 
     image: ImageArray
     objects: tuple[Mask, ...]
@@ -38,7 +38,7 @@ class AnnotatedPicture:
 
 @dataclass(frozen=True, slots=True)
 class SourcePicture:
-    """One picture of a source: its name, whether it measures instead of teaching, and what reads it."""
+    """One picture of a source: its name, whether it is for validation, and the function that reads it."""
 
     key: str
     validation: bool
@@ -46,16 +46,16 @@ class SourcePicture:
 
 
 def list_pictures(path: Path, *, images: Path | None, validation_share: float, max_pixels: int) -> list[SourcePicture]:
-    """The pictures of a folder with `split.json`, a COCO file, a VOC root, or a folder of mask PNGs.
+    """List the pictures of a folder with `split.json`, a COCO file, a VOC root, or a folder of mask PNGs.
 
     Args:
         images: Folder of the images; None looks in the usual places beside the annotations.
-        validation_share: Where the data have no split, the share of pictures that measure; a picture's key decides.
+        validation_share: If the data have no split, the fraction of pictures for validation, chosen by their keys.
         max_pixels: Larger images are refused.
 
     Raises:
-        DataError: nothing is there, or not what was expected.
-        UsageError: masks whose format can't be told.
+        DataError: The path does not exist, or does not hold what was expected.
+        UsageError: The format of the masks can't be detected.
     """
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected a data folder, a COCO file or a VOC root.")
@@ -67,7 +67,7 @@ def list_pictures(path: Path, *, images: Path | None, validation_share: float, m
 
 
 def fingerprint(path: Path) -> str:
-    """A digest of names, sizes and times of the files of a source; any change to the data changes it."""
+    """Hash the names, sizes and modification times of the files of a source; any change to the data changes it."""
     files = sorted(file for file in path.rglob("*") if file.is_file()) if path.is_dir() else [path]
     digest = hashlib.sha256(path.name.encode())
     for file in files:
@@ -77,7 +77,7 @@ def fingerprint(path: Path) -> str:
     return digest.hexdigest()
 
 
-# --- our folders
+# --- data folders
 
 
 def _of_folder(folder: Path, *, max_pixels: int) -> list[SourcePicture]:
@@ -125,7 +125,7 @@ def _of_dataset(path: Path, *, images: Path | None, validation_share: float, max
 
 
 def drawn_for_validation(keys: Sequence[str], *, share: float) -> set[str]:
-    """The keys whose hash falls below the share: the same ones when data are added. At least one of two or more."""
+    """Return the keys whose hash is below `share`; adding data does not change them. At least one of two or more."""
 
     def place(key: str) -> float:
         return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
@@ -135,7 +135,7 @@ def drawn_for_validation(keys: Sequence[str], *, share: float) -> set[str]:
 
 
 def _voc_split(root: Path) -> dict[str, bool] | None:
-    """The pictures of VOC's own lists for segmentation, True for those of the val list; None without lists."""
+    """Return the pictures of VOC's segmentation lists, True for those of the val list; None without lists."""
     lists = {name: root / "ImageSets" / "Segmentation" / f"{name}.txt" for name in ("train", "val")}
     if not all(path.is_file() for path in lists.values()):
         return None
@@ -160,7 +160,7 @@ def _read_sample(sample: Sample, *, max_pixels: int) -> AnnotatedPicture:
 
 
 def _parts(mask: Mask) -> Iterator[Mask]:
-    """A class as objects: its connected parts, and the whole if there are few."""
+    """Yield a class as objects: its connected components, and the whole if there are few."""
     count, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     if count - 1 <= LARGEST_WHOLE_CLASS:
         yield mask
@@ -173,7 +173,7 @@ def _parts(mask: Mask) -> Iterator[Mask]:
 
 @dataclass(frozen=True, slots=True)
 class IdMap:
-    """Objects as one map: ids uint8 (H, W) from 0 (nothing) to 253, 255 where nothing is known.
+    """Objects as one map: ids uint8 (H, W) from 0 (background) to 253, 255 for void.
 
     members: bool (M, 256), which ids make up each object; objects that overlap share ids.
     boxes: int32 (M, 4), tight half-open xyxy.
@@ -187,13 +187,13 @@ class IdMap:
 
 
 LAST_ID = 253
-"""254 is for what training pastes in, 255 for what is not known."""
+"""254 is for pasted objects, 255 for void."""
 
 
 def id_map(picture: AnnotatedPicture, *, size: tuple[int, int], min_area_px: int) -> IdMap:
-    """Lay objects over each other, resized to `size` (H, W): every combination that occurs somewhere gets an id.
+    """Combine objects into one map, resized to `size` (H, W): every combination that occurs at some pixel gets an id.
 
-    Objects under `min_area_px` after resizing are left out, and so are the smallest ones if ids run out.
+    Objects smaller than `min_area_px` after resizing are left out, and so are the smallest ones if ids run out.
     """
     shape = picture.void.shape
     ids = np.zeros(shape, np.int32)
@@ -215,7 +215,7 @@ def _nearest(source: int, target: int) -> NDArray[np.int64]:
 
 
 def _numbered(ids: NDArray[np.int32], owners: Sequence[tuple[int, ...]], *, count: int, min_area_px: int) -> IdMap:
-    """Give the combinations that are left numbers from 1, without the objects that are too small."""
+    """Number the remaining combinations from 1, without the objects that are too small."""
     pixels = np.bincount(ids[ids >= 0], minlength=len(owners))
     areas = np.zeros(count, np.int64)
     for atom in np.flatnonzero(pixels):

@@ -1,4 +1,4 @@
-"""All pictures of a pack, decoded once into the memory of the device that trains, and tables to choose from them."""
+"""Holds all pictures of a pack, decoded once into the memory of the training device, with tables to sample from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -15,13 +15,13 @@ from refinetool.train.data.pack import Pack, pictures_of
 class PictureStore:
     """N pictures with M objects.
 
-    pixels: uint8 (P, 3) RGB, ids: uint8 (P,), all pictures one after the other in row-major order, on the device.
+    pixels: uint8 (P, 3) RGB; ids: uint8 (P,); all pictures concatenated in row-major order, on the device.
     members: bool (M, 256), which ids make up an object, on the device.
-    sizes: int64 (N, 2), (H, W); offsets: int64 (N,), the first pixel of a picture. These and what follows stay on the
-        CPU, where it is decided what to show.
+    sizes: int64 (N, 2), (H, W); offsets: int64 (N,), the first pixel of a picture. These and the following fields are
+        on the CPU, where crops are chosen.
     first_object: int64 (N + 1,); boxes: float64 (M, 4), xyxy; areas: float64 (M,), pixels.
     groups: one int64 tensor of pictures per source.
-    shares: float64, one per source: how often it is drawn, the square root of its size, so that small ones count.
+    shares: float64, one sampling weight per source: the square root of its size, so that small sources count.
     """
 
     pixels: Tensor
@@ -41,7 +41,7 @@ class PictureStore:
 
 
 def load_store(pack: Pack, split: Literal["train", "val"], *, device: str) -> PictureStore:
-    """Decode the pictures of one list onto a device: about four bytes per pixel."""
+    """Decode the pictures of one split onto a device: about four bytes per pixel."""
     tensors = pack.tensors
     chosen = np.flatnonzero(tensors["validation"] == (split == "val"))
     sizes = tensors["sizes"][chosen].astype(np.int64)

@@ -1,4 +1,4 @@
-"""Training the embedded model. Start with `run`."""
+"""Trains the embedded model. Start with `run`."""
 
 from refinetool.train.embedded.run import train_embedded
 

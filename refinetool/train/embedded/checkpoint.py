@@ -1,4 +1,4 @@
-"""What a run leaves on disk so that it can go on, be looked at and be used."""
+"""Reads and writes the files of a training run: its record, checkpoint, metrics and weights."""
 
 import json
 from collections.abc import Sequence
@@ -25,7 +25,7 @@ RUN_FILE, CHECKPOINT_FILE, METRICS_FILE, WEIGHTS_FILE = (
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """How far a run has come: steps and seconds of training, and the digest of the pack it learns from."""
+    """The progress of a run: steps and seconds of training, and the digest of its pack."""
 
     step: int
     seconds: float
@@ -34,7 +34,7 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """What a run was asked to do."""
+    """The arguments of a run."""
 
     data: tuple[Path, ...]
     images: Path | None
@@ -43,7 +43,7 @@ class RunRecord:
 
 
 def write_run(output: Path, record: RunRecord) -> None:
-    """Record what a run is asked to do, so that it can be resumed without saying it again."""
+    """Record the arguments of a run, so that it can be resumed without giving them again."""
     content = {
         "data": [str(path.absolute()) for path in record.data],
         "images": None if record.images is None else str(record.images.absolute()),
@@ -55,10 +55,10 @@ def write_run(output: Path, record: RunRecord) -> None:
 
 
 def read_run(output: Path) -> RunRecord:
-    """What the run in a folder was asked to do.
+    """Read the arguments of the run in a folder.
 
     Raises:
-        DataError: there is no run, or its record is damaged.
+        DataError: There is no run, or its record is damaged.
     """
     path = output / RUN_FILE
     if not path.is_file():
@@ -92,13 +92,13 @@ def save_checkpoint(
 def load_checkpoint(
     path: Path, trainee: Trainee, average: EmbeddedModel, optimizer: torch.optim.Optimizer, *, data: str
 ) -> Position:
-    """Restore a run and return how far it had come.
+    """Restore a run and return its progress.
 
     Args:
-        data: Digest of the pack at hand, which has to be the one the run began with.
+        data: Digest of the current pack, which must be the one the run began with.
 
     Raises:
-        DataError: there is no checkpoint, it is damaged, or the data are others.
+        DataError: There is no checkpoint, it is damaged, or the data have changed.
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist, so there is nothing to resume; leave --resume out to start afresh")
@@ -121,7 +121,7 @@ def _first_line(error: Exception) -> str:
 
 
 def export(model: EmbeddedModel, path: Path, *, step: int, settings: TrainSettings, data: Sequence[str]) -> None:
-    """Write the weights as fp16 safetensors, with what made them in the file's metadata."""
+    """Write the weights as fp16 safetensors, with the recipe in the file's metadata."""
     tensors = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).detach().contiguous().cpu()
         for name, tensor in model.state_dict().items()
@@ -135,14 +135,14 @@ class MetricsLog:
     """`metrics.jsonl`: one JSON object per line, in the order of steps."""
 
     def __init__(self, path: Path, *, step: int) -> None:
-        """Open a log after a step: lines of later steps, which a resumed run takes again, are dropped."""
+        """Open a log after a step. Lines of later steps are dropped, because a resumed run repeats these steps."""
         self.path = path
         kept = [line for line in read_metrics(path) if line["step"] <= step] if step else []
         with new_file(path) as file:
             file.write("".join(json.dumps(line) + "\n" for line in kept).encode())
 
     def write(self, line: dict[str, Any]) -> None:
-        """Add a line."""
+        """Append a line."""
         try:
             with self.path.open("a") as file:
                 file.write(json.dumps(line) + "\n")
@@ -151,7 +151,7 @@ class MetricsLog:
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """The lines of a log; one that a killed run left incomplete is dropped."""
+    """Read the lines of a log; an incomplete line of a killed run is dropped."""
     lines = []
     for text in path.read_text().splitlines() if path.is_file() else []:
         try:

@@ -1,4 +1,4 @@
-"""Pictures of how a run went."""
+"""Draws the curves of a training run."""
 
 import io
 from collections.abc import Mapping, Sequence
@@ -11,10 +11,10 @@ SMOOTHING = 0.9
 
 
 def draw_curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
-    """Loss, IoU on the val lists, harm and speed against steps, as a PNG.
+    """Draw loss, validation IoU, harm and speed against steps, as a PNG.
 
     Args:
-        lines: Of `metrics.jsonl`, at least one.
+        lines: Lines of `metrics.jsonl`, at least one.
     """
     figure = Figure(figsize=(11, 7), layout="constrained")
     loss, iou, harm, speed = figure.subplots(2, 2).flat
@@ -33,8 +33,8 @@ def draw_curves(lines: Sequence[Mapping[str, Any]]) -> bytes:
             style = "--" if name == "coarse" else "-"
             axes.plot(at, [line["validation"][name] for line in measured], style, marker=".", label=name)
         axes.legend()
-    _finish(iou, "IoU on the val lists")
-    _finish(harm, "harm to good masks, error of the predicted IoU, share improved")
+    _finish(iou, "validation IoU")
+    _finish(harm, "harm to good masks, error of the predicted IoU, fraction improved")
     out = io.BytesIO()
     figure.savefig(out, format="png")
     return out.getvalue()

@@ -1,4 +1,4 @@
-"""Losses of the embedded model. Truth lives on the grid (N, S/2, S/2)."""
+"""Losses of the embedded model. Targets are on the grid (N, S/2, S/2)."""
 
 from typing import NamedTuple
 
@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 class MaskLoss(NamedTuple):
-    """Scalars to minimise, and the true IoU of each mask, (N, T), for the record."""
+    """Scalars to minimise, and the true IoU of each mask, (N, T), for reporting."""
 
     mask: Tensor
     iou: Tensor
@@ -16,16 +16,16 @@ class MaskLoss(NamedTuple):
 
 
 def mask_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, weight: Tensor) -> MaskLoss:
-    """The loss of four mask tokens and of their predicted IoUs.
+    """Compute the loss of four mask tokens and of their predicted IoUs.
 
-    Token 0, the single-mask output, always learns; of the other three the best one does, and each of them a little
-    (0.1), so that none is left behind. The IoU head learns the true IoU of every token by its absolute error, as in
-    SAM 2.
+    Token 0, the single-mask output, always contributes. Of the other three the best one contributes, plus 0.1 times
+    their mean, so that none stops learning. The IoU head is trained on the true IoU of every token with the absolute
+    error, as in SAM 2.
 
     Args:
         logits: (N, 4, S/4, S/4).
         predicted_iou: (N, 4), 0..1.
-        target: (N, S/2, S/2), 0..1, the share of each cell that the object covers.
+        target: (N, S/2, S/2), 0..1, the fraction of each cell that the object covers.
         weight: (N, S/2, S/2), at least 0.
     """
     fine = F.interpolate(logits.float(), size=target.shape[-2:], mode="bilinear", align_corners=False)
@@ -39,7 +39,7 @@ def mask_loss(logits: Tensor, predicted_iou: Tensor, target: Tensor, weight: Ten
 
 
 def detail_loss(logits: Tensor, predicted_iou: Tensor, *, target: Tensor, weight: Tensor) -> MaskLoss:
-    """The loss of the detail head's masks, (N, S/2, S/2), and of their predicted IoUs, (N,); see `mask_loss`."""
+    """Compute the loss of the detail head's masks (N, S/2, S/2) and predicted IoUs (N,); see `mask_loss`."""
     fine, truth, weight = logits[:, None].float(), target[:, None], weight[:, None]
     true_iou = hard_iou(fine > 0, truth >= 0.5, known=weight > 0)
     error = (predicted_iou.float() - true_iou[:, 0]).abs().mean()
@@ -47,25 +47,25 @@ def detail_loss(logits: Tensor, predicted_iou: Tensor, *, target: Tensor, weight
 
 
 def _per_mask(logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
-    """2 x weighted cross-entropy + dice of each mask: (N, T, h, w) → (N, T); weight is (N, 1, h, w)."""
+    """Compute 2 x weighted cross-entropy + dice of each mask: (N, T, h, w) → (N, T); weight is (N, 1, h, w)."""
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")
     entropy = (entropy * weight).sum((2, 3)) / weight.sum((2, 3)).clamp(min=1e-6)
     return 2 * entropy + dice_loss(logits.sigmoid(), truth, known=weight > 0)
 
 
 def dice_loss(probability: Tensor, target: Tensor, *, known: Tensor) -> Tensor:
-    """1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) over the known cells: (N, T, h, w) → (N, T)."""
+    """Compute 1 - (2 sum(p t) + 1) / (sum(p) + sum(t) + 1) over the known cells: (N, T, h, w) → (N, T)."""
     p, t = probability * known, target * known
     return 1 - (2 * (p * t).sum((2, 3)) + 1) / (p.sum((2, 3)) + t.sum((2, 3)) + 1)
 
 
 @torch.no_grad()
 def hard_iou(prediction: Tensor, target: Tensor, *, known: Tensor) -> Tensor:
-    """IoU of bool masks over the known cells: (N, T, h, w) → float (N, T)."""
+    """Compute the IoU of bool masks over the known cells: (N, T, h, w) → float (N, T)."""
     either = ((prediction | target) & known).sum((2, 3))
     return (prediction & target & known).sum((2, 3)) / either.clamp(min=1)
 
 
 def edge_loss(logits: Tensor, edges: Tensor) -> Tensor:
-    """Cross-entropy of edge logits (B, 1, h, w) with edges (B, h, w) in 0..1; edges are rare and count three times."""
+    """Compute the cross-entropy of edge logits (B, 1, h, w) and edges (B, h, w) in 0..1; edges count three times."""
     return F.binary_cross_entropy_with_logits(logits[:, 0].float(), edges, pos_weight=edges.new_tensor(3.0))

@@ -1,7 +1,7 @@
-"""Training the embedded model: `train_embedded` sets a run up, and takes it step by step to its end.
+"""Trains the embedded model: `train_embedded` sets up a run and takes all its steps.
 
-The learning rate rises, stays on a plateau and falls over the last third, so a run can be lengthened by resuming it
-with more steps before the fall begins. The moving average of the weights is what is measured and shipped.
+The learning rate rises, stays on a plateau and falls over the last part of the run, so a run can be lengthened by
+resuming it with more steps before the fall begins. The moving average of the weights is measured and exported.
 """
 
 import copy
@@ -46,14 +46,15 @@ from refinetool.train.embedded.validation import VALIDATION_SEED, fixed_examples
 PACKED_FOLDER, CURVES_FILE = "packed", "curves.png"
 LOG_EVERY = 50
 GPU_REPORTS_EVERY = 10
-"""Reading the loss makes a GPU wait, so it is not done after every step there."""
+"""Reading the loss makes a GPU wait, so on a GPU it is not read after every step."""
 
 
 @dataclass(frozen=True, slots=True)
 class TrainProgress:
     """One report of a run, with validation figures when there are new ones.
 
-    steps: None for a run that goes by the clock. share: 0..1, how much of the run is over.
+    steps: None for a run by the clock.
+    share: Completed fraction of the run, 0..1.
     """
 
     step: int
@@ -82,31 +83,32 @@ def train_embedded(
     """Train and export the embedded model.
 
     Args:
-        data: One pack, or sources that `train.pack` takes, which are packed into `output/packed` first. Their train
-            lists teach, their val lists are measured.
+        data: One pack, or sources that `train.data.pack` takes, which are packed into `output/packed` first. Their
+            training splits are used for training, their validation splits for measuring.
         output: Folder for `run.json`, `checkpoint.pt`, `metrics.jsonl`, `samples-STEP.png` at each validation,
             `curves.png` at the end, and the exported `embedded.safetensors`.
         images: Folder of the images of COCO files; None looks beside them.
-        start: Weights of an embedded model to start from; None means random ones.
+        start: Weights of an embedded model to start from; None means random weights.
         packing: How sources are packed.
-        resume: Continue from `output/checkpoint.pt`; a run by steps then ends as an uninterrupted one on one device.
-        on_packing: Told (pictures done, pictures in all).
+        resume: Continue from `output/checkpoint.pt`; on the same device, a run by steps then ends like an uninterrupted
+            one.
+        on_packing: Called with (pictures done, pictures in total).
 
     Returns:
         The exported weights: fp16 safetensors with the recipe in the file's metadata.
 
     Raises:
-        DataError: data are not as described, or `resume` finds no checkpoint, or one made with other data.
-        UsageError: a side that is no multiple of 32; a detail head without weights to start from.
+        DataError: Data are not as described, or `resume` finds no checkpoint, or one made with other data.
+        UsageError: A side is not a multiple of 32, or only the detail head is trained without weights to start from.
         WeightsError: `start` does not fit.
-        StorageError: the output can't be written.
-        Interrupted: stopped by the user, after a checkpoint.
+        StorageError: The output can't be written.
+        Interrupted: Stopped by the user, after a checkpoint.
     """
     if settings.side % 32 or settings.small_side % 32:
         raise UsageError(f"the side is {settings.side} px; expected a multiple of 32.")
     if settings.part == "detail" and start is None:
         raise UsageError(
-            "only the detail head is to learn, but on top of what? Name weights to start from with --from."
+            "--part detail trains the detail head on top of existing weights; name weights to start from with --from."
         )
     if resume and not (output / CHECKPOINT_FILE).is_file():
         raise DataError(f"{output / CHECKPOINT_FILE} does not exist, so there is nothing to resume; leave --resume out")
@@ -124,9 +126,9 @@ def train_embedded(
 
 
 def load_start(trainee: Trainee, path: Path) -> None:
-    """Put the weights of an embedded model into a trainee; WeightsError if they don't fit.
+    """Load the weights of an embedded model into a trainee; raises WeightsError if they don't fit.
 
-    Weights without a detail head are taken, too: the head then starts from nothing.
+    Weights without a detail head are accepted; the head then starts from random weights.
     """
     state, fresh = read_state(path), trainee.model.state_dict()
     if not any(name.startswith(DETAIL_PREFIX) for name in state):
@@ -150,7 +152,7 @@ class _Run:
 
     @cached_property
     def fixed(self) -> list[Example]:
-        """The examples that are measured, made when they are first needed."""
+        """The validation examples, made when they are first needed."""
         store = load_store(self.pack, "val", device=self.device)
         sampler = Sampler(store, settings=self.settings, seed=VALIDATION_SEED)
         return fixed_examples(sampler, count=self.settings.validation_examples, side=self.settings.side)
@@ -161,7 +163,7 @@ class _Run:
         )
 
     def go(self, on_progress: Callable[[TrainProgress], None]) -> None:
-        """Take the steps that are left, and finish."""
+        """Take the remaining steps, and finish."""
         settings, first = self.settings, self.position
         log = MetricsLog(self.output / METRICS_FILE, step=first.step)
         began, measuring = time.monotonic(), 0.0
@@ -199,12 +201,12 @@ class _Run:
                 if last or stopping or step % settings.save_every == 0:
                     self._save()
                 if stopping and not last:
-                    raise Interrupted(f"stopped after step {step}; {self.output / CHECKPOINT_FILE} holds what was done")
+                    raise Interrupted(f"stopped after step {step}; the checkpoint is {self.output / CHECKPOINT_FILE}")
         self._finish()
 
     @property
     def over(self) -> bool:
-        """Whether no step is left."""
+        """Whether the run is complete."""
         if self.settings.minutes is None:
             return self.position.step >= self.settings.steps
         return self.position.seconds >= 60 * self.settings.minutes
@@ -217,7 +219,7 @@ class _Run:
 
     def _step(self, step: int, batch: Example) -> tuple[torch.Tensor, torch.Tensor]:
         settings = self.settings
-        # By steps the schedule looks at the step that is taken, by the clock at the time when it begins.
+        # A schedule by steps uses the current step, a schedule by the clock the time at which the step begins.
         share = share_done(step, self.position.seconds, settings=settings)
         return train_step(
             self.trainee,
@@ -250,9 +252,9 @@ class _Run:
 
 
 def drawing_thread(device: str) -> ThreadPoolExecutor:
-    """The thread that makes the next batch while the model learns from this one.
+    """Return the thread that makes the next batch while the model is trained on the current one.
 
-    On a CPU its operations are small, and more threads for each would only wait for one another.
+    On a CPU it uses one torch thread, because its operations are small and more threads would only wait for each other.
     """
     if device == "cpu":
         return ThreadPoolExecutor(1, "examples", initializer=torch.set_num_threads, initargs=(1,))

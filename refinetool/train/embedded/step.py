@@ -1,4 +1,4 @@
-"""One step of training the embedded model: its prompts, its losses, its moving average."""
+"""One training step of the embedded model: prompts, losses, and the moving average of the weights."""
 
 from typing import Literal, NamedTuple
 
@@ -15,7 +15,7 @@ from refinetool.train.embedded.losses import detail_loss, edge_loss, mask_loss
 
 
 class PromptKinds(NamedTuple):
-    """Which prompts a decoder call gives. A point left out keeps its place with label -1, as it does in use."""
+    """Which prompts a decoder call contains. An omitted point keeps its position with label -1, as in inference."""
 
     box: bool
     positive: bool
@@ -31,7 +31,7 @@ WITHOUT_MASK = (
     PromptKinds(box=False, positive=True, negative=False, mask=False),
     PromptKinds(box=True, positive=True, negative=True, mask=False),
 )
-"""Prompts that force the model to look at the image: with the mask, copying the coarse outline is an easy start."""
+"""Prompts that force the model to use the image; with a mask prompt, it could copy the coarse outline."""
 WITH_MASK = (
     PromptKinds(box=False, positive=False, negative=False, mask=True),
     PromptKinds(box=True, positive=False, negative=False, mask=True),
@@ -40,10 +40,10 @@ WITH_MASK = (
 
 
 class Trainee(nn.Module):
-    """The model and the edge heads that only training needs.
+    """The model with the edge heads that are needed only for training.
 
     Args:
-        part: What learns: `all` of it, or only the `detail` head.
+        part: What is trained: `all` of it, or only the `detail` head.
     """
 
     def __init__(self, image_size: int, *, part: Literal["all", "detail"]) -> None:
@@ -66,9 +66,9 @@ def train_step(
     learning_rate: float,
     settings: TrainSettings,
 ) -> tuple[Tensor, Tensor]:
-    """One step on a batch; returns the loss and the mean IoU of the detail head's masks for full prompts.
+    """Train one step on a batch; returns the loss and the mean IoU of the detail head's masks for full prompts.
 
-    They stay on the device, so that the next step need not wait for this one.
+    Both stay on the device, so that the next step need not wait for this one.
     """
     device = batch.image.device
     on_host = torch.Generator().manual_seed(settings.seed * 1_000_003 + step)
@@ -117,20 +117,21 @@ def train_step(
 
 
 def _floats(model: nn.Module) -> list[Tensor]:
-    """What is averaged: parameters, and the running means of batch normalisation."""
+    """Return the averaged tensors: parameters, and the running statistics of batch normalisation."""
     return [tensor for tensor in model.state_dict().values() if tensor.is_floating_point()]
 
 
 def edge_losses(trainee: Trainee, encoded: Encoded, edges: Tensor) -> Tensor:
-    """How badly edges (B, S/4, S/4) can be told from the features at S/4 and S/16."""
+    """Compute the loss of predicting edges (B, S/4, S/4) from the features at S/4 and S/16."""
     fine = edge_loss(trainee.fine_edges(encoded.fine_maps[0]), edges)
     return fine + edge_loss(trainee.coarse_edges(encoded.embedding), F.max_pool2d(edges[:, None], 4)[:, 0])
 
 
 def prompt_groups(count: int, generator: torch.Generator) -> list[tuple[list[int], PromptKinds]]:
-    """Split the K prompts of every image: half get all prompts, a quarter none of the mask, a quarter parts with it.
+    """Split the K prompts of every image: half are full, a quarter lack the mask, a quarter have the mask and some
+    others.
 
-    Each group is one decoder call, so that the number of tokens in a call is what it is in use.
+    Each group is one decoder call, so that the number of tokens per call is the same as in inference.
     """
     order = torch.randperm(count, generator=generator).tolist()
     half = count - count // 2
@@ -145,9 +146,10 @@ def prompt_groups(count: int, generator: torch.Generator) -> list[tuple[list[int
 class Question(NamedTuple):
     """N = B x rows prompts of one kind.
 
-    encoded: one row per prompt. points, masks: as `decode` takes them.
-    coarse: (N, S/2, S/2), 1 inside the coarse mask and -1 outside, 0 everywhere where the prompts have no mask.
-    targets, weights: float32 (N, S/2, S/2), the share of each cell that the object covers, and what it counts.
+    encoded: one row per prompt.
+    points, masks: in the format of `decode`.
+    coarse: (N, S/2, S/2), 1 inside the coarse mask and -1 outside, or 0 everywhere if the prompts have no mask.
+    targets, weights: float32 (N, S/2, S/2), the fraction of each cell that the object covers, and its loss weight.
     """
 
     encoded: Encoded
@@ -167,9 +169,9 @@ def look(model: EmbeddedModel, images: Tensor) -> Encoded:
 def pose(
     encoded: Encoded, batch: Example, *, rows: list[int], kinds: PromptKinds, generator: torch.Generator | None
 ) -> Question:
-    """Put some prompts of every image into a question.
+    """Make a question from some prompts of every image.
 
-    A generator adds noise to the mask prompt inside the object, so that its exact values can't be relied on.
+    A generator adds noise to the mask prompt inside the object, so that the model does not rely on its exact values.
     """
     owner = torch.arange(len(batch.image), device=batch.image.device).repeat_interleave(len(rows))
     points = batch.points[:, rows].flatten(0, 1)
@@ -195,19 +197,19 @@ def pose(
 
 
 def answer(model: EmbeddedModel, question: Question) -> tuple[Tensor, Tensor]:
-    """The decoder's answers: logits (N, 4, S/4, S/4) and predicted IoUs (N, 4)."""
+    """Run the decoder: logits (N, 4, S/4, S/4) and predicted IoUs (N, 4)."""
     return decode(model, question.encoded, points=question.points, masks=question.masks)
 
 
 def refine(model: EmbeddedModel, question: Question) -> tuple[Tensor, Tensor]:
-    """The detail head's answers: logits (N, S/2, S/2) and predicted IoUs (N,)."""
+    """Run the decoder and the detail head: logits (N, S/2, S/2) and predicted IoUs (N,)."""
     logits, _ = answer(model, question)
     refined: tuple[Tensor, Tensor] = model.detail(question.encoded.seen, question.coarse, logits[:, 0])
     return refined
 
 
 def build_optimizer(trainee: Trainee, *, settings: TrainSettings) -> torch.optim.Optimizer:
-    """AdamW without weight decay on vectors, embeddings and tokens; what is not to be trained is left out."""
+    """Build AdamW without weight decay on vectors, embeddings and tokens; frozen parameters are left out."""
     plain: list[Tensor] = []
     decayed: list[Tensor] = []
     for name, parameter in trainee.named_parameters():
@@ -224,6 +226,6 @@ def build_optimizer(trainee: Trainee, *, settings: TrainSettings) -> torch.optim
 
 
 def normalise(colours: Tensor) -> Tensor:
-    """RGB in 0..1, (B, 3, S, S), to ImageNet-normalised."""
+    """Apply ImageNet normalisation to RGB in 0..1, (B, 3, S, S)."""
     mean, std = (torch.tensor(values, device=colours.device).view(1, 3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
     return (colours - mean) / std

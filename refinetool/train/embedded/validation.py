@@ -1,4 +1,4 @@
-"""What a model is worth: figures and pictures of fixed examples from the val lists."""
+"""Measures a model on fixed examples of the validation splits, and draws pictures of them."""
 
 from collections.abc import Sequence
 
@@ -18,21 +18,22 @@ from refinetool.train.embedded.step import BOX_ONLY, FULL, look, pose, refine
 VALIDATION_SEED = 1_000_003
 BATCH = 32
 GOOD_IOU = 0.9
-"""Coarse masks above this are good already; `harm` is what the model takes from them."""
+"""Coarse masks with a higher IoU count as good; `harm` is the IoU that they lose."""
 SHOWN = 8
 
 
 def fixed_examples(sampler: Sampler, *, count: int, side: int) -> list[Example]:
-    """The examples that a run is measured on, in batches."""
+    """Return the examples that a run is measured on, in batches."""
     return [sampler.batch(numbers, side=side) for numbers in torch.split(torch.arange(count), BATCH)]
 
 
 @torch.no_grad()
 def validate(model: EmbeddedModel, batches: Sequence[Example], *, settings: TrainSettings) -> dict[str, float]:
-    """Mean IoU on fixed examples of the val lists: the coarse masks, full prompts, box alone, and nearly right masks.
+    """Measure the mean IoU on fixed validation examples: of the coarse masks, with full prompts, and with the box
+    alone.
 
-    `harm` is the mean loss of IoU on masks that were above 0.9, 0 if there are none; `better` the share of masks that
-    improved; `iou_error` the mean error of the predicted IoU.
+    `harm` is the mean loss of IoU on masks that were above 0.9, 0 if there are none; `better` is the fraction of masks
+    that improved; `iou_error` is the mean error of the predicted IoU.
     """
     set_image_size(model, settings.side)
     sums: dict[str, list[Tensor]] = {"coarse": [], "full": [], "box": [], "score": []}
@@ -59,7 +60,7 @@ def validate(model: EmbeddedModel, batches: Sequence[Example], *, settings: Trai
 
 @torch.no_grad()
 def sample_picture(model: EmbeddedModel, batch: Example, *, settings: TrainSettings) -> ImageArray:
-    """The first examples of a batch, a row each: image, coarse mask as prompted, refined mask, truth. uint8 RGB."""
+    """Draw the first examples of a batch, one per row: image, coarse mask, refined mask, ground truth. uint8 RGB."""
     set_image_size(model, settings.side)
     some = Example(*(tensor[:SHOWN] for tensor in batch))
     side = some.image.shape[-1]

@@ -1,8 +1,9 @@
-"""IoU adaption (SAMRefiner++): teach a model, from coarse masks alone, which of its candidates to take.
+"""IoU adaption (SAMRefiner++): trains a model, on coarse masks alone, to choose among its candidates.
 
-The model is frozen; a low-rank correction of the last layer of its IoU head learns (see `modules.iou_adapter`). The
-teacher is the coarse mask: asked with a point or a box alone, the model is often unsure how large the object is, and
-the candidate most like the coarse mask is the right one. Some images are held out to see whether it helped.
+The model is frozen; only a low-rank correction of the last layer of its IoU head is trained (see
+`modules.iou_adapter`). The coarse mask is the training signal: prompted with a point or a box alone, the model is often
+unsure how large the object is, and the candidate most similar to the coarse mask is taken as the right one. Some images
+are held out to measure whether it helps.
 """
 
 import zlib
@@ -44,16 +45,16 @@ JOB, REFINE = JobSettings(), RefineSettings()
 SINGLE_NAME = "single"
 
 Read: TypeAlias = Callable[[str], Features]
-"""The features of an image by its key."""
+"""A function that returns the features of an image by its key."""
 
 
 @dataclass(frozen=True, slots=True)
 class Figures:
     """How well candidates were chosen for some of the held-out answers, before and after.
 
-    top1: share of masks for which the chosen candidate is the one most like the coarse mask, or as like it.
+    top1: fraction of masks for which the chosen candidate is the one most similar to the coarse mask, or as similar.
     coarse_iou: mean IoU of the chosen candidate with the coarse mask.
-    changed: share of masks for which another candidate is chosen than before.
+    changed: fraction of masks for which another candidate is chosen than before.
     """
 
     prompts: str
@@ -67,7 +68,7 @@ class Figures:
 
 @dataclass(frozen=True, slots=True)
 class AdaptSummary:
-    """What a run did. Figures are for points, boxes, both together (`single`) and everything at once (`all`)."""
+    """The result of a run. Figures are for points, boxes, both pooled (`single`), and all prompts at once (`all`)."""
 
     images: int
     """Images with masks that were used."""
@@ -75,7 +76,7 @@ class AdaptSummary:
     fit_images: int
     held_out_images: int
     reused: int
-    """Images whose features an earlier run had gathered."""
+    """Images whose features an earlier run gathered."""
     failed: int
     errors: tuple[str, ...]
     model: str
@@ -85,12 +86,12 @@ class AdaptSummary:
     gather_seconds: float
     train_seconds: float
     output: Path | None
-    """None where nothing was written."""
+    """None if nothing was written."""
     features: Path | None
-    """Where the features are left for another try, None where they were removed."""
+    """The file of features, kept for another attempt; None if it was removed."""
 
     def of(self, prompts: str) -> Figures:
-        """The figures for one kind of prompts."""
+        """Return the figures for one kind of prompts."""
         return next(figures for figures in self.figures if figures.prompts == prompts)
 
 
@@ -115,30 +116,30 @@ def adapt_iou(
     threads: int = JOB.threads,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> AdaptSummary:
-    """Train an IoU adapter on coarse masks, without labels, and measure it on images held out.
+    """Train an IoU adapter on coarse masks, without labels, and measure it on held-out images.
 
-    While it runs, a file beside the output holds the features gathered so far. It is removed when an adapter was
-    written, and left otherwise: with `resume`, another recipe takes seconds.
+    During the run, a file beside the output holds the features gathered so far. It is removed once an adapter is
+    written, and kept otherwise: with `resume`, another recipe takes seconds.
 
     Args:
-        coarse: the file or folder of masks.
-        output: the adapter to write, a safetensors file.
-        recipe: how to train; None takes the one for the model (see `recipe_for`).
-        settings: how views are chosen and prompts mined; the same as for `refine`.
-        resume: go on from features gathered before.
-        fresh: drop them.
-        overwrite: replace the output if it exists.
-        keep: write the adapter even where it does not help.
-        keep_features: leave the features in any case.
-        images, model, checkpoint, device, precision, format, sizes, threads: as for `running.run.refine_dataset`.
-        on_progress: called after each image, with how many are done and their total.
+        coarse: The file or folder of masks.
+        output: The adapter to write, a safetensors file.
+        recipe: How to train; None takes the default of the model (see `recipe_for`).
+        settings: How views are chosen and prompts mined; the same as for `refine`.
+        resume: Continue from features gathered before.
+        fresh: Discard features gathered before.
+        overwrite: Replace an existing output.
+        keep: Write the adapter even if it does not help.
+        keep_features: Keep the features in any case.
+        images, model, checkpoint, device, precision, format, sizes, threads: As for `running.run.refine_dataset`.
+        on_progress: Called after each image with (images done, images in total).
 
     Raises:
-        UsageError: an output in the way, features of an earlier run, a model or device that does not exist.
-        DataError: the masks can't be read, or fewer than two images have any.
-        WeightsError: the weights can't be loaded.
-        StorageError: the output or the features can't be written.
-        Interrupted: stopped by the user.
+        UsageError: The output exists, there are features of an earlier run, or the model or device does not exist.
+        DataError: The masks can't be read, or fewer than two images have any.
+        WeightsError: The weights can't be loaded.
+        StorageError: The output or the features can't be written.
+        Interrupted: Stopped by the user.
     """
     source, destination = Path(coarse), Path(output)
     kept_at = features_path(destination)
@@ -180,7 +181,7 @@ def adapt_iou(
                 down, up = fit(fit_keys, cache.load, head, recipe=chosen)
                 figures = compare(held_out, cache.load, head, down=down, up=up, with_masks=chosen.with_masks)
         except KeyboardInterrupt:
-            raise Interrupted(f"stopped; what the model has answered is kept in {kept_at}: --resume goes on") from None
+            raise Interrupted(f"stopped; features are kept in {kept_at}: continue with --resume") from None
         trained = perf_counter()
         single = next(one for one in figures if one.prompts == SINGLE_NAME)
         helps = single.top1_after > single.top1_before
@@ -210,7 +211,10 @@ def adapt_iou(
 
 
 def recipe_for(model: str) -> AdaptSettings:
-    """The recipe that suits a model: the paper's, and for the embedded model, which that does not move, ours."""
+    """Return the default recipe of a model: `single` for the embedded model, else the paper's.
+
+    The paper's recipe has hardly any effect on the embedded model.
+    """
     return ADAPT_RECIPES["single" if model == EMBEDDED else "paper"]
 
 
@@ -219,29 +223,29 @@ def recipe_for(model: str) -> AdaptSettings:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Head:
-    """The last layer of an IoU head, frozen, in float32 on the CPU, and whether a sigmoid follows it."""
+    """The frozen last layer of an IoU head, in float32 on the CPU, and whether a sigmoid follows it."""
 
     layer: nn.Linear
     sigmoid: bool
 
     @classmethod
     def of(cls, backend: SquareBackend) -> "Head":
-        """A copy of a backend's."""
+        """Copy the last layer of a backend's IoU head."""
         given = backend.score_layer
         layer = nn.Linear(given.in_features, given.out_features)
         layer.load_state_dict({name: values.float().cpu() for name, values in given.state_dict().items()})
         return cls(layer.requires_grad_(False), backend.scores_are_probabilities)
 
     def scores(self, inputs: Tensor, *, down: Tensor, up: Tensor) -> Tensor:
-        """What the model predicts for its alternatives, tokens 1 to C, with an adapter: (..., H) to (..., C)."""
+        """Predict scores of the alternatives, tokens 1 to C, with an adapter: (..., H) to (..., C)."""
         every: Tensor = corrected(inputs, self.layer, down=down, up=up)
         return (every.sigmoid() if self.sigmoid else every)[..., 1:]
 
 
 def ranking_loss(scores: Tensor, overlaps: Tensor, *, margin: float) -> Tensor:
-    """The pairwise ranking loss of SAMRefiner eq. 4, mean over N answers.
+    """Compute the pairwise ranking loss of SAMRefiner eq. 4, mean over N answers.
 
-    With j the candidate of the highest overlap, the first on ties:
+    With j the candidate with the highest overlap, the first on ties:
 
         sum over i != j of max(0, x_i - x_j + margin)
 
@@ -257,8 +261,8 @@ def ranking_loss(scores: Tensor, overlaps: Tensor, *, margin: float) -> Tensor:
 def fit(keys: Sequence[str], read: Read, head: Head, *, recipe: AdaptSettings) -> tuple[Tensor, Tensor]:
     """Train the two factors of an adapter with SGD on single prompts.
 
-    Images are passed in another order each time, `images_per_step` a step, until there were `steps`; each step reads
-    its images anew, so memory does not grow with the data set.
+    Images are used in a new order in each epoch, `images_per_step` per step, for `steps` steps. Each step reads its
+    images from the file, so memory does not grow with the data set.
 
     Returns:
         A, float32 (r, H), and B, float32 (T, r). The first row of B is zero: the single-mask output keeps its score.
@@ -272,11 +276,11 @@ def fit(keys: Sequence[str], read: Read, head: Head, *, recipe: AdaptSettings) -
     factors = (down.requires_grad_(), up.requires_grad_())
     speeds = tuple(torch.zeros_like(factor) for factor in factors)
     for step, batch in zip(range(recipe.steps), _batches(keys, recipe=recipe), strict=False):
-        answered = [_single_answers(read(key), key, epoch, recipe=recipe) for epoch, key in batch]
-        inputs, overlaps = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*answered, strict=True))
+        examples = [_single_answers(read(key), key, epoch, recipe=recipe) for epoch, key in batch]
+        inputs, overlaps = (torch.from_numpy(np.concatenate(arrays)) for arrays in zip(*examples, strict=True))
         loss = ranking_loss(head.scores(inputs, down=down, up=up), overlaps, margin=recipe.margin)
         rate = recipe.learning_rate * 0.1 ** sum(step >= passed for passed in recipe.decay_steps)
-        # SGD by hand: the first step of torch's optimizers imports its compiler, which takes longer than the training.
+        # Custom SGD: the first step of torch's optimizers imports its compiler, which takes longer than the training.
         with torch.no_grad():
             for factor, speed, slope in zip(factors, speeds, torch.autograd.grad(loss, factors), strict=True):
                 speed.mul_(recipe.momentum).add_(slope + recipe.weight_decay * factor)
@@ -286,7 +290,7 @@ def fit(keys: Sequence[str], read: Read, head: Head, *, recipe: AdaptSettings) -
 
 @contextmanager
 def one_thread() -> Iterator[None]:
-    """Let torch work in one thread: on matrices this small, several only wait for each other."""
+    """Let torch use one thread: on matrices this small, several threads only wait for each other."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -296,7 +300,7 @@ def one_thread() -> Iterator[None]:
 
 
 def _batches(keys: Sequence[str], *, recipe: AdaptSettings) -> Iterator[list[tuple[int, str]]]:
-    """Images in a new order each epoch, with its number, without end."""
+    """Yield batches of (epoch, image) endlessly, with the images in a new order in each epoch."""
     rng = np.random.default_rng((recipe.seed, 1))
     epoch = 0
     while True:
@@ -309,13 +313,13 @@ def _batches(keys: Sequence[str], *, recipe: AdaptSettings) -> Iterator[list[tup
 def _single_answers(
     features: Features, key: str, epoch: int, *, recipe: AdaptSettings
 ) -> tuple[FloatArray, FloatArray]:
-    """Inputs (N, H) and overlaps (N, C) of single prompts: of each mask both, or one drawn for it in this epoch."""
+    """Return inputs (N, H) and overlaps (N, C) of single prompts: both of each mask, or one drawn in this epoch."""
     if recipe.both_prompts:
-        rows, asked = np.repeat(np.arange(len(features)), len(SINGLE)), np.tile(SINGLE, len(features))
+        rows, prompts = np.repeat(np.arange(len(features)), len(SINGLE)), np.tile(SINGLE, len(features))
     else:
         rng = np.random.default_rng((recipe.seed, epoch, zlib.crc32(key.encode())))
-        rows, asked = np.arange(len(features)), rng.choice(SINGLE, len(features))
-    return features.inputs[rows, asked], features.overlaps[rows, asked]
+        rows, prompts = np.arange(len(features)), rng.choice(SINGLE, len(features))
+    return features.inputs[rows, prompts], features.overlaps[rows, prompts]
 
 
 # --- measuring
@@ -324,10 +328,10 @@ def _single_answers(
 def compare(
     keys: Sequence[str], read: Read, head: Head, *, down: Tensor, up: Tensor, with_masks: bool
 ) -> tuple[Figures, Figures, Figures, Figures]:
-    """Choose candidates for held-out masks with and without an adapter: for points, boxes, both together, and all.
+    """Choose candidates for held-out masks with and without an adapter: for points, boxes, both pooled, and all.
 
     Args:
-        with_masks: Whether the adapter scores the answers to all prompts at once, too.
+        with_masks: Whether the adapter also scores the candidates of all prompts at once.
     """
     none = torch.zeros_like(up)
     counts = np.zeros(len(QUESTIONS), dtype=np.int64)
@@ -343,9 +347,9 @@ def compare(
         counts += len(features)
         sums += [measured.sum(axis=0) for measured in (was == best, now == best, was, now, before != after)]
 
-    def figures(prompts: str, *asked: int) -> Figures:
-        n = int(counts[list(asked)].sum())
-        return Figures(prompts, n, *(float(total) / max(n, 1) for total in sums[:, list(asked)].sum(axis=1)))
+    def figures(prompts: str, *columns: int) -> Figures:
+        n = int(counts[list(columns)].sum())
+        return Figures(prompts, n, *(float(total) / max(n, 1) for total in sums[:, list(columns)].sum(axis=1)))
 
     point, box, everything = (QUESTIONS.index(name) for name in (POINT, BOX, ALL))
     return (
@@ -356,11 +360,11 @@ def compare(
     )
 
 
-# --- which images
+# --- choosing images
 
 
 def drawn(count: int, most: int, *, seed: int) -> IntArray:
-    """Which of `count` images to use: all, or `most` of them drawn at random; ascending."""
+    """Choose which of `count` images to use: all, or `most` of them drawn at random; ascending."""
     if count <= most:
         return np.arange(count)
     chosen: IntArray = np.sort(np.random.default_rng((seed, 2)).choice(count, most, replace=False))
@@ -368,17 +372,17 @@ def drawn(count: int, most: int, *, seed: int) -> IntArray:
 
 
 def _picked(samples: Iterator[Sample], wanted: IntArray) -> Iterator[Sample]:
-    """The samples of these numbers, ascending."""
+    """Return the samples with these numbers, ascending."""
     numbers = set(wanted.tolist())
     return (sample for number, sample in enumerate(samples) if number in numbers)
 
 
 def split(keys: Sequence[str], *, held_out: float, seed: int, source: Path) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Images to learn from and images held out, at least one each, drawn at random and then in their order."""
+    """Split images at random into training and held-out images, at least one each, both in their original order."""
     if len(keys) < 2:
         raise DataError(
-            f"{source}: {len(keys)} readable images have masks; IoU adaption needs two at least, and hundreds to be "
-            f"worth it: one part teaches, the other shows whether it helped"
+            f"{source}: {len(keys)} readable images have masks; IoU adaption needs at least two, and hundreds to be "
+            f"useful: some are used for training, the others to measure whether it helps"
         )
     apart = min(max(1, round(held_out * len(keys))), len(keys) - 1)
     chosen = set(np.random.default_rng((seed, 0)).permutation(len(keys))[:apart].tolist())
@@ -390,15 +394,15 @@ def split(keys: Sequence[str], *, held_out: float, seed: int, source: Path) -> t
 
 def _check(source: Path, destination: Path, left: Path, *, resume: bool, fresh: bool, overwrite: bool) -> None:
     if resume and fresh:
-        raise UsageError("--resume goes on from features gathered before and --fresh drops them; choose one")
+        raise UsageError("--resume continues from features gathered before and --fresh discards them; choose one")
     refuse_overlap(source, destination)
     if not destination.parent.is_dir():
         raise UsageError(f"{destination}: there is no folder {destination.parent}; make it, or name another output")
     if destination.is_dir():
-        raise UsageError(f"{destination}: the adapter will be a file and here is a folder; name another output")
+        raise UsageError(f"{destination}: the adapter will be a file, but this is a folder; name another output")
     if destination.exists() and not overwrite:
         raise UsageError(f"{destination}: exists already; --overwrite replaces it, --output names another")
     if not resume and not fresh and holds_features(left):
         raise UsageError(
-            f"{left}: an earlier run left features here; --resume goes on from them, --fresh gathers them anew"
+            f"{left}: an earlier run left features here; --resume continues from them, --fresh starts over"
         )

@@ -1,10 +1,10 @@
-"""What IoU adaption learns from, gathered once and kept in a file.
+"""Gathers the training data of IoU adaption once, and stores them in a file.
 
-For every coarse mask the frozen model is asked three questions: the points alone, the box alone, and everything. Kept
-are the input of the last layer of the IoU head and the IoU of each alternative with the coarse mask, a few kilobytes
-a mask, so training needs neither model nor images, and can be repeated with other settings in seconds.
+The frozen model is prompted three times for every coarse mask: with the points alone, the box alone, and all prompts.
+The input of the last layer of the IoU head and the IoU of each alternative with the coarse mask are stored, a few
+kilobytes per mask. Training then needs neither model nor images, and can be repeated with other settings in seconds.
 
-The file is one of `job_lines`, like the journal of `refine`, with a line per image.
+The file is a `running.lines.JobLines`, like the journal of `refine`, with one line per image.
 """
 
 import base64
@@ -30,13 +30,13 @@ from refinetool.settings import RefineSettings
 
 POINT, BOX, ALL = QUESTIONS = ("point", "box", "all")
 SINGLE = (0, 1)
-"""Rows of QUESTIONS that are single prompts."""
+"""Indices of the single prompts in QUESTIONS."""
 FEATURES = Kind("refinetool_iou_features", "file of features")
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Features:
-    """The n masks of one image, each asked about in the Q = 3 ways of QUESTIONS.
+    """The n masks of one image, each prompted in the Q = 3 ways of QUESTIONS.
 
     inputs: float32 (n, Q, H), the input of the last layer of the IoU head.
     overlaps: float32 (n, Q, C), IoU of the C alternatives (mask tokens 1 to C) with the coarse mask.
@@ -51,14 +51,14 @@ class Features:
 
 @dataclass(frozen=True, slots=True)
 class Gathered:
-    """What was gathered: keys of the images that have masks, in the order of the file."""
+    """The result of gathering; `keys` are those of the images with masks, in the order of the file."""
 
     keys: tuple[str, ...]
     masks: int
     reused: int
     failed: int
     errors: tuple[str, ...]
-    """Sentences about the first images that could not be read."""
+    """Error messages of the first images that could not be read."""
 
 
 def gather(
@@ -71,14 +71,14 @@ def gather(
     total: int,
     on_progress: Callable[[int, int], None],
 ) -> Gathered:
-    """Ask the model about every mask that the file does not hold yet.
+    """Run the model on every mask that is not in the file yet.
 
     Args:
-        samples: Streamed: only a few are in memory at a time. Those without a mask to refine are passed over.
+        samples: Streamed: only a few are in memory at a time. Samples without a mask to refine are skipped.
         settings: How views are chosen and prompts mined, as in `refine`.
-        threads: How many read images and mine prompts ahead of the model.
+        threads: Number of threads that read images and mine prompts ahead of the model.
         total: Number of samples.
-        on_progress: Called after each sample, with how many are done and their total.
+        on_progress: Called after each sample with (samples done, samples in total).
     """
     refiner = Refiner(backend, settings)
     masks = reused = failed = 0
@@ -88,7 +88,7 @@ def gather(
     def prepare(sample: Sample) -> tuple[Sample, str, Prepared | DataError | Features | None]:
         if all(region.keep is not None for region in sample.regions):
             return sample, "", None
-        digest = digest_of(sample)  # before the image is read: what is kept was made from this, or from something newer
+        digest = digest_of(sample)  # before the image is read, so that a later change is always detected
         try:
             held = cache.find(sample.key, digest=digest)
             return sample, digest, refiner.prepare(sample) if held is None else held
@@ -115,7 +115,7 @@ def gather(
 
 
 def answers(backend: SquareBackend, jobs: Sequence[Job], *, settings: RefineSettings) -> Features:
-    """Ask the three questions about every mask of an image."""
+    """Prompt the model in the three ways of QUESTIONS for every mask of an image."""
     layer = backend.score_layer
     inputs = [np.zeros((0, len(QUESTIONS), layer.in_features), np.float32)]
     overlaps = [np.zeros((0, len(QUESTIONS), layer.out_features - 1), np.float32)]
@@ -124,16 +124,16 @@ def answers(backend: SquareBackend, jobs: Sequence[Job], *, settings: RefineSett
         if settings.prompts.box == "elastic":
             similarity = embedding.similarity(job.coarse)
             prompts = expand_boxes(prompts, job.coarse, similarity, settings=settings.prompts)
-        asked = [backend.predict_tokens(embedding, question) for question in questions(prompts)]
-        inputs.append(np.stack([answer.features.cpu().numpy() for answer in asked], axis=1))
-        overlaps.append(np.stack([answer.tokens.overlap(job.coarse)[:, 1:] for answer in asked], axis=1))
+        found = [backend.predict_tokens(embedding, question) for question in questions(prompts)]
+        inputs.append(np.stack([answer.features.cpu().numpy() for answer in found], axis=1))
+        overlaps.append(np.stack([answer.tokens.overlap(job.coarse)[:, 1:] for answer in found], axis=1))
     return Features(np.concatenate(inputs), np.concatenate(overlaps))
 
 
 def questions(prompts: Prompts) -> tuple[Prompts, Prompts, Prompts]:
-    """The prompts of N masks as three questions: points alone, box alone, everything.
+    """Split the prompts of N masks into the three kinds: points alone, box alone, all prompts.
 
-    They are what `refine` asks with all other prompts switched off; the layout of the tokens is then the same.
+    They equal the prompts of `refine` with all other prompts switched off, so the layout of the tokens is the same.
     """
     return (
         Prompts(prompts.points, prompts.labels, None, None),
@@ -146,24 +146,24 @@ def questions(prompts: Prompts) -> tuple[Prompts, Prompts, Prompts]:
 
 
 class FeatureFile:
-    """The features of images, on disk; memory holds one place per image. `append` is for one thread."""
+    """The features of images on disk; memory holds one position per image. Only one thread may `append`."""
 
     def __init__(self, path: Path, *, job: Mapping[str, object], fresh: bool) -> None:
         """Open or create the file.
 
         Args:
-            job: All that decides features apart from the sample, as JSON can hold it.
-            fresh: Whether to drop what the file holds.
+            job: Everything that affects features, apart from the sample, in JSON types.
+            fresh: Whether to discard the content of the file.
 
         Raises:
-            UsageError: something else lies there, or another run is writing it.
-            StorageError: it can't be written.
+            UsageError: The file is something else, or another run is writing it.
+            StorageError: The file can't be written.
         """
         self._places: dict[str, tuple[Place, str]] = {}  # with the digest of the sample
         self._lines = JobLines(path, FEATURES, job=job, fresh=fresh, on_line=self._index)
 
     def find(self, key: str, *, digest: str) -> Features | None:
-        """The features of a sample if the file holds them, made from masks and an image of this digest."""
+        """Return the features of a sample if the file holds them for masks and an image with this digest."""
         held = self._places.get(key)
         return None if held is None or held[1] != digest else self.load(key)
 
@@ -171,7 +171,7 @@ class FeatureFile:
         """Add the features of a sample whose masks and image have this digest.
 
         Raises:
-            StorageError: the disk is full, or the like; what was appended before is kept.
+            StorageError: The file can't be written, for example because the disk is full; earlier lines are kept.
         """
         record = {
             "key": key,
@@ -180,16 +180,16 @@ class FeatureFile:
             "inputs": base64.b64encode(features.inputs.astype("<f4").tobytes()).decode("ascii"),
             "overlaps": base64.b64encode(features.overlaps.astype("<f4").tobytes()).decode("ascii"),
         }
-        saved = f"the {len(self._places)} images seen so far are kept"
+        saved = f"the {len(self._places)} images finished so far are kept"
         self._places[key] = (self._lines.append(record, saved=saved), digest)
 
     def load(self, key: str) -> Features:
-        """The features of a sample that the file holds. Called from any thread."""
+        """Return the features of a sample that the file holds. May be called from any thread."""
         record = self._lines.load(self._places[key][0])
-        n, asked, width, alternatives = record["shape"]
+        n, kinds, width, alternatives = record["shape"]
         return Features(
-            _floats(record["inputs"]).reshape(n, asked, width),
-            _floats(record["overlaps"]).reshape(n, asked, alternatives),
+            _floats(record["inputs"]).reshape(n, kinds, width),
+            _floats(record["overlaps"]).reshape(n, kinds, alternatives),
         )
 
     def remove(self) -> None:
@@ -210,16 +210,16 @@ class FeatureFile:
 
 
 def features_path(output: Path) -> Path:
-    """Where the features of an adapter lie: `OUT.features.jsonl`, beside the file OUT."""
+    """Return the path of the features of an adapter: `OUT.features.jsonl`, beside the file OUT."""
     return output.with_name(output.name + ".features.jsonl")
 
 
 def holds_features(path: Path) -> bool:
-    """Whether features of at least one image lie there, of whatever job.
+    """Whether the file has features of at least one image, of any job.
 
     Raises:
-        UsageError: something else lies there.
-        StorageError: it can't be read.
+        UsageError: The file is something else.
+        StorageError: The file can't be read.
     """
     return holds_lines(path, FEATURES)
 
