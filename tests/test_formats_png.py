@@ -121,3 +121,12 @@ def test_broken_files_are_told_from_unsupported_ones(tmp_path: Path) -> None:
     check_headers([tmp_path / "text.png", good])
     with pytest.raises(MaskError, match=r"text\.png"):
         check_headers([tmp_path / "text.png", tmp_path / "empty.png"])
+
+
+def test_a_file_cut_off_anywhere_is_broken_and_no_crash(tmp_path: Path) -> None:
+    whole = write_png(tmp_path / "a.png", np.array([[0, 255], [255, 0]]), depth=8, colour=GREY).read_bytes()
+    end_of_pixels = whole.rindex(b"IDAT")
+    for length in range(end_of_pixels):
+        (tmp_path / "a.png").write_bytes(whole[:length])
+        with pytest.raises(MaskError):
+            read_values(tmp_path / "a.png")

@@ -237,6 +237,15 @@ def test_a_second_run_on_the_same_journal_is_refused(tmp_path: Path) -> None:
                 Journal(tmp_path / "j", job=JOB, fresh=fresh)
 
 
+def test_where_files_have_no_locks_a_run_goes_without(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def unsupported(*_: object) -> None:
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.flock", unsupported)
+    filled(tmp_path / "j", "ab")
+    assert reused(tmp_path / "j", "ab") == "ab"
+
+
 @contextmanager
 def disk_full_at(size: int) -> Iterator[None]:
     """Let no file of this process grow beyond `size` bytes: the write that crosses it is cut short, the next fails."""

@@ -217,10 +217,12 @@ def test_settings_are_resolved_once_and_for_all() -> None:
     assert (kept.view, kept.selection, kept.snap) == (chosen.view, chosen.selection, chosen.snap)
 
 
-def test_scores_beyond_one_are_clipped(picture: Path) -> None:
+@pytest.mark.parametrize(("score", "said"), [(1.3, 1.0), (-0.2, 0.0)])
+def test_scores_beyond_zero_and_one_are_clipped(picture: Path, score: float, said: float) -> None:
     """SAM's IoU head has no sigmoid."""
-    outcome = run(Refiner(BrightBackend(score=1.3), RefineSettings()), sample_of(picture, [COARSE[0]]))
-    assert outcome.annotations[0].predicted_iou == 1.0
+    settings = RefineSettings(guard=NO_GUARD, selection="single")
+    outcome = run(Refiner(BrightBackend(score=score), settings), sample_of(picture, [COARSE[0]]))
+    assert outcome.annotations[0].predicted_iou == said
 
 
 class Points(BrightBackend):
@@ -233,24 +235,38 @@ class Points(BrightBackend):
         return super().predict(embeddings, prompts)
 
 
+def points_of(sample: Sample, *, seed: int, passes: int) -> list[tuple[float, ...]]:
+    """The random points that are asked about a sample, pass after pass."""
+    settings = RefineSettings(seed=seed, passes=passes, guard=NO_GUARD, prompts=PromptSettings(point="random"))
+    Points.asked.clear()
+    run(Refiner(Points(), settings), sample)
+    return list(Points.asked)
+
+
 def random_points(picture: Path, regions: Sequence[int], *, seed: int, key: str = "one") -> list[tuple[float, ...]]:
     """The random points of two passes about some of the regions, by region."""
-    settings = RefineSettings(seed=seed, passes=2, guard=NO_GUARD, prompts=PromptSettings(point="random"))
     found = tuple(
         Region(n + 1, None, masks.encode(mask), keep=None if n in regions else Reason.CROWD)
         for n, mask in enumerate(COARSE)
     )
-    Points.asked.clear()
-    run(Refiner(Points(), settings), Sample(key, picture, SIZE, found))
-    return sorted(Points.asked)
+    return sorted(points_of(Sample(key, picture, SIZE, found), seed=seed, passes=2))
 
 
 def test_random_points_depend_on_the_region_and_nothing_else(picture: Path) -> None:
     both = random_points(picture, [0, 1], seed=3)
     assert both == sorted(random_points(picture, [0], seed=3) + random_points(picture, [1], seed=3))
-    assert len(set(both)) == 4, "each pass has its own"
     assert both != random_points(picture, [0, 1], seed=4)
     assert both != random_points(picture, [0, 1], seed=3, key="two")
+
+
+def test_equal_masks_get_random_points_of_their_own(picture: Path) -> None:
+    """In each region, in each part of a class, and in each pass, where the masks don't tell the draws apart."""
+    alike = points_of(sample_of(picture, [TRUTHS[0]] * 2), seed=3, passes=2)
+    assert len(set(alike)) == 4, "two regions, two passes; the second finds what the first was given"
+    squares = [rectangle(5, 40, 15, 50), rectangle(60, 5, 70, 15)]
+    parts = points_of(sample_of(picture, [squares[0] | squares[1]], "semantic"), seed=3, passes=1)
+    places = {(x - 5, y - 40) if x < 20 else (x - 60, y - 5) for x, y in parts}
+    assert len(parts) == len(places) == 2, "not the same place in both squares"
 
 
 def test_a_pass_that_loses_a_mask_starts_from_the_one_before(picture: Path) -> None:

@@ -21,7 +21,7 @@ from refinetool.records import Outcome, Region, Sample
 from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.running.journal import Journal
 from refinetool.running.run import run
-from refinetool.running.summary import Progress, Summary
+from refinetool.running.summary import Progress, Summary, Tally
 from refinetool.running.threads import IN_FLIGHT_BYTES, Result, in_process
 from refinetool.statuses import Reason
 
@@ -139,6 +139,39 @@ def test_progress_climbs_to_the_total(tmp_path: Path) -> None:
     assert (last.total, last.masks, last.refined, last.kept, last.failed) == (12, summary.masks, summary.refined, 0, 0)
     assert last.seconds_left == 0
     assert job.reports[0].seconds_left is None, "the first image holds nothing, so there is no rate yet"
+
+
+def test_rate_and_time_left_follow_from_the_samples_that_were_run() -> None:
+    tally = Tally(20, started=time.perf_counter() - 10)
+    for key in "abcdefgh":
+        tally.count(Outcome(key, ()))
+    tally.ran = 5  # the other three were taken over
+    progress, summary = tally.progress(), tally.summary()
+    assert progress.images_per_second == pytest.approx(0.5, rel=0.1)
+    assert progress.seconds_left == pytest.approx(24, rel=0.1), "twelve images, half a one per second"
+    assert summary.seconds == pytest.approx(10, rel=0.1)
+    assert summary.images_per_second == pytest.approx(0.5, rel=0.1)
+
+
+def test_the_seconds_of_a_sample_are_those_of_all_its_stages(tmp_path: Path) -> None:
+    class Slow(Shift):
+        def prepare(self, sample: Sample) -> Read:
+            time.sleep(0.02)
+            return super().prepare(sample)
+
+        def segment(self, jobs: Sequence[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+            time.sleep(0.04 * len(jobs))
+            return super().segment(jobs)
+
+        def finish(self, read: Read, refined: list[np.ndarray]) -> Outcome:
+            time.sleep(0.03)
+            return super().finish(read, refined)
+
+    job = Job(tmp_path / "j", refiner=Slow())
+    job.run(samples_of(4, tmp_path / "images"))
+    seconds = [json.loads(line)["seconds"] for line in job.path.read_text().splitlines()[1:]]
+    for masks, spent in zip([1, 2, 3], seconds, strict=True):
+        assert spent >= 0.02 + 0.04 * masks + 0.03 - 0.001
 
 
 # --- memory --------------------------------------------------------------------------------------------------------
