@@ -526,7 +526,7 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(folder: Path, monkeypat
         if done == 2:
             raise KeyboardInterrupt
 
-    with pytest.raises(Interrupted, match="is kept in"):
+    with pytest.raises(Interrupted, match="are kept in"):
         run(folder, on_progress=stop)
     assert not (folder / "a.safetensors").exists()
     with pytest.raises(UsageError, match="--resume continues"):

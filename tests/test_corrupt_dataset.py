@@ -425,7 +425,7 @@ def test_the_command(command: Command, truth: Path, tmp_path: Path) -> None:
     said = command("corrupt", truth, "--suite", "weak", "--record", record, "--picture", picture, "--seed", 3)
     assert said.code == 0, said.err
     assert "9 of 11 masks made coarse" in said.out
-    assert "1 left as they are: crowds" in said.out
+    assert "1 not changed: crowds" in said.out
     assert "3/3 images" in said.err
     assert (tmp_path / "truth.coarse.json").is_file()
     assert len(list(csv.DictReader(record.read_text().splitlines()))) == 9
@@ -453,7 +453,7 @@ def test_a_band_in_numbers(command: Command, truth: Path, tmp_path: Path) -> Non
     [
         (("--iou-low", 0.5), "--iou-low and --iou-high go together"),
         (("--iou-low", 0.9, "--iou-high", 0.5), "--iou-low 0.9 is above --iou-high 0.5"),
-        (("--band", "hard", "--iou-low", 0.5), "say the same"),
+        (("--band", "hard", "--iou-low", 0.5), "both set the band"),
     ],
 )
 def test_bands_that_make_no_sense(command: Command, truth: Path, arguments: tuple[object, ...], sentence: str) -> None:
@@ -466,5 +466,5 @@ def test_images_that_failed_end_in_an_exit_code(command: Command, truth: Path, t
     (tmp_path / "images" / "2.png").write_bytes(b"no image")
     said = command("corrupt", truth, "--generator", "superpixel")
     assert said.code == 1
-    assert "3 left as they are: the image can't be read" in said.out
+    assert "3 not changed: the image can't be read" in said.out
     assert "2.png" in said.err
