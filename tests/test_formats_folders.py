@@ -233,6 +233,14 @@ def test_masks_are_matched_to_images_by_name(tmp_path: Path) -> None:
     assert sample.regions[0].mask == masks.encode(SQUARE > 0)
 
 
+def test_of_two_images_of_a_name_the_photograph_is_taken(tmp_path: Path) -> None:
+    save_grey(tmp_path / "gt" / "a.png", SQUARE)
+    for suffix in (".bmp", ".jpeg", ".png"):
+        save_photo(tmp_path / "im" / f"a{suffix}", SQUARE.shape)
+    (sample,) = open_dataset(tmp_path / "gt").samples()
+    assert sample.image.name == "a.jpeg"
+
+
 def test_a_folder_per_image_holds_one_object_per_file(tmp_path: Path) -> None:
     save_photo(tmp_path / "images" / "cells.png", SQUARE.shape)
     for number in range(3):
@@ -319,7 +327,20 @@ def test_formats_are_told_from_names_and_values(
     assert open_dataset(maps(tmp_path / folder, save, values, name)).format == format
 
 
-@pytest.mark.parametrize(("save", "values"), [(save_map, MAP), (save_grey, MAP), (save_map, MAP.clip(0, 1))])
+TWO_OBJECTS = np.where(np.arange(10) == 4, np.minimum(SQUARE, 7), SQUARE)
+TWENTY_CLASSES = np.arange(20).reshape(4, 5)
+
+
+@pytest.mark.parametrize(
+    ("save", "values"),
+    [
+        (save_map, MAP),
+        (save_grey, MAP),
+        (save_map, MAP.clip(0, 1)),
+        (save_grey, TWO_OBJECTS),  # mostly black and white, but no soft edge has two values
+        (save_grey, TWENTY_CLASSES),
+    ],
+)
 def test_where_classes_and_objects_look_alike_the_user_is_asked(
     save: Callable[[Path, np.ndarray], Path], values: np.ndarray, tmp_path: Path
 ) -> None:

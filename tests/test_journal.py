@@ -153,6 +153,11 @@ def test_samples_of_another_job_are_known_but_not_used(tmp_path: Path) -> None:
     assert reused(tmp_path / "j", "ab") == "ab", "back to the first settings: their lines are still there"
 
 
+def test_a_job_is_the_same_in_whatever_order_it_is_told(tmp_path: Path) -> None:
+    filled(tmp_path / "j", "ab")
+    assert reused(tmp_path / "j", "ab", job=dict(reversed(JOB.items()))) == "ab"
+
+
 def test_a_sample_with_an_error_is_tried_again(tmp_path: Path) -> None:
     with Journal(tmp_path / "j", job=JOB, fresh=False) as journal:
         finish(journal, sample_of(tmp_path, "a"), outcome_of("a", error="a.jpg is broken"))

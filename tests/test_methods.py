@@ -13,6 +13,7 @@ from refinetool import masks
 from refinetool.backends import Embedding, Prediction
 from refinetool.baselines.classical import grabcut, smooth
 from refinetool.baselines.grid import grid_points, max_iou, merged
+from refinetool.candidates import choose
 from refinetool.errors import DataError, UsageError
 from refinetool.masks import disc_radius
 from refinetool.records import BoolArray, FloatArray, Outcome, Prompts, Region, Sample
@@ -226,6 +227,16 @@ def test_the_oracle_takes_the_candidate_nearest_to_the_truth(picture: Path) -> N
         ious = [masks.iou(masks.decode(rle), truth) for rle in offered.masks]
         assert ious[expected] == max(ious[1:])
         assert annotation.mask == offered.masks[expected]
+
+
+@pytest.mark.parametrize(("offered", "taken"), [([0.9], 0), ([0.9, 0.1], 1), ([0.9, 0.1, 0.3], 2)])
+def test_the_single_mask_is_taken_only_where_there_is_no_other(offered: list[float], taken: int) -> None:
+    class Scored(BrightPrediction):
+        scores = np.tile(np.array(offered, np.float32), (3, 1))
+
+    prediction = Scored(np.zeros((3, 4), np.float32), TRUTH, 0.0)
+    chosen = choose(prediction, coarse=np.stack([COARSE] * 3), truth=None, selection="predicted")
+    assert chosen.tolist() == [taken] * 3
 
 
 def test_candidates_survive_the_journal(picture: Path, tmp_path: Path) -> None:

@@ -269,19 +269,21 @@ def test_equal_masks_get_random_points_of_their_own(picture: Path) -> None:
     assert len(parts) == len(places) == 2, "not the same place in both squares"
 
 
-def test_a_pass_that_loses_a_mask_starts_from_the_one_before(picture: Path) -> None:
+@pytest.mark.parametrize("seen", [TRUTHS[0] & ~TRUTHS[0], TRUTHS[1]], ids=["nothing", "one of two"])
+def test_a_pass_that_loses_a_mask_starts_from_the_one_before(picture: Path, seen: BoolArray) -> None:
     class Forgetful(BrightBackend):
-        """Finds nothing the first time, and what is bright the next."""
+        """Finds only what is seen the first time, and what is bright the next."""
 
         calls: ClassVar[list[int]] = []
 
         def predict(self, embeddings: Sequence[Embedding], prompts: Sequence[Prompts]) -> list[Prediction]:
             self.calls.append(1)
             if len(self.calls) == 1:
-                embeddings = [BrightEmbedding(np.zeros(e.size, np.bool_)) for e in embeddings]
+                embeddings = [BrightEmbedding(seen) for _ in embeddings]
             return super().predict(embeddings, prompts)
 
-    outcome = run(Refiner(Forgetful(), RefineSettings(passes=2)), sample_of(picture, list(COARSE)))
+    settings = RefineSettings(passes=2, view=ViewSettings(mode="frame"))
+    outcome = run(Refiner(Forgetful(), settings), sample_of(picture, list(COARSE)))
     assert [(found == truth).all() for found, truth in zip(decoded(outcome), TRUTHS, strict=True)] == [True, True]
 
 
@@ -322,6 +324,8 @@ def test_refine_image_returns_arrays_in_order(picture: Path) -> None:
     ("image", "coarse", "said"),
     [
         (np.zeros((*SIZE, 3), np.float32), np.zeros((1, *SIZE), np.bool_), "expected uint8"),
+        (np.zeros((*SIZE, 4), np.uint8), np.zeros((1, *SIZE), np.bool_), "expected uint8 (H, W, 3)"),
+        (np.zeros(SIZE, np.uint8), np.zeros((1, *SIZE), np.bool_), "expected uint8 (H, W, 3)"),
         (np.zeros((*SIZE, 3), np.uint8), np.zeros(SIZE, np.bool_), "expected (N, 60, 80)"),
         (np.zeros((*SIZE, 3), np.uint8), np.zeros((1, 80, 60), np.bool_), "expected (N, 60, 80)"),
         (np.zeros((*SIZE, 3), np.uint8), np.full((1, *SIZE), np.nan), "NaN"),

@@ -175,9 +175,11 @@ def test_failed_images_are_left_for_later(tmp_path: Path, loaded: list[ShiftWith
 def test_a_dry_run_touches_nothing(tmp_path: Path, loaded: list[ShiftWithSettings]) -> None:
     coarse, output = coco(tmp_path), tmp_path / "refined.json"
     (tmp_path / "images/5.jpg").unlink()
-    summary = refine(coarse, output, dry_run=True)
+    told: list[Progress] = []
+    summary = refine(coarse, output, dry_run=True, on_progress=told.append)
     assert (summary.images, summary.masks, summary.kept) == (12, 18, {"dry-run": 17, "image-missing": 1})
     assert (summary.failed, summary.output, summary.refined) == (1, None, 0)
+    assert [(progress.done, progress.total) for progress in told] == [(n + 1, 12) for n in range(12)]
     assert not loaded
     assert sorted(path.name for path in tmp_path.iterdir()) == ["coarse.json", "images"]
 

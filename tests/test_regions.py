@@ -154,6 +154,16 @@ def test_only_the_relaxed_rule_joins_sparse_components() -> None:
     assert len(split(mask, settings=SplitSettings(rule="relaxed"))) == 1
 
 
+@pytest.mark.parametrize("order", [1, -1])
+def test_the_relaxed_rule_asks_for_the_density_of_the_sparser_half(order: int) -> None:
+    ring = rectangles((14, 14), (1, 1, 13, 13)) & ~rectangles((14, 14), (2, 2, 12, 12))
+    square = rectangles((14, 14), (2, 1, 12, 13))
+    # 120 pixels and the ring's 44 are less than half of the 31 x 12 around both.
+    mask = np.hstack([ring, np.zeros((14, 6), np.bool_), square][::order])
+    assert len(split(mask, settings=SplitSettings(rule="paper"))) == 2
+    assert len(split(mask, settings=SplitSettings(rule="relaxed"))) == 1
+
+
 def test_collinear_lines_have_boxes_with_an_area() -> None:
     # The release measures the box around both without its last row: an area of 0 to divide by.
     near, far = rectangles((9, 60), (2, 4, 12, 5), (14, 4, 24, 5)), rectangles((9, 60), (2, 4, 12, 5), (40, 4, 50, 5))
