@@ -54,7 +54,7 @@ MODELS: dict[str, Model] = {
             "refinetool.backends.embedded:EmbeddedBackend",
             "",
             ModelDefaults(
-                view="crop", selection="single", snap="guided", min_predicted_iou=0.76, min_expected_gain=0.2
+                view="crop", selection="single", snap="guided", min_predicted_iou=0.76, min_expected_gain=0.18
             ),
         ),
         Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", SAM, "vit_b"),
