@@ -66,7 +66,9 @@ def test_any_depth_is_read_and_written_back(depth: int, colour: int, interlaced:
     choose = np.random.default_rng(depth)
     old, new = choose.integers(0, min(2**depth, 64), (2, 9, 13), dtype=np.uint8)
     path = write_png(tmp_path / "old.png", old, depth=depth, colour=colour, interlaced=interlaced)
-    assert np.array_equal(read_values(path), old)
+    read = read_values(path)
+    assert read.dtype == np.uint8
+    assert np.array_equal(read, old)
     again = tmp_path / "new.png"
     again.write_bytes(with_values(path, new))
     assert np.array_equal(read_values(again), new)

@@ -52,7 +52,8 @@ def test_area_and_box_are_those_of_pycocotools(tmp_path: Path, capsys: pytest.Ca
     assert (coco.annToMask(drawn) == mask).all()
     assert drawn["area"] == mask.sum() == 16
     assert drawn["bbox"] == [1, 2, 7, 5]
-    assert coco.loadAnns([6])[0]["area"] == 0
+    empty = coco.loadAnns([6])[0]
+    assert (empty["area"], empty["bbox"]) == (0, [0, 0, 0, 0])
     assert coco.loadCats([2])[0]["name"] == "cat"
 
 

@@ -278,3 +278,26 @@ def test_the_record_has_a_line_for_every_mask(tmp_path: Path) -> None:
     assert sorted(int(row["id"]) for row in rows) == sorted(record["id"] for record in annotations)
     assert sum(row["status"] == "refined" for row in rows) == summary.refined
     assert {row["status"] for row in rows if row["status"] != "refined"} == {f"kept:{why}" for why in summary.kept}
+
+
+@pytest.mark.usefixtures("loaded")
+@pytest.mark.parametrize(("include_crowd", "refined", "kept"), [(False, 0, {"crowd": 18}), (True, 18, {})])
+def test_crowds_are_refined_where_the_settings_ask_for_it(
+    tmp_path: Path, include_crowd: bool, refined: int, kept: dict[str, int]
+) -> None:
+    coarse = coco(tmp_path)
+    coarse.write_text(coarse.read_text().replace('"iscrowd": 0', '"iscrowd": 1'))
+    settings = RefineSettings(image_batch=4, include_crowd=include_crowd)
+    summary = refine(coarse, tmp_path / "refined.json", settings=settings)
+    assert (summary.refined, summary.kept) == (refined, kept)
+
+
+@pytest.mark.usefixtures("loaded")
+def test_ground_truth_needs_no_images_beside_it(tmp_path: Path) -> None:
+    coarse = coco(tmp_path)
+    (tmp_path / "truths" / "2026").mkdir(parents=True)
+    truth = tmp_path / "truths" / "2026" / "truth.json"
+    truth.write_text(coarse.read_text())
+    settings = RefineSettings(image_batch=4, selection="oracle")
+    summary = refine(coarse, tmp_path / "refined.json", images=None, truth=truth, settings=settings)
+    assert (summary.refined, summary.kept) == (18, {})
