@@ -17,14 +17,16 @@ def joined(*files: Iterable[Sample]) -> Iterator[tuple[str, Mapping[int, Sample]
         DataError: An image occurs twice in a file.
     """
     waiting: dict[str, dict[int, Sample]] = {}
+    complete: set[str] = set()
     for row in zip_longest(*files):
         for number, sample in enumerate(row):
             if sample is None:
                 continue
             found = waiting.setdefault(sample.key, {})
-            if number in found:
+            if number in found or sample.key in complete:
                 raise DataError(f"Image {sample.key} occurs twice in one file; keep one of its entries.")
             found[number] = sample
             if len(found) == len(files):
+                complete.add(sample.key)
                 yield sample.key, waiting.pop(sample.key)
     yield from waiting.items()
