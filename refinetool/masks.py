@@ -132,6 +132,14 @@ def tight_box(mask: Mask) -> Box:
     return box
 
 
+def paste(crop: Mask, box: Box, *, size: Size) -> Mask:
+    """Return the mask of an image of `size`, bool (H, W): the crop within its half-open xyxy box, else background."""
+    x0, y0, x1, y1 = box
+    mask = np.zeros(size, dtype=np.bool_)
+    mask[y0:y1, x0:x1] = crop
+    return mask
+
+
 def iou(a: Mask, b: Mask) -> float:
     """Compute the intersection over union in 0..1; two empty masks count as equal (1.0, as in DAVIS)."""
     either = int(np.count_nonzero(a | b))

@@ -210,11 +210,9 @@ class Refiner:
 
 def in_view(part: Part, view: View) -> Mask:
     """Return the mask of a part, bool (H, W), in the frame of a view that contains the whole part."""
-    mask = np.zeros(view.size, dtype=np.bool_)
     left, top, _, _ = view.window
     x0, y0, x1, y1 = part.box
-    mask[y0 - top : y1 - top, x0 - left : x1 - left] = part.mask
-    return mask
+    return masks.paste(part.mask, (x0 - left, y0 - top, x1 - left, y1 - top), size=view.size)
 
 
 def truth_in_view(parts: Sequence[Part], view: View, sample: Sample) -> Masks | None:

@@ -85,12 +85,12 @@ class ClassParts:
 
     def mask(self, part: int) -> Mask:
         """The mask of one part, bool (H, W)."""
-        return _pasted(self.crop(part), self.box(part), size=self.size)
+        return masks.paste(self.crop(part), self.box(part), size=self.size)
 
     def dropped(self) -> Mask:
         """bool (H, W): the components that are in no part, because they are too small."""
         trivial = (self._components > 0) & (self._part_of[self._components] == DROPPED)
-        return _pasted(trivial, self._window, size=self.size)
+        return masks.paste(trivial, self._window, size=self.size)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +109,7 @@ class Claim:
     predicted_iou: float | None
 
 
-def split_sample(sample: Sample, *, settings: SplitSettings) -> tuple[list[Part], list["Claim"]]:
+def split_sample(sample: Sample, *, settings: SplitSettings) -> tuple[list[Part], list[Claim]]:
     """Return the parts of a sample to refine, and the components of class masks that are too small to refine."""
     parts: list[Part] = []
     trivial: list[Claim] = []
@@ -255,25 +255,24 @@ def _merged(
         if region.mask is not None and masks.area(region.mask) > 0
     }
     void = None if sample.void is None else masks.decode(sample.void)
-    crowded_out: set[int] = set()
+    fixed = {n: whole_claim(n, mask, predicted_iou=math.inf) for n, mask in coarse.items()}
+    moving = refined
     while True:
-        claims = [claim for claim in (*trivial, *(v.claim for v in verdicts)) if claim.owner in refined - crowded_out]
-        fixed = [whole_claim(n, mask, predicted_iou=math.inf) for n, mask in coarse.items()
-                 if n not in refined or n in crowded_out]  # fmt: skip
-        owners = merge([*claims, *fixed], void=void, size=sample.size)
-        overlaps = {n: masks.iou(owners == n, coarse[n]) for n in refined - crowded_out}
-        lost = {n for n, overlap in overlaps.items()
-                if not (owners == n).any() or drifted(coarse[n], owners == n, overlap)}  # fmt: skip
+        claims = [claim for claim in (*trivial, *(verdict.claim for verdict in verdicts)) if claim.owner in moving]
+        claims += [claim for n, claim in fixed.items() if n not in moving]
+        owners = merge(claims, void=void, size=sample.size)
+        overlaps = {n: masks.iou(owners == n, coarse[n]) for n in moving}
+        lost = {n for n in moving if not (owners == n).any() or drifted(coarse[n], owners == n, overlaps[n])}
         if not lost:
             break
-        crowded_out |= lost
+        moving = moving - lost
 
     annotations = []
     for n, (region, own) in enumerate(zip(sample.regions, by_region, strict=True)):
-        if n in overlaps:
+        if n in moving:
             accepted = [verdict for verdict in own if verdict.reason is None]
             annotations.append(Annotation(masks.encode(owners == n), None, _mean_score(accepted), overlaps[n]))
-        elif n in crowded_out:
+        elif n in refined:
             annotations.append(Annotation(region.mask, Reason.CROWDED_OUT, _mean_score(own)))
         elif own:
             largest = max(own, key=lambda verdict: int(verdict.claim.mask.sum()))
@@ -304,7 +303,7 @@ def _untouched(region: Region) -> Annotation:
 
 def _encode_claim(claim: Claim, size: Size) -> Rle:
     """Encode a claim as RLE in the frame of its image."""
-    return masks.encode(_pasted(claim.mask, claim.box, size=size))
+    return masks.encode(masks.paste(claim.mask, claim.box, size=size))
 
 
 # --- Algorithm 1, on boxes and areas
@@ -398,10 +397,3 @@ def _joined(boxes: IntArray, areas: IntArray, part_of: IntArray) -> tuple[IntArr
     total = np.zeros(count, dtype=np.int64)
     np.add.at(total, part_of, areas)
     return corners * [1, 1, -1, -1], total
-
-
-def _pasted(crop: Mask, box: Box, *, size: Size) -> Mask:
-    x0, y0, x1, y1 = box
-    mask = np.zeros(size, dtype=np.bool_)
-    mask[y0:y1, x0:x1] = crop
-    return mask

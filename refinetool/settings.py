@@ -238,7 +238,9 @@ _PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"))
 ABLATION = replace(_PLAIN, selection="predicted")
 """The base of every row of an ablation: the model's own masks, chosen by predicted IoU as in the paper."""
 
-METHODS = {
+MethodName: TypeAlias = Literal["samrefiner", "tight-box", "grid-max-iou", "grid-merge", "grabcut", "guided", "smooth"]
+
+METHODS: dict[MethodName, RefineSettings] = {
     "samrefiner": RefineSettings(),
     "tight-box": replace(
         _PLAIN,

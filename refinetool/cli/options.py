@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 import typer
 
 from refinetool.formats import FORMATS
-from refinetool.settings import BATCHES, JobSettings, RefineSettings
+from refinetool.settings import BATCHES, JobSettings, MethodName, RefineSettings
 
 JOB, REFINE = JobSettings(), RefineSettings()
 
@@ -127,7 +127,7 @@ AsJson: TypeAlias = Annotated[bool, _flag("--json", text="Print the summary as J
 # --- refinement
 
 Method: TypeAlias = Annotated[
-    Literal["samrefiner", "tight-box", "grid-max-iou", "grid-merge", "grabcut", "guided", "smooth"],
+    MethodName,
     typer.Option("--method", help="samrefiner, or a baseline for comparison.", rich_help_panel=METHOD),
 ]
 Truth: TypeAlias = Annotated[
