@@ -443,6 +443,8 @@ class TrainSettings:
     """Draws of a coarse mask before the one closest to its range of IoU is used."""
     edge_loss: float = 0.3
     """Weight of the auxiliary loss that makes the image features predict edges, independently of the prompts."""
+    harm_loss: float = 2.0
+    """Weight of the loss of the detail head's masks that are worse than their coarse masks."""
     save_every: int = 250
     validate_every: int = 500
     validation_examples: int = 160

@@ -19,7 +19,7 @@ from refinetool.modules.embedded import DETAIL_PREFIX, build_embedded, decode, e
 from refinetool.settings import TrainSettings
 from refinetool.train.embedded.checkpoint import MetricsLog, read_metrics, read_run
 from refinetool.train.embedded.curves import draw_curves
-from refinetool.train.embedded.losses import dice_loss, hard_iou, mask_loss
+from refinetool.train.embedded.losses import dice_loss, hard_iou, harm_loss, mask_loss
 from refinetool.train.embedded.run import TrainProgress, train_embedded
 from refinetool.train.embedded.schedule import learning_rate_at, seconds_left, share_done, side_at
 from refinetool.train.embedded.step import FULL, prompt_groups
@@ -43,6 +43,25 @@ def test_the_loss_of_a_perfect_mask_is_nearly_nothing() -> None:
     assert losses.true_iou.min() > 0.75
     assert losses.mask < 0.1 * worse.mask
     assert worse.iou > 0.9
+
+
+def test_only_masks_that_became_worse_are_harmed() -> None:
+    target = torch.zeros(4, 4, 4)
+    target[:, :2] = 1
+    weight = torch.ones(4, 4, 4)
+    weight[:, :, 3] = 0  # unknown: nothing there counts
+    coarse = torch.where(target > 0.5, 1.0, -1.0)
+    coarse[1, 2] = 1  # IoU 6 / 9
+    coarse[2] = 0  # a prompt without a mask
+    # Half the object is found in rows 0 and 2, everything in row 1; row 3 is exact.
+    logits = torch.full((4, 4, 4), -40.0)
+    logits[:, 0], logits[1, 1], logits[3, 1] = 40, 40, 40
+    loss = harm_loss(logits.requires_grad_(), coarse=coarse, target=target, weight=weight)
+    assert loss.item() == pytest.approx((1 - 3 / 6) / 4), "of four masks, only the first lost IoU"
+    loss.backward()  # type: ignore[no-untyped-call]
+    soft = harm_loss(torch.zeros(4, 4, 4), coarse=coarse, target=target, weight=weight)
+    after = 0.5 * 6 / (0.5 * 12 + 6 - 0.5 * 6)
+    assert soft.item() == pytest.approx(((1 - after) + (6 / 9 - after) + 0 + (1 - after)) / 4)
 
 
 def test_ignored_cells_do_not_count() -> None:

@@ -46,6 +46,25 @@ def detail_loss(logits: Tensor, predicted_iou: Tensor, *, target: Tensor, weight
     return MaskLoss(_per_mask(fine, truth, weight).mean(), error, true_iou)
 
 
+def harm_loss(logits: Tensor, *, coarse: Tensor, target: Tensor, weight: Tensor) -> Tensor:
+    """Compute the mean of max(0, IoU(coarse) - IoU(mask)): what a mask loses against its coarse mask.
+
+    The IoU of a mask is computed from its probabilities, so that it has a gradient. Prompts without a mask count as 0.
+
+    Args:
+        logits: (N, S/2, S/2), of the refined masks.
+        coarse: (N, S/2, S/2), 1 inside the coarse mask and -1 outside, or 0 everywhere if the prompt has no mask.
+        target, weight: (N, S/2, S/2), as for `mask_loss`.
+    """
+    known = weight > 0
+    truth = (target >= 0.5) & known
+    before = hard_iou((coarse > 0)[:, None], truth[:, None], known=known[:, None])[:, 0]
+    probability = logits.float().sigmoid() * known
+    overlap = (probability * truth).sum((1, 2))
+    after = overlap / (probability.sum((1, 2)) + truth.sum((1, 2)) - overlap).clamp(min=1)
+    return (F.relu(before - after) * (coarse != 0).any(2).any(1)).mean()
+
+
 def _per_mask(logits: Tensor, truth: Tensor, weight: Tensor) -> Tensor:
     """Compute 2 x weighted cross-entropy + dice of each mask: (N, T, h, w) → (N, T); weight is (N, 1, h, w)."""
     entropy = F.binary_cross_entropy_with_logits(logits, truth, reduction="none")

@@ -11,7 +11,7 @@ from refinetool.modules.embedded import CHANNELS, EmbeddedModel, Encoded, build_
 from refinetool.records import ABSENT
 from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
-from refinetool.train.embedded.losses import detail_loss, edge_loss, mask_loss
+from refinetool.train.embedded.losses import detail_loss, edge_loss, harm_loss, mask_loss
 
 
 class PromptKinds(NamedTuple):
@@ -86,9 +86,10 @@ def train_step(
         encoded = look(model, batch.image)
         questions = [pose(encoded, batch, rows=rows, kinds=kinds, generator=noise) for rows, kinds in groups]
         answers = [answer(model, question) for question in questions]
+        coarse = torch.cat([question.coarse for question in questions])
         refined, score = model.detail(
             [torch.cat(level) for level in zip(*(question.encoded.seen for question in questions), strict=True)],
-            torch.cat([question.coarse for question in questions]),
+            coarse,
             torch.cat([logits[:, 0] for logits, _ in answers]),
         )
         if whole:
@@ -97,13 +98,11 @@ def train_step(
         for question, (logits, predicted_iou) in zip(questions, answers, strict=True):
             losses = mask_loss(logits, predicted_iou, question.targets, question.weights)
             total = total + (losses.mask + losses.iou) * len(question.targets) / len(refined)
-    losses = detail_loss(
-        refined,
-        score,
-        target=torch.cat([question.targets for question in questions]),
-        weight=torch.cat([question.weights for question in questions]),
-    )
+    target = torch.cat([question.targets for question in questions])
+    weight = torch.cat([question.weights for question in questions])
+    losses = detail_loss(refined, score, target=target, weight=weight)
     total = total + losses.mask + losses.iou
+    total = total + settings.harm_loss * harm_loss(refined, coarse=coarse, target=target, weight=weight)
 
     optimizer.zero_grad(set_to_none=True)
     total.backward()  # type: ignore[no-untyped-call]
