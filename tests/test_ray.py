@@ -333,3 +333,49 @@ def test_a_node_that_is_lost_takes_its_worker_and_nothing_else(tmp_path: Path) -
     assert len(summary.crashes) == 1
     assert (summary.images, summary.failed) == (200, 0)
     assert journalled(tmp_path / "j") == in_one_process(samples, tmp_path / "whole")
+
+
+# --- the whole command
+
+
+@pytest.mark.slow
+def test_one_worker_two_workers_and_a_killed_run_write_the_same_bytes(tmp_path: Path) -> None:
+    """With the embedded model, on photographs."""
+    sys.path.insert(0, str(Path(HERE).parent / "benchmarks"))
+    from scaling import make
+
+    coarse = make(tmp_path, 12)
+
+    def command(output: str, *options: str) -> list[str]:
+        given = ["refine", str(coarse), "-o", str(tmp_path / output), "--device", "cpu", "--quiet", *options]
+        return [sys.executable, "-m", "refinetool", *given]
+
+    for output, options in (("one", []), ("two", ["--workers", "2"])):
+        subprocess.run(command(output, *options), check=True)
+    killed = subprocess.Popen(command("killed", "--workers", "2"))
+    journal = tmp_path / "killed.journal.jsonl"
+    while not journal.exists() or journal.read_bytes().count(b"\n") < 3:
+        assert killed.poll() is None
+        time.sleep(0.01)
+    killed.kill()
+    killed.wait()
+    kept = journal.read_bytes().count(b"\n") - 1
+    subprocess.run(command("killed", "--workers", "2", "--resume"), check=True)
+    assert 1 <= kept < 12
+    assert (tmp_path / "one").read_bytes() == (tmp_path / "two").read_bytes() == (tmp_path / "killed").read_bytes()
+    assert not journal.exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("nonsense", "--ray-address is 'nonsense'; expected HOST:PORT"),
+        ("ray://host:1", "--ray-address is 'ray://host:1'; expected HOST:PORT"),
+        ("127.0.0.1:9", r"there is no Ray cluster at 127\.0\.0\.1:9"),
+    ],
+)
+def test_an_address_without_a_cluster_is_refused_at_once(address: str, sentence: str) -> None:
+    from refinetool.running.ray import cluster
+
+    with pytest.raises(UsageError, match=sentence), cluster(address, cpus=1):
+        pass
