@@ -34,6 +34,7 @@ class Job:
     refiner: Shift = field(default_factory=Shift)
     threads: int = 2
     batch: int = 4
+    batches: int = 1
     stop: threading.Event = field(default_factory=threading.Event)
     reports: list[Progress] = field(default_factory=list)
     found: dict[str, Outcome | None] = field(default_factory=dict)
@@ -43,7 +44,7 @@ class Job:
     crashes: tuple[str, ...] = ()
 
     def results(self, samples: Iterable[Sample], *, stopped: Callable[[], bool]) -> Generator[Result, None, None]:
-        return in_process(samples, self.refiner, threads=self.threads, stopped=stopped)
+        return in_process(samples, self.refiner, threads=self.threads, batches=self.batches, stopped=stopped)
 
     def run(self, samples: Sequence[Sample] | Iterator[Sample], total: int | None = None) -> Summary:
         with Journal(self.path, job={}, fresh=False) as journal:
@@ -88,6 +89,40 @@ def test_threads_and_batches_change_nothing(tmp_path: Path) -> None:
             journals.append(journalled(job.path))
     assert len(journals[0]) == 17
     assert journals[1:] == journals[:1] * 3
+
+
+def test_several_batches_at_a_time_change_nothing_but_the_time(tmp_path: Path) -> None:
+    class Slow(Shift):
+        def segment(self, jobs: Sequence[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+            with self.lock:
+                at_once.append(at_once[-1] + 1)
+            time.sleep(0.02 * (1 + len(at_once) % 3))  # later batches may be done before earlier ones
+            with self.lock:
+                at_once.append(at_once[-1] - 1)
+            return super().segment(jobs)
+
+    samples = samples_of(40, tmp_path / "images")
+    found = []
+    for batches in (1, 3):
+        at_once = [0]
+        job = Job(tmp_path / str(batches), refiner=Slow(), batches=batches)
+        job.run(samples)
+        assert max(at_once) == batches
+        found.append((journalled(job.path), sorted(job.refiner.batches)))
+    assert found[0] == found[1]
+
+
+def test_a_stop_finishes_the_batches_that_are_running(tmp_path: Path) -> None:
+    class Stopping(Shift):
+        def segment(self, jobs: Sequence[tuple[str, np.ndarray]]) -> list[np.ndarray]:
+            if len(self.batches) == 4:
+                job.stop.set()
+            return super().segment(jobs)
+
+    job = Job(tmp_path / "j", refiner=Stopping(), batches=3)
+    with pytest.raises(Interrupted):
+        job.run(samples_of(100, tmp_path / "images"))
+    assert {record["key"] for record in journalled(job.path)} == set(job.refiner.asked)
 
 
 def test_batches_follow_from_the_input_and_not_from_timing(tmp_path: Path) -> None:
