@@ -9,7 +9,8 @@
     ├── StorageError        1   an output can't be written
     └── Interrupted       130   the user stopped the run; finished work is kept
 
-A message is one or two sentences: where (file, record), what was found, what was expected, what to do.
+A message is one or two sentences: where (file, record), what was found, what was expected, what to do. It may quote
+what files contain, so control characters are escaped and very long quotations are shortened.
 Any other exception that reaches the user is a bug and keeps its traceback.
 """
 
@@ -19,10 +20,31 @@ if TYPE_CHECKING:
     from refinetool.statuses import Reason
 
 
+LONGEST_MESSAGE = 1000
+"""Characters; of a longer message the middle is left out, so that both the place and the advice are kept."""
+
+
+def printable(text: str) -> str:
+    """Escape what could change a terminal, forge a line of a log or fail to be encoded: `\\x1b`, `\\n`, `\\udcff`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str) -> str:
+    """Leave out the middle of a text of more than LONGEST_MESSAGE characters."""
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    return f"{text[: LONGEST_MESSAGE - 405]} ... {text[-400:]}"
+
+
 class RefinetoolError(Exception):
     """Any expected error; `str(error)` is the message to print."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(printable(message)))
 
 
 class UsageError(RefinetoolError):
@@ -60,6 +82,9 @@ class Interrupted(RefinetoolError):  # noqa: N818 - not an error
     """The user stopped the run; finished work is in the journal."""
 
     exit_code = 130
+
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)  # it may be of two lines, and quotes the command line in full
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -187,7 +187,7 @@ def test_a_dry_run_touches_nothing(tmp_path: Path, loaded: list[ShiftWithSetting
 @pytest.mark.usefixtures("loaded")
 def test_an_output_in_the_way(tmp_path: Path) -> None:
     coarse, output = coco(tmp_path), tmp_path / "refined.json"
-    with pytest.raises(UsageError, match="is the input itself"):
+    with pytest.raises(UsageError, match="would replace the input"):
         refine(coarse, coarse, overwrite=True)
     with pytest.raises(UsageError, match="there is no folder"):
         refine(coarse, tmp_path / "absent" / "refined.json")
@@ -261,7 +261,7 @@ def test_a_folder_is_replaced_only_if_it_can_be_nothing_but_an_output(tmp_path: 
     (output / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"holds notes.txt, which is not an output"):
         refine(coarse, output, overwrite=True)
-    with pytest.raises(UsageError, match="lies within the input"):
+    with pytest.raises(UsageError, match="would lie within the input"):
         refine(coarse, coarse / "refined")
     with pytest.raises(UsageError, match="which is not an output"):
         refine(coarse, tmp_path, overwrite=True)

@@ -36,6 +36,7 @@ REASONS: dict[Reason, str] = {
     Reason.EMPTY: "empty masks",
     Reason.EMPTY_RESULT: "the model found nothing",
     Reason.IMAGE_MISSING: "the image is missing",
+    Reason.IMAGE_OUTSIDE: "the image is a link out of its folder; --follow-links allows that",
     Reason.IMAGE_TOO_LARGE: "the image is too large; --max-pixels allows more",
     Reason.IMAGE_UNREADABLE: "the image can't be read",
     Reason.LOW_SCORE: "the model predicts too low an IoU for the refined mask",

@@ -52,6 +52,7 @@ def corrupt(
     ] = None,
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
+    follow_links: options.FollowLinks = False,
     max_pixels: Annotated[
         int,
         typer.Option(
@@ -146,6 +147,7 @@ def corrupt(
             images=images,
             format=None if file_format == "auto" else file_format,
             sizes=sizes,
+            follow_links=follow_links,
             limit=limit,
             overwrite=overwrite,
             record=record,

@@ -70,6 +70,10 @@ Sizes: TypeAlias = Annotated[
     Path | None,
     _given("--sizes", metavar="PATH", text="COCO JSON that lists the images, for COCO results.", panel=FILES),
 ]
+FollowLinks: TypeAlias = Annotated[
+    bool,
+    _flag("--follow-links", text="Follow links in the folders of images and masks that lead out of them.", panel=FILES),
+]
 Record: TypeAlias = Annotated[
     Path | None,
     _given("--record", metavar="PATH", text="CSV file to write: the status of every mask.", panel=FILES),
