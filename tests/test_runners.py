@@ -60,9 +60,9 @@ class Job:
 
 
 def journalled(path: Path) -> list[dict[str, object]]:
-    """The lines of a journal without the header and the seconds."""
+    """The lines of a journal without the header, the seconds and the checks, which cover the seconds."""
     records = [json.loads(line) for line in path.read_text().splitlines()[1:]]
-    return [{name: value for name, value in record.items() if name != "seconds"} for record in records]
+    return [{name: value for name, value in record.items() if name not in ("seconds", "check")} for record in records]
 
 
 # --- what comes out ------------------------------------------------------------------------------------------------
