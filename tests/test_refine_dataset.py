@@ -191,8 +191,11 @@ def test_an_output_in_the_way(tmp_path: Path) -> None:
         refine(coarse, coarse, overwrite=True)
     with pytest.raises(UsageError, match="there is no folder"):
         refine(coarse, tmp_path / "absent" / "refined.json")
-    with pytest.raises(UsageError, match="will be a file, but this is a folder"):
+    with pytest.raises(UsageError, match="would replace the image folder"):
         refine(coarse, tmp_path / "images", overwrite=True)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="will be a file, but this is a folder"):
+        refine(coarse, tmp_path / "folder", overwrite=True)
     output.write_text("precious")
     for resume in (False, True):
         with pytest.raises(UsageError, match="exists already; --overwrite"):
@@ -263,7 +266,7 @@ def test_a_folder_is_replaced_only_if_it_can_be_nothing_but_an_output(tmp_path: 
         refine(coarse, output, overwrite=True)
     with pytest.raises(UsageError, match="would lie within the input"):
         refine(coarse, coarse / "refined")
-    with pytest.raises(UsageError, match="which is not an output"):
+    with pytest.raises(UsageError, match="would replace the folder with the"):
         refine(coarse, tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks", "refined"]
 
