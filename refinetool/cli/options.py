@@ -16,7 +16,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 import typer
 
 from refinetool.formats import FORMATS
-from refinetool.settings import BATCHES, JobSettings, MethodName, RefineSettings
+from refinetool.settings import BATCHES, MAX_SEED, JobSettings, MethodName, RefineSettings
 
 JOB, REFINE = JobSettings(), RefineSettings()
 
@@ -214,7 +214,7 @@ SETTINGS = (
     ),
     Setting("image_batch", "--image-batch", MODEL, "Views per encoder call.", low=1, default=VIEWS),
     Setting("prompt_batch", "--prompt-batch", MODEL, "Regions per decoder call.", low=1, default=REGIONS),
-    Setting("seed", "--seed", RUN, "Random seed, used only by --point random.", low=0),
+    Setting("seed", "--seed", RUN, "Random seed, used only by --point random.", low=0, high=MAX_SEED),
     Setting(
         "view.mode",
         "--view",
