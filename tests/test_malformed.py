@@ -123,6 +123,18 @@ def test_candidates_of_another_shape(tmp_path: Path, line: str) -> None:
         read_candidates(found)
 
 
+def test_two_maps_of_one_image(command: Command, folder: Path) -> None:
+    maps = folder / "SegmentationObject"
+    maps.mkdir()
+    for name in ("1.png", "1.PNG"):
+        mask = Image.new("L", (WIDTH, HEIGHT))
+        mask.paste(1, (11, 11, 43, 34))
+        mask.save(maps / name)
+    said = command("refine", maps, "--images", folder / "images")
+    assert said.code == 1
+    assert "is a second map of the image" in said.err
+
+
 # --- PNGs
 
 

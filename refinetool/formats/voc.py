@@ -49,7 +49,13 @@ def _open(path: Path, request: Request, *, format: str, layout: Layout, inner: s
     """Open index PNGs in a folder, or in its sub-folder `inner` if it exists."""
     within = existing_folder(path) / inner
     folder = within if within.is_dir() else path
-    return IndexMaps(format, layout, find_images(path, folder, request))
+    source = find_images(path, folder, request)
+    seen: dict[str, Path] = {}
+    for file in source.files:
+        first = seen.setdefault(source.stem(file), file)
+        if first != file:
+            raise DataError(f"{file}: is a second map of the image of {first.name}; keep one of them.")
+    return IndexMaps(format, layout, source)
 
 
 @dataclass(frozen=True, slots=True)
