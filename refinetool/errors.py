@@ -88,12 +88,12 @@ class Interrupted(RefinetoolError):  # noqa: N818 - not an error
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: in Python, NumPy, a device, or torch on the CPU.
+    """Whether an error means that memory ran out: in Python, NumPy, OpenCV, a device, or torch on the CPU.
 
-    Torch raises a plain RuntimeError on the CPU, so its message is searched.
+    OpenCV and, on the CPU, torch have no class of error for it, so the message is searched.
     """
     return (
         isinstance(error, MemoryError)
         or any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__)
-        or "DefaultCPUAllocator" in str(error)
+        or any(sign in str(error) for sign in ("DefaultCPUAllocator", "Insufficient memory"))
     )
