@@ -136,6 +136,10 @@ class ModelDefaults:
     snap: Literal["none", "guided"] = "none"
     min_predicted_iou: float = UNBOUNDED
     min_expected_gain: float = UNBOUNDED
+    single_threaded: bool = False
+    """Whether, on a CPU, batches run side by side on one thread each instead of one after the other on all threads. It
+    is faster for a small model, whose operations are too short to divide; a large one would need its memory many times.
+    """
 
 
 @dataclass(frozen=True, slots=True)
@@ -268,6 +272,8 @@ class JobSettings:
     precision: Literal["auto", "fp32", "bf16"] = "auto"
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     """Threads that read images and mine prompts ahead of the model, and encode masks behind it."""
+    workers: int = 1
+    """Processes that run the model."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,3 +25,4 @@ class Reason(StrEnum):
     UNCHANGED = "unchanged"
     UNREADABLE = "unreadable"
     UNREADABLE_MASK = "unreadable-mask"
+    WORKER_DIED = "worker-died"

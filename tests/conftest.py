@@ -14,8 +14,7 @@ from PIL import Image
 
 from refinetool import cli
 from refinetool.refine import Refiner
-from refinetool.running import identity
-from refinetool.running import run as runners
+from refinetool.running import identity, runners
 from refinetool.settings import RefineSettings
 
 

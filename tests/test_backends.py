@@ -47,7 +47,8 @@ from refinetool.modules.embedded import build_embedded, encode
 from refinetool.records import BoolArray, FloatArray, ImageArray, Outcome, Prompts, Region, Sample, Size
 from refinetool.refine import Refiner
 from refinetool.running.journal import Journal
-from refinetool.running.run import ThreadRunner, run
+from refinetool.running.run import run
+from refinetool.running.runners import ThreadRunner
 from refinetool.settings import METHODS, NO_GUARD, ModelDefaults, RefineSettings, ViewSettings
 
 SIDE, WIDTH = 128, 32

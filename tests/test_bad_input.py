@@ -13,7 +13,8 @@ import pytest
 from commands import HEIGHT, WIDTH, Command, Said
 from PIL import Image
 
-from refinetool.running import run as runners
+from refinetool.running import run as running
+from refinetool.running import runners
 from refinetool.running.run import Summary
 
 
@@ -241,6 +242,6 @@ def test_a_bug_keeps_its_traceback(command: Command, monkeypatch: pytest.MonkeyP
     def refine_dataset(*_: object, **__: object) -> Summary:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(runners, "refine_dataset", refine_dataset)
+    monkeypatch.setattr(running, "refine_dataset", refine_dataset)
     with pytest.raises(ZeroDivisionError):
         command("refine", "x.json")

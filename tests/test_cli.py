@@ -21,7 +21,7 @@ from refinetool import cli
 from refinetool.backends import weights
 from refinetool.cli import options
 from refinetool.errors import Interrupted
-from refinetool.running import run as runners
+from refinetool.running import run as running
 from refinetool.running.run import Summary
 from refinetool.settings import FINE_TUNE_RATE, METHODS, NO_GUARD, RELEASE, JobSettings, RefineSettings, TrainSettings
 
@@ -35,7 +35,7 @@ def passed_on(monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
         seen.update(arguments, coarse=coarse)
         return a_summary()
 
-    monkeypatch.setattr(runners, "refine_dataset", refine_dataset)
+    monkeypatch.setattr(running, "refine_dataset", refine_dataset)
     return seen
 
 
@@ -136,7 +136,9 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         "fresh": False,
         "overwrite": False,
         "dry_run": False,
-        "threads": job.threads,
+        "threads": None,
+        "workers": 1,
+        "ray_address": None,
     }
 
 
@@ -157,6 +159,9 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         (["--resume"], "resume", True),
         (["--fresh"], "fresh", True),
         (["--threads", "3"], "threads", 3),
+        (["--workers", "3"], "workers", 3),
+        (["--workers", "auto"], "workers", "auto"),
+        (["--ray-address", "auto"], "ray_address", "auto"),
         (["--iou-adapter", "a.safetensors"], "iou_adapter", Path("a.safetensors")),
         (["--candidates", "all.jsonl"], "candidates", Path("all.jsonl")),
         (["--selection", "oracle", "--truth", "truth.json"], "truth", Path("truth.json")),
@@ -377,7 +382,7 @@ def test_an_interrupted_run_says_how_to_go_on(command: Command, monkeypatch: pyt
     def refine_dataset(*_: object, **__: object) -> Summary:
         raise Interrupted("stopped after 3 of 9 images")
 
-    monkeypatch.setattr(runners, "refine_dataset", refine_dataset)
+    monkeypatch.setattr(running, "refine_dataset", refine_dataset)
     said = command("refine", "my masks.json", "--fresh", "--passes", "2")
     assert said.code == 130
     sentence, hint = said.err.strip().splitlines()

@@ -11,7 +11,7 @@ from commands import Command, a_summary
 from rich.console import Console
 
 from refinetool.cli import console
-from refinetool.running import run as runners
+from refinetool.running import run as running
 from refinetool.running.summary import Progress
 from refinetool.statuses import Reason
 
@@ -69,7 +69,7 @@ def test_durations(seconds: float, words: str) -> None:
 
 def test_a_summary_in_words(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = a_summary(notes=("2 polygons became RLE",), journal=Path("out.json.journal.jsonl"))
-    monkeypatch.setattr(runners, "refine_dataset", lambda *_, **__: summary)
+    monkeypatch.setattr(running, "refine_dataset", lambda *_, **__: summary)
     lines = command("refine", "x.json").out.splitlines()
     assert lines == [
         "7 of 10 masks refined (70%), mean change 12.3 % (1 - IoU)",
@@ -86,9 +86,23 @@ def test_every_reason_has_words() -> None:
     assert set(console.REASONS) == set(Reason)
 
 
+def test_the_rates_of_workers_are_told_one_by_one_or_as_a_range() -> None:
+    assert "4.2 images/s (2 + 2.2)," in console.describe(progress(3, images_per_second=4.2, worker_rates=(2.0, 2.2)))
+    many = console.describe(progress(3, images_per_second=20.0, worker_rates=(3.9, 4.0, 4.0, 4.0, 4.1)))
+    assert "20 images/s (5 workers, 3.9 to 4.1 each)," in many
+    assert "(" not in console.describe(progress(3, worker_rates=(4.0,)))
+
+
+def test_crashes_of_workers_are_told(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    summary = a_summary(crashes=("worker 1: the process was killed",))
+    monkeypatch.setattr(running, "refine_dataset", lambda *_, **__: summary)
+    said = command("refine", folder / "coarse.json")
+    assert "died and was replaced: worker 1: the process was killed\n" in said.out
+
+
 def test_markup_in_names_is_not_obeyed(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = a_summary(notes=("[bold]odd[/bold]",), output=Path("[red]x[/red].json"))
-    monkeypatch.setattr(runners, "refine_dataset", lambda *_, **__: summary)
+    monkeypatch.setattr(running, "refine_dataset", lambda *_, **__: summary)
     said = command("refine", "x.json")
     assert "[bold]odd[/bold]" in said.out
     assert "[red]x[/red].json" in said.out
@@ -96,7 +110,7 @@ def test_markup_in_names_is_not_obeyed(command: Command, monkeypatch: pytest.Mon
 
 def test_failed_images_beyond_the_first_are_counted(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     summary = a_summary(failed=12, errors=tuple(f"image {n} [is] gone" for n in range(10)))
-    monkeypatch.setattr(runners, "refine_dataset", lambda *_, **__: summary)
+    monkeypatch.setattr(running, "refine_dataset", lambda *_, **__: summary)
     said = command("refine", "x.json", "--quiet")
     assert said.code == 1
     assert said.err.splitlines()[0] == "image 0 [is] gone"

@@ -24,8 +24,7 @@ from PIL import Image
 from refinetool import cli, refine
 from refinetool.backends import models
 from refinetool.refine import Refiner, load_refiner
-from refinetool.running import identity
-from refinetool.running import run as runners
+from refinetool.running import identity, runners
 from refinetool.settings import RefineSettings
 from refinetool.statuses import Reason
 

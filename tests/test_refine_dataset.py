@@ -15,15 +15,16 @@ from pycocotools import mask as coco_masks
 import refinetool
 from refinetool.errors import Interrupted, StorageError, UsageError
 from refinetool.masks import decode
-from refinetool.running import identity
-from refinetool.running import run as runners
+from refinetool.running import identity, runners
+from refinetool.running import run as running
 from refinetool.running.journal import journal_path
 from refinetool.running.run import Progress, Summary, refine_dataset
-from refinetool.settings import RefineSettings
+from refinetool.settings import ModelDefaults, RefineSettings
 
 
 class Backend:
     fingerprint = "f1"
+    defaults = ModelDefaults()
 
 
 class ShiftWithSettings(Shift):
@@ -216,7 +217,7 @@ def test_an_interrupt_beside_the_run_loses_nothing(
 
     coarse, output = coco(tmp_path), tmp_path / "refined.json"
     with monkeypatch.context() as patched:
-        patched.setattr(runners, {"loading": "load_refiner", "writing": "write"}[moment], interrupted)
+        patched.setattr(*{"loading": (runners, "load_refiner"), "writing": (running, "write")}[moment], interrupted)
         with pytest.raises(Interrupted, match=r"before .*refined\.json was written"):
             refine(coarse, output)
     assert not output.exists()
@@ -231,7 +232,7 @@ def test_a_full_disk_at_the_end_loses_nothing(
 
     coarse, output = coco(tmp_path), tmp_path / "refined.json"
     with monkeypatch.context() as patched:
-        patched.setattr(runners, "write", full)
+        patched.setattr(running, "write", full)
         with pytest.raises(StorageError):
             refine(coarse, output)
     assert refine(coarse, output, resume=True).reused == 9

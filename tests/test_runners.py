@@ -40,6 +40,8 @@ class Job:
     found: dict[str, Outcome | None] = field(default_factory=dict)
 
     identity: dict[str, object] = field(default_factory=dict)
+    workers: int = 1
+    crashes: tuple[str, ...] = ()
 
     def results(self, samples: Iterable[Sample], *, stopped: Callable[[], bool]) -> Generator[Result, None, None]:
         return in_process(samples, self.refiner, threads=self.threads, stopped=stopped)
@@ -146,7 +148,7 @@ def test_rate_and_time_left_follow_from_the_samples_that_were_run() -> None:
     tally = Tally(20, started=time.perf_counter() - 10)
     for key in "abcdefgh":
         tally.count(Outcome(key, ()))
-    tally.ran = 5  # the other three were taken over
+    tally.ran[0] = 5  # the other three were taken over
     progress, summary = tally.progress(), tally.summary()
     assert progress.images_per_second == pytest.approx(0.5, rel=0.1)
     assert progress.seconds_left == pytest.approx(24, rel=0.1), "twelve images, half a one per second"

@@ -29,6 +29,9 @@ LINE_NOT_BEFORE_S = 1.0
 """Without a terminal, progress is printed after LINE_EVERY_S, or after LINE_EVERY_FRACTION of the images but not more
 often than once in LINE_NOT_BEFORE_S."""
 
+RATES_SHOWN = 4
+"""Largest number of workers whose rates are shown one by one."""
+
 REASONS: dict[Reason, str] = {
     Reason.CROWD: "crowds; --include-crowd refines them too",
     Reason.CROWDED_OUT: "other refined masks took their pixels",
@@ -49,6 +52,7 @@ REASONS: dict[Reason, str] = {
     Reason.UNCHANGED: "the new mask is the same",
     Reason.UNREADABLE: "the file can't be read",
     Reason.UNREADABLE_MASK: "the mask can't be read",
+    Reason.WORKER_DIED: "the worker process died twice over the image",
 }
 """How a summary explains why masks were kept."""
 
@@ -130,8 +134,17 @@ def describe(progress: "Progress") -> str:
     left = f", {duration(progress.seconds_left)} left" if progress.seconds_left else ""
     return (
         f"{progress.done}/{progress.total} images, {progress.masks} masks, {progress.kept} kept{failed}, "
-        f"{progress.images_per_second:.3g} images/s{left}"
+        f"{progress.images_per_second:.3g} images/s{_rates(progress.worker_rates)}{left}"
     )
+
+
+def _rates(each: Sequence[float]) -> str:
+    """Format the images per second of several workers: ` (2.9 + 3.1)`, or the range of many."""
+    if len(each) < 2 or not any(each):
+        return ""
+    if len(each) > RATES_SHOWN:
+        return f" ({len(each)} workers, {min(each):.2g} to {max(each):.2g} each)"
+    return f" ({' + '.join(f'{rate:.2g}' for rate in each)})"
 
 
 @contextmanager
@@ -278,6 +291,8 @@ def summarise(summary: "Summary") -> None:
     reused = f", {summary.reused} of them from an earlier run" if summary.reused else ""
     rate = f" ({summary.images_per_second:.3g} images/s)" if summary.images_per_second else ""
     say(f"{summary.images} images{reused}, {duration(summary.seconds)}{rate}")
+    for crash in summary.crashes:
+        say(f"died and was replaced: {crash}", markup=False)
     for note in summary.notes:
         say(note, markup=False)
     if summary.journal is not None:

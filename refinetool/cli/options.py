@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeAlias, get_type_hints
 
 import typer
 
+from refinetool.errors import UsageError
 from refinetool.formats import FORMATS
 from refinetool.settings import BATCHES, MAX_SEED, JobSettings, MethodName, RefineSettings
 
@@ -32,6 +33,15 @@ def _given(*names: str, text: str, panel: str, default: object = None, **more: A
     """Make an option that is None unless given; `default` is only shown in the help."""
     shown = "" if default is None else f" [dim]\\[default: {default}][/dim]"
     return typer.Option(*names, help=text + shown, rich_help_panel=panel, show_default=False, **more)
+
+
+def worker_count(text: str) -> int | Literal["auto"]:
+    """Parse the value of `--workers`."""
+    if text == "auto":
+        return "auto"
+    if text.isdecimal() and 1 <= len(text) <= 4 and int(text):
+        return int(text)
+    raise UsageError(f"--workers is {text!r}; expected a number from 1 to 9999, or auto")
 
 
 def _flag(*names: str, text: str, panel: str) -> Any:
@@ -119,10 +129,29 @@ Threads: TypeAlias = Annotated[
     _given(
         "--threads",
         metavar="N",
-        text="Threads that read images and encode masks.",
+        text="Threads per process that read images and encode masks.",
         panel=RUN,
         default="CPU cores, at most 8",
         min=1,
+    ),
+]
+Workers: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--workers",
+        metavar="N",
+        help="Processes that run the model: a number, or auto for one per GPU (or per four CPU cores where there is "
+        "none).",
+        rich_help_panel=RUN,
+    ),
+]
+RayAddress: TypeAlias = Annotated[
+    str | None,
+    _given(
+        "--ray-address",
+        metavar="ADDRESS",
+        text="Use the workers of a running Ray cluster: its address, or auto for the one on this machine.",
+        panel=RUN,
     ),
 ]
 Quiet: TypeAlias = Annotated[bool, _flag("--quiet", "-q", text="Show no progress and no summary.", panel=RUN)]

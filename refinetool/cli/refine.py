@@ -43,6 +43,8 @@ def refine(
     dry_run: options.DryRun = False,
     resume: options.Resume = False,
     fresh: options.Fresh = False,
+    workers: options.Workers = str(JOB.workers),
+    ray_address: options.RayAddress = None,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
@@ -88,7 +90,9 @@ def refine(
                 candidates=candidates,
                 truth=truth,
                 iou_adapter=iou_adapter,
-                threads=threads or JOB.threads,
+                workers=options.worker_count(workers),
+                ray_address=ray_address,
+                threads=threads,
                 on_progress=listener,
             )
     except Interrupted as interrupted:

@@ -365,7 +365,7 @@ class _Book:
     def enter(self, result: CorruptedSample) -> Outcome:
         """Count one image; returns its outcome."""
         self.tally.count(result.outcome)
-        self.tally.ran += 1
+        self.tally.ran[0] += 1
         self.made += [example.made for example in result.examples]
         nearest = sorted([*self.shown, *result.examples], key=lambda example: example.order)
         self.shown = nearest[: self.pictures]

@@ -1,57 +1,33 @@
 """Refines a data set: passes samples to a runner, keeps finished ones in the journal, and reports progress.
 
 `run` leaves out samples that are in the journal, records the results, and stops when asked to or after an error. A
-`Runner` maps samples to results; only the runner knows where the model is.
+`Runner` maps samples to results; only the runner knows where the model is (`running.runners`).
 """
 
 import shutil
 import threading
-from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Protocol
+from typing import Literal
 
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing
 from refinetool.records import Outcome, Sample
-from refinetool.refine import Refiner, load_refiner
-from refinetool.running.identity import job_identity
 from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.running.journal import Journal, holds_work, journal_path
 from refinetool.running.records import write_candidates, write_mask_record
+from refinetool.running.runners import RefineJob, Runner, open_runner
 from refinetool.running.summary import Progress, Summary, Tally
-from refinetool.running.threads import Crashed, Result, in_process, stay_coarse
+from refinetool.running.threads import Crashed, Result, stay_coarse
 from refinetool.running.truth import with_truth
 from refinetool.settings import JobSettings, RefineSettings
 from refinetool.statuses import Reason
 
 JOB, REFINE = JobSettings(), RefineSettings()
-
-
-class Runner(Protocol):
-    """Maps samples to results in order, wherever the model is."""
-
-    @property
-    def identity(self) -> Mapping[str, object]:
-        """Everything that affects refined masks, apart from masks and images, in JSON types."""
-
-    def results(self, samples: Iterable[Sample], *, stopped: Callable[[], bool]) -> Generator[Result, None, None]:
-        """Yield one result per sample; ends early when stopped."""
-
-
-@dataclass(frozen=True, slots=True)
-class ThreadRunner:
-    """Runs the model in this process, with threads for the other steps."""
-
-    refiner: Refiner
-    threads: int
-    identity: Mapping[str, object]
-
-    def results(self, samples: Iterable[Sample], *, stopped: Callable[[], bool]) -> Generator[Result, None, None]:
-        return in_process(samples, self.refiner, threads=self.threads, stopped=stopped)
 
 
 def refine_dataset(
@@ -76,7 +52,9 @@ def refine_dataset(
     candidates: Path | str | None = None,
     truth: Path | str | None = None,
     iou_adapter: Path | str | None = None,
-    threads: int = JOB.threads,
+    workers: int | Literal["auto"] = JOB.workers,
+    ray_address: str | None = None,
+    threads: int | None = None,
     on_progress: Callable[[Progress], None] = lambda _: None,
 ) -> Summary:
     """Refine the masks of a file or folder, and write the same file or folder with refined masks.
@@ -105,7 +83,10 @@ def refine_dataset(
         candidates: A JSON Lines file to write with all candidates of every mask.
         truth: Ground truth in the format of the coarse masks, for the selection `oracle`.
         iou_adapter: A file that `adapt-iou` wrote for this model.
-        threads: Number of threads that prepare and finish images, beside the one that runs the model.
+        workers: Number of processes that run the model. `auto` is one per GPU, or per four cores where there is none.
+            With 1, the model runs in this process.
+        ray_address: A running Ray cluster to use; None starts the workers on this machine.
+        threads: Number of threads per process that prepare and finish images; None means up to eight, as cores allow.
         on_progress: Called after each image.
 
     Raises:
@@ -160,18 +141,12 @@ def refine_dataset(
         settings = replace(settings, keep_candidates=True)
     if dry_run:
         return look(samples, total=total, on_progress=on_progress)
+    job = RefineJob(model, checkpoint, device, precision, settings, _path(iou_adapter), dataset.format)
     try:
-        runner = local_runner(
-            model,
-            checkpoint=checkpoint,
-            device=device,
-            precision=precision,
-            settings=settings,
-            iou_adapter=_path(iou_adapter),
-            threads=threads,
-            format=dataset.format,
-        )
-        with Journal(left, job=runner.identity, fresh=fresh) as journal:
+        with (
+            open_runner(job, workers=workers, address=ray_address, threads=threads, total=total) as runner,
+            Journal(left, job=runner.identity, fresh=fresh) as journal,
+        ):
             with stop_on_interrupt(after="the model has answered") as stop:
                 summary = run(samples, runner, journal=journal, total=total, on_progress=on_progress, stop=stop)
             written = write(dataset, journal.find, destination, runner.identity)
@@ -185,32 +160,6 @@ def refine_dataset(
     except KeyboardInterrupt:  # while the model was loaded or the output written
         raise Interrupted(f"stopped before {destination} was written; finished images are kept in {left}") from None
     return replace(summary, output=destination, journal=None if complete else left, notes=written.notes)
-
-
-def local_runner(
-    model: str,
-    *,
-    checkpoint: str | None,
-    device: str,
-    precision: str,
-    settings: RefineSettings,
-    iou_adapter: Path | None,
-    threads: int,
-    format: str,
-) -> Runner:
-    """Load the model into this process; arguments are those of `refine_dataset`."""
-    refiner = load_refiner(
-        model,
-        checkpoint=checkpoint,
-        device=device,
-        precision=precision,
-        settings=settings,
-        iou_adapter=iou_adapter,
-    )
-    identity = job_identity(
-        refiner.backend, refiner.settings, model=model, device=device, precision=precision, format=format
-    )
-    return ThreadRunner(refiner, threads, identity)
 
 
 def run(
@@ -236,11 +185,11 @@ def run(
         StorageError: The journal can't be written.
         Exception: A bug, or an error in `samples`; raised after all processed samples are in the journal.
     """
-    book = _Book(journal, Tally(total), on_progress, stop)
+    book = _Book(journal, Tally(total, workers=runner.workers), on_progress, stop)
     with closing(runner.results(book.hand_out(samples), stopped=book.stopped)) as results:
         for result in results:
             book.enter(result)
-    return book.close()
+    return replace(book.close(), crashes=tuple(runner.crashes))
 
 
 def look(samples: Iterable[Sample], *, total: int, on_progress: Callable[[Progress], None]) -> Summary:
@@ -343,7 +292,7 @@ class _Book:
             self._fail(result.error)
             return
         self.journal.append(result.outcome, seconds=result.seconds)
-        self.tally.ran += 1
+        self.tally.ran[result.worker] += 1
         self._count(result.outcome)
 
     def close(self) -> Summary:

@@ -28,6 +28,8 @@ class Progress:
     images_per_second: float
     seconds_left: float | None
     """None until a rate is known."""
+    worker_rates: tuple[float, ...] = ()
+    """Images per second of each worker."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +59,8 @@ class Summary:
     """The journal, kept for the next run with `resume` because images failed or were left out; else None."""
     notes: tuple[str, ...] = ()
     """Remarks about the output."""
+    crashes: tuple[str, ...] = ()
+    """How worker processes died, if any did: a sentence each, and the end of the log."""
 
 
 @dataclass(slots=True)
@@ -64,6 +68,7 @@ class Tally:
     """Counts the outcomes of a run."""
 
     total: int
+    workers: int = 1
     started: float = field(default_factory=time.perf_counter)
     images: int = 0
     masks: int = 0
@@ -73,7 +78,8 @@ class Tally:
     errors: list[str] = field(default_factory=list)
     change: float = 0.0
     changed: int = 0
-    ran: int = 0
+    ran: Counter[int] = field(default_factory=Counter)
+    """Number of samples that were run, by worker."""
     reused: int = 0
     redone: int = 0
 
@@ -93,7 +99,8 @@ class Tally:
             self.errors.extend([outcome.error][: ERRORS_TOLD - len(self.errors)])
 
     def progress(self) -> Progress:
-        rate = self.ran / (time.perf_counter() - self.started)
+        seconds = time.perf_counter() - self.started
+        rate = self.ran.total() / seconds
         return Progress(
             done=self.images,
             total=self.total,
@@ -104,6 +111,7 @@ class Tally:
             failed=self.failed,
             images_per_second=rate,
             seconds_left=(self.total - self.images) / rate if rate else None,
+            worker_rates=tuple(self.ran[worker] / seconds for worker in range(self.workers)),
         )
 
     def summary(self) -> Summary:
@@ -119,5 +127,5 @@ class Tally:
             reused=self.reused,
             redone=self.redone,
             seconds=seconds,
-            images_per_second=self.ran / seconds,
+            images_per_second=self.ran.total() / seconds,
         )

@@ -1,10 +1,11 @@
 """Runs refinement on threads of this process, which prepare samples ahead of the model and finish them behind it.
 
-    samples → prepare (threads) → segment (this thread) → finish (threads) → results
+    samples → prepare (threads) → segment (threads of its own) → finish (threads) → results
 
 Each stage is a generator that pulls from the previous one, so a sample is read only when there is room for it, and
 memory does not grow with the data set. Samples keep their order throughout. The model processes full batches of views,
 which may belong to several samples; which views share a batch depends on the input and not on the timing of threads.
+A GPU runs one batch at a time; on a CPU, a small model runs several (`ModelDefaults.single_threaded`).
 """
 
 import time
@@ -46,7 +47,9 @@ class Stages(Protocol[P]):
         """Read and mine prompts. Called from several threads; raises DataError if the sample can't be read."""
 
     def segment(self, jobs: Sequence[Any]) -> Sequence[Any]:
-        """Run the model. Called from one thread; returns one answer per job, for jobs of any samples."""
+        """Run the model. Called from as many threads as there are batches at a time; returns one answer per job, for
+        jobs of any samples.
+        """
 
     def finish(self, prepared: P, answers: Sequence[Any]) -> Outcome:
         """Turn the answers to the jobs of a sample into annotations. Called from several threads."""
@@ -59,6 +62,8 @@ class Finished:
     sample: Sample
     outcome: Outcome
     seconds: float
+    worker: int = 0
+    """Number of the process that ran the model."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,29 +72,33 @@ class Crashed:
 
     sample: Sample
     error: Exception
+    worker: int = 0
 
 
 Result: TypeAlias = Finished | Crashed
 
 
 def in_process(
-    samples: Iterable[Sample], refiner: Stages[P], *, threads: int, stopped: Callable[[], bool]
+    samples: Iterable[Sample], refiner: Stages[P], *, threads: int, batches: int = 1, stopped: Callable[[], bool]
 ) -> Generator[Result, None, None]:
     """Map samples to results, in order, on threads of this process.
 
     Args:
-        threads: Number of threads that prepare and finish, beside this one, which runs the model.
+        threads: Number of threads that prepare and finish.
+        batches: Number of batches that the model runs at a time.
         stopped: Whether to end early. Samples that the model has processed are then finished; samples that were only
             prepared are dropped, since preparing them again is cheap.
     """
-    load = _load_of(count=2 * refiner.jobs_at_once + threads)
+    load = _load_of(count=2 * refiner.jobs_at_once * batches + threads)
     pool = ThreadPoolExecutor(threads, thread_name_prefix="refine")
+    model = _Model(refiner, ThreadPoolExecutor(batches, thread_name_prefix="refine-model"), batches)
     try:
         prepared = _ahead(pool, lambda sample: _prepare(refiner, sample), samples, load=load)
         running = takewhile(lambda _: not stopped(), prepared)
-        answered = _answer(refiner, running, load=load, stopped=stopped)
+        answered = _answer(model, running, load=load, stopped=stopped)
         yield from _behind(pool, lambda work: _finish(refiner, work), answered, load=load)
     finally:
+        model.pool.shutdown(cancel_futures=True)
         pool.shutdown(cancel_futures=True)
 
 
@@ -141,37 +150,63 @@ def _prepare(refiner: Stages[P], sample: Sample) -> _Ready[P] | Result:
     return _Ready(sample, prepared, time.perf_counter() - started)
 
 
+@dataclass(slots=True)
+class _Model(Generic[P]):
+    """The model with the jobs that wait for it, and the batches that it is running, at most `most` at a time."""
+
+    refiner: Stages[P]
+    pool: ThreadPoolExecutor
+    most: int
+    jobs: "deque[tuple[_Answered[P], Any]]" = field(default_factory=deque)
+    running: "deque[tuple[list[_Answered[P]], Future[tuple[list[Any], float]]]]" = field(default_factory=deque)
+
+    def start(self) -> None:
+        """Start the next batch; waits for the oldest if too many are running."""
+        batch = [self.jobs.popleft() for _ in range(min(self.refiner.jobs_at_once, len(self.jobs)))]
+        future = self.pool.submit(_timed, self.refiner, [job for _, job in batch])
+        self.running.append(([work for work, _ in batch], future))
+        if len(self.running) == self.most:
+            self.wait()
+
+    def wait(self) -> None:
+        """Wait for the oldest batch, and add its answers to their samples."""
+        works, future = self.running.popleft()
+        answers, seconds = future.result()
+        for work, answer in zip(works, answers, strict=True):
+            work.take(answer)
+            work.seconds += seconds / len(works)
+
+
 def _answer(
-    refiner: Stages[P], works: Iterable[_Ready[P] | Result], *, load: "Load", stopped: Callable[[], bool]
+    model: _Model[P], works: Iterable[_Ready[P] | Result], *, load: "Load", stopped: Callable[[], bool]
 ) -> Iterator[_Answered[P] | Result]:
     """Run the model, in full batches as long as there are enough jobs and room for waiting samples."""
     waiting: deque[_Answered[P] | Result] = deque()
-    jobs: deque[tuple[_Answered[P], Any]] = deque()
     for work in works:
         if isinstance(work, _Ready):
             partly = _Answered(work.sample, work.prepared, work.seconds)
-            jobs.extend((partly, job) for job in work.prepared.jobs)
+            model.jobs.extend((partly, job) for job in work.prepared.jobs)
             waiting.append(partly)
         else:
             waiting.append(work)
         full = sum(load(one.sample) for one in waiting) >= 1
-        while len(jobs) >= refiner.jobs_at_once or (full and jobs):
-            _run_next(refiner, jobs)
+        while len(model.jobs) >= model.refiner.jobs_at_once or (full and model.jobs):
+            model.start()
+        while full and model.running:
+            model.wait()
         yield from _completed(waiting)
-    while jobs and not stopped():
-        _run_next(refiner, jobs)
+    while model.jobs and not stopped():
+        model.start()
+    while model.running:
+        model.wait()
     yield from _completed(waiting)
 
 
-def _run_next(refiner: Stages[P], jobs: "deque[tuple[_Answered[P], Any]]") -> None:
-    """Run the next batch of jobs, and add the answers to their samples."""
-    batch = [jobs.popleft() for _ in range(min(refiner.jobs_at_once, len(jobs)))]
+def _timed(refiner: Stages[P], jobs: Sequence[Any]) -> tuple[list[Any], float]:
+    """Run the model on a batch; returns the answers and the seconds it took."""
     started = time.perf_counter()
-    answers = _run(refiner, [job for _, job in batch])
-    seconds = (time.perf_counter() - started) / len(batch)
-    for (work, _), answer in zip(batch, answers, strict=True):
-        work.take(answer)
-        work.seconds += seconds
+    answers = _run(refiner, jobs)
+    return answers, time.perf_counter() - started
 
 
 def _completed(waiting: "deque[_Answered[P] | Result]") -> Iterator[_Answered[P] | Result]:

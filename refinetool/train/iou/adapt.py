@@ -7,7 +7,6 @@ are held out to measure whether it helps.
 """
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from time import perf_counter
@@ -17,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refinetool.backends.models import load_backend
+from refinetool.backends.models import limited_threads, load_backend
 from refinetool.backends.names import EMBEDDED
 from refinetool.backends.square import SquareBackend
 from refinetool.errors import DataError, Interrupted, UsageError
@@ -189,7 +188,8 @@ def adapt_iou(
             gathered = perf_counter()
             fit_keys, held_out = split(found.keys, held_out=chosen.held_out, seed=chosen.seed, source=source)
             head = Head.of(backend)
-            with one_thread():
+            # On matrices this small, several threads only wait for each other.
+            with limited_threads(1):
                 down, up = fit(fit_keys, cache.load, head, recipe=chosen)
                 figures = compare(held_out, cache.load, head, down=down, up=up, with_masks=chosen.with_masks)
         except KeyboardInterrupt:
@@ -298,17 +298,6 @@ def fit(keys: Sequence[str], read: Read, head: Head, *, recipe: AdaptSettings) -
                 speed.mul_(recipe.momentum).add_(slope + recipe.weight_decay * factor)
                 factor.sub_(rate * speed)
     return down.detach(), up.detach()
-
-
-@contextmanager
-def one_thread() -> Iterator[None]:
-    """Let torch use one thread: on matrices this small, several threads only wait for each other."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def _batches(keys: Sequence[str], *, recipe: AdaptSettings) -> Iterator[list[tuple[int, str]]]:
