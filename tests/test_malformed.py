@@ -228,8 +228,7 @@ def test_options_out_of_range(
 ) -> None:
     from refinetool.backends.models import pick_device, pick_precision
     from refinetool.refine import load_refiner
-    from refinetool.running import identity
-    from refinetool.running import run as runners
+    from refinetool.running import identity, runners
 
     monkeypatch.setattr(runners, "load_refiner", load_refiner)  # the real ones
     monkeypatch.setattr(identity, "pick_device", pick_device)

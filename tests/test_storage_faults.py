@@ -13,6 +13,7 @@ import pytest
 from commands import Command
 
 import refinetool
+from refinetool.running.summary import Tally
 
 PARTIAL = "refinetool-partial"
 
@@ -142,6 +143,12 @@ def test_no_clock_changes_what_is_written(
     said = command(*refine, "--overwrite")
     assert said.code == 0
     assert (folder / "coarse.refined.json").read_bytes() == expected
+
+
+def test_a_run_that_takes_no_time_has_a_rate(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time, "perf_counter", lambda: 7.0)
+    tally = Tally(total=3, started=7.0)
+    assert tally.progress().images_per_second == tally.summary().images_per_second == 0
 
 
 def test_nothing_reads_the_time_of_day() -> None:
