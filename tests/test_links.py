@@ -36,6 +36,27 @@ def test_an_image_that_is_a_link_out_of_its_folder_is_not_read(command: Command,
     assert (followed.code, json.loads(followed.out)["refined"]) == (0, 3)
 
 
+def test_a_folder_where_all_images_are_links_is_refused_at_once(
+    command: Command, folder: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    elsewhere = tmp_path_factory.mktemp("store")
+    masks = folder / "masks"
+    masks.mkdir()
+    for number in (1, 2, 3):
+        (folder / "images" / f"{number}.png").rename(elsewhere / f"{number}.png")
+        (folder / "images" / f"{number}.png").symlink_to(elsewhere / f"{number}.png")
+        mask = Image.new("L", (WIDTH, HEIGHT))
+        mask.paste(255, (11, 11, 45, 36))
+        mask.save(masks / f"{number}.png")
+    for coarse in (folder / "coarse.json", masks):
+        said = command("refine", coarse, "--images", folder / "images")
+        assert said.code == 1
+        assert "--follow-links" in said.err
+        assert said.err.count("\n") == 1
+        assert sorted(path.name for path in folder.iterdir()) == ["coarse.json", "images", "masks"]
+    assert command("eval", folder / "coarse.json", folder / "coarse.json", "--images", folder / "images").code == 0
+
+
 def test_links_within_the_folder_and_to_the_folder_are_followed(command: Command, folder: Path) -> None:
     (folder / "images" / "store").mkdir()
     (folder / "images" / "2.png").rename(folder / "images" / "store" / "b.png")

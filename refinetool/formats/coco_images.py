@@ -10,7 +10,7 @@ from typing import Protocol
 from refinetool.errors import DataError
 from refinetool.formats import Request
 from refinetool.formats.coco_index import ImageId, ImageRecords, image_name
-from refinetool.formats.image_files import by_stem, existing_folder, fault_of_name, fence
+from refinetool.formats.image_files import by_stem, existing_folder, fault_of_name, fence, refuse_link_out
 from refinetool.formats.json_spans import Json
 from refinetool.records import Size
 
@@ -104,6 +104,8 @@ def listed_images(records: ImageRecords, annotations: Path, request: Request) ->
         for entry in images.entries():
             wanted = wanted or entry.path
             if entry.path.is_file():
+                if request.need_images:  # where all images are links, the user learns it at once
+                    refuse_link_out(entry.path, images.within)
                 return images
             if folder is None:
                 break  # in a place that the user did not name, only the first image is tried

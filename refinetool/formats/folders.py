@@ -7,10 +7,17 @@ from pathlib import Path
 
 from refinetool.errors import DataError
 from refinetool.formats import Request
-from refinetool.formats.image_files import by_stem, existing_folder, fence, files_under, header_size, stem
+from refinetool.formats.image_files import (
+    by_stem,
+    existing_folder,
+    fence,
+    files_under,
+    header_size,
+    refuse_link_out,
+    stem,
+)
 from refinetool.formats.png import check_headers
 from refinetool.formats.storage import new_folder, refuse_clashes
-from refinetool.images import leads_out
 from refinetool.records import Size
 
 _BESIDE = ("JPEGImages", "images", "Images", "image", "imgs", "img", "im")
@@ -70,10 +77,10 @@ def mask_files(folder: Path, *, follow_links: bool) -> tuple[Path, ...]:
     files = tuple(sorted(files_under(folder, (".png",))))
     if not files:
         raise DataError(f"{folder}: holds no PNGs; masks have to be PNGs, since other formats change values.")
-    inside = folder.resolve()
+    within = None if follow_links else folder.resolve()
     for file in files:
-        if not follow_links and file.is_symlink() and leads_out(file, inside):
-            raise DataError(f"{file}: is a link that leads out of {folder}; --follow-links allows that.")
+        if file.is_symlink():
+            refuse_link_out(file, within)
     return files
 
 
@@ -91,8 +98,10 @@ def find_images(root: Path, folder: Path, request: Request) -> MaskFolder:
     places = _usual_places(folder) if images is None else [existing_folder(images)]
     for place in places:
         found = {key: path for key, path in by_stem(place).items() if path not in masks}
-        if keys & found.keys():
+        if matched := keys & found.keys():
             check_headers(files)
+            if request.need_images:
+                refuse_link_out(found[min(matched)], fence(place, request))
             return MaskFolder(root, folder, files, place, found, fence(place, request))
     if not request.need_images:
         check_headers(files)

@@ -66,6 +66,12 @@ def existing_folder(folder: Path) -> Path:
     return folder
 
 
+def refuse_link_out(path: Path, within: Path | None) -> None:
+    """Raise DataError if a path leads out of a resolved folder; does nothing if the folder is None."""
+    if leads_out(path, within):
+        raise DataError(f"{path}: is a link that leads out of {within}; --follow-links allows that, if you trust it.")
+
+
 def header_size(path: Path, *, within: Path | None) -> Size | None:
     """Return (H, W) from an image's header, before any EXIF rotation; None for a file that can't be read.
 
