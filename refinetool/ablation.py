@@ -10,6 +10,7 @@ import itertools
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import Literal, TypeAlias
 
@@ -23,7 +24,7 @@ from refinetool.evaluate.pairing import Match, match_images
 from refinetool.evaluate.selection import TIE
 from refinetool.evaluate.shapes import Canvas, count_common
 from refinetool.formats import VOC_CLASS, open_dataset
-from refinetool.images import read_image
+from refinetool.images import read_sample
 from refinetool.records import Annotation, ImageArray, Outcome, Prompts, Region, Rle, Sample
 from refinetool.refine import Refiner
 from refinetool.running.truth import with_truth
@@ -98,6 +99,7 @@ def ablate(
     base: RefineSettings,
     format: str | None,
     sizes: Path | None,
+    follow_links: bool,
     limit: int | None,
     boundary_ratio: float,
     on_progress: Callable[[int, int], None],
@@ -111,6 +113,7 @@ def ablate(
         tables: Names of tables; None for those of the paper: 1, 2a, 2b and 7 for objects, 2c for class maps.
         iou_adapter: A file that `adapt-iou` wrote; every row is then measured without and with it.
         base: The settings that the rows change; `settings.ABLATION` is the model alone.
+        follow_links: Whether links in the folders of images and masks may lead out of these folders.
         limit: Use only this many images, from the first.
         on_progress: Called with (images done over all tables, images in total).
 
@@ -118,8 +121,8 @@ def ablate(
         UsageError: A table does not fit the masks.
         DataError: Masks can't be read, or there is nothing to measure.
     """
-    given = open_dataset(coarse, images=images, format=format, sizes=sizes)
-    known = open_dataset(truth, images=images, format=format, sizes=sizes, need_images=False)
+    open_masks = partial(open_dataset, images=images, format=format, sizes=sizes, follow_links=follow_links)
+    given, known = open_masks(coarse), open_masks(truth, need_images=False)
     total = len(given) if limit is None else min(limit, len(given))
     backends = [load_backend(model, checkpoint=checkpoint, device=device, precision=precision)]
     if iou_adapter is not None:
@@ -290,7 +293,7 @@ def score_rows(
         to_refine = replace(sample, regions=tuple(region for region in known if _filled(region)))
         if not to_refine.regions:
             continue
-        image = read_image(sample.image, size=sample.size, max_pixels=max_pixels)
+        image = read_sample(sample, max_pixels=max_pixels)
         canvas = Canvas(sample.size, None, masks.boundary_width(sample.size, boundary_ratio))
         for region in to_refine.regions:
             before.add(region.mask, region, canvas)
@@ -331,7 +334,7 @@ def score_splits(
     evaluators = [LabelMapEvaluator(with_coarse=False) for _ in (None, *rows)]
     images = 0
     for coarse, truth in pairs:
-        image = read_image(coarse.image, size=coarse.size, max_pixels=max_pixels)
+        image = read_sample(coarse, max_pixels=max_pixels)
         evaluators[0].add(Match(coarse.key, coarse, truth, None))
         for refiner, evaluator in zip(refiners, evaluators[1:], strict=True):
             prepared = refiner.prepare_pixels(coarse, image)

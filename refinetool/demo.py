@@ -15,7 +15,7 @@ from PIL import Image
 from refinetool import masks, pictures
 from refinetool.errors import StorageError, UsageError
 from refinetool.formats import open_dataset
-from refinetool.images import read_image
+from refinetool.images import read_sample
 from refinetool.records import Masks, Sample
 from refinetool.running.run import refine_dataset
 from refinetool.running.summary import Progress, Summary
@@ -118,7 +118,7 @@ def draw_pictures(
     )
     drawn = []
     for loose, tight in zip(before, after, strict=True):
-        image = read_image(loose.image, size=loose.size, max_pixels=settings.max_pixels)
+        image = read_sample(loose, max_pixels=settings.max_pixels)
         picture = pictures.panel(image, _stack(loose), _stack(tight), zoom=ZOOM)
         drawn.append(folder / f"{loose.image.stem}.png")
         Image.fromarray(picture).save(drawn[-1], compress_level=3)

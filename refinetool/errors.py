@@ -9,7 +9,8 @@
     ├── StorageError        1   an output can't be written
     └── Interrupted       130   the user stopped the run; finished work is kept
 
-A message is one or two sentences: where (file, record), what was found, what was expected, what to do.
+A message is one or two sentences: where (file, record), what was found, what was expected, what to do. It may quote
+what files contain, so control characters are escaped and very long quotations are shortened.
 Any other exception that reaches the user is a bug and keeps its traceback.
 """
 
@@ -19,10 +20,31 @@ if TYPE_CHECKING:
     from refinetool.statuses import Reason
 
 
+LONGEST_MESSAGE = 1000
+"""Characters; of a longer message the middle is left out, so that both the place and the advice are kept."""
+
+
+def printable(text: str) -> str:
+    """Escape what could change a terminal, forge a line of a log or fail to be encoded: `\\x1b`, `\\n`, `\\udcff`."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode("ascii") for c in text)
+
+
+def shortened(text: str) -> str:
+    """Leave out the middle of a text of more than LONGEST_MESSAGE characters."""
+    if len(text) <= LONGEST_MESSAGE:
+        return text
+    return f"{text[: LONGEST_MESSAGE - 405]} ... {text[-400:]}"
+
+
 class RefinetoolError(Exception):
     """Any expected error; `str(error)` is the message to print."""
 
     exit_code = 1
+
+    def __init__(self, message: str) -> None:
+        super().__init__(shortened(printable(message)))
 
 
 class UsageError(RefinetoolError):
@@ -61,14 +83,17 @@ class Interrupted(RefinetoolError):  # noqa: N818 - not an error
 
     exit_code = 130
 
+    def __init__(self, message: str) -> None:
+        Exception.__init__(self, message)  # it may be of two lines, and quotes the command line in full
+
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an error means that memory ran out: in Python, NumPy, a device, or torch on the CPU.
+    """Whether an error means that memory ran out: in Python, NumPy, OpenCV, a device, or torch on the CPU.
 
-    Torch raises a plain RuntimeError on the CPU, so its message is searched.
+    OpenCV and, on the CPU, torch have no class of error for it, so the message is searched.
     """
     return (
         isinstance(error, MemoryError)
         or any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__)
-        or "DefaultCPUAllocator" in str(error)
+        or any(sign in str(error) for sign in ("DefaultCPUAllocator", "Insufficient memory"))
     )

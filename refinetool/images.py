@@ -5,14 +5,16 @@ does not write to stderr when a file is damaged.
 """
 
 import io
+import os
 from pathlib import Path
 from threading import Lock
+from typing import BinaryIO
 
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from refinetool.errors import ImageError
-from refinetool.records import ImageArray, Size
+from refinetool.records import ImageArray, Sample, Size
 from refinetool.statuses import Reason
 
 FORMATS = ("JPEG", "PNG", "BMP", "GIF", "TIFF", "WEBP", "PPM", "JPEG2000", "AVIF", "TGA")
@@ -28,6 +30,26 @@ QUARTER_TURNS = {
 """The EXIF orientations that swap width and height, and the transformations that put the image upright."""
 
 _pillow_limit = Lock()
+
+
+def read_sample(sample: Sample, *, max_pixels: int) -> ImageArray:
+    """Read the image of a sample as `read_image` does, unless it is a link that leads out of its folder.
+
+    Raises:
+        ImageError: As `read_image`, or with the reason `image-outside`.
+    """
+    if leads_out(sample.image, sample.within):
+        raise ImageError(
+            f"{sample.image}: the image is a link that leads out of the folder {sample.within}; --follow-links allows "
+            "that, if you trust the data.",
+            reason=Reason.IMAGE_OUTSIDE,
+        )
+    return read_image(sample.image, size=sample.size, max_pixels=max_pixels)
+
+
+def leads_out(path: Path, within: Path | None) -> bool:
+    """Whether a path lies outside a resolved folder once its links are followed; False if the folder is None."""
+    return within is not None and not Path(os.path.realpath(path)).is_relative_to(within)
 
 
 def read_image(path: Path, *, size: Size, max_pixels: int) -> ImageArray:
@@ -71,13 +93,19 @@ def _opened(path: Path) -> Image.Image:
         ) from error
     except OSError as error:
         raise _unreadable(path, error) from error
-    # Pillow's own limit is global and warns from half of the limit on; `max_pixels` replaces it.
+    try:
+        return open_lazily(io.BytesIO(data))
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def open_lazily(file: BinaryIO) -> Image.Image:
+    """Parse the header of an image, of any size, in one of FORMATS; raises what Pillow raises."""
+    # Pillow's own limit is global and warns from half of the limit on; our callers have their own.
     with _pillow_limit:
         limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
         try:
-            return Image.open(io.BytesIO(data), formats=FORMATS)
-        except Exception as error:
-            raise _unreadable(path, error) from error
+            return Image.open(file, formats=FORMATS)
         finally:
             Image.MAX_IMAGE_PIXELS = limit
 

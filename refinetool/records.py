@@ -5,6 +5,7 @@ Frame: pixels of the original image (or of the view cut from it), x right, y dow
 (x, y) = (column, row) pixel indices, boxes are half-open xyxy, so `mask[y0:y1, x0:x1]` is the box.
 """
 
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -82,7 +83,7 @@ class Sample:
     """One image, by path, and its coarse regions in the order of the file.
 
     `size` is the image size (H, W) according to the annotations. `void` marks pixels that no region may claim or lose
-    (`VOID` in a map).
+    (`VOID` in a map). `within` is the folder that links must not lead out of, resolved; None if they may.
     """
 
     key: str
@@ -91,12 +92,21 @@ class Sample:
     regions: tuple[Region, ...]
     layout: Layout = "instances"
     void: Rle | None = None
+    within: Path | None = None
 
     def __post_init__(self) -> None:
         for region in self.regions:
             for mask in (region.mask, region.truth):
                 if mask is not None and mask.size != self.size:
                     raise ValueError(f"region {region.id} is {mask.size}, its sample {self.key} is {self.size}")
+
+
+def seed_of(text: str) -> int:
+    """Return a number that follows from a text, to seed what is drawn at random for an image.
+
+    The text may be a file name that is not valid Unicode, which Python represents with lone surrogates.
+    """
+    return zlib.crc32(text.encode("utf-8", "surrogatepass"))
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,6 @@ mines prompts ahead of the model, `segment` runs the model, `finish` judges and 
 `Refiner.refine_image` calls the three in a row.
 """
 
-import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -23,12 +22,12 @@ from refinetool.baselines.classical import CLASSICAL, NoModel, answer_classicall
 from refinetool.baselines.grid import answer_by_grid
 from refinetool.candidates import Answer, Job, ask
 from refinetool.errors import DataError, UsageError
-from refinetool.images import read_image
+from refinetool.images import read_sample
 from refinetool.masks import tight_box
 from refinetool.post import post_steps
 from refinetool.post.guard import drifted
 from refinetool.prompts import excavate, expand_boxes
-from refinetool.records import ImageArray, Mask, Masks, Outcome, Prompts, Proposal, Region, Sample, Size
+from refinetool.records import ImageArray, Mask, Masks, Outcome, Prompts, Proposal, Region, Sample, Size, seed_of
 from refinetool.regions import Claim, Part, Verdict, outcome_of, split_sample
 from refinetool.settings import RefineSettings
 from refinetool.views import View, choose_views
@@ -77,7 +76,7 @@ class Refiner:
         Raises:
             ImageError: the image is missing, broken, too large, or its size differs from that of the sample.
         """
-        image = read_image(sample.image, size=sample.size, max_pixels=self.settings.max_pixels)
+        image = read_sample(sample, max_pixels=self.settings.max_pixels)
         return self.prepare_pixels(sample, image)
 
     def prepare_pixels(self, sample: Sample, image: ImageArray) -> Prepared:
@@ -94,8 +93,7 @@ class Refiner:
 
     def _job(self, view: View, parts: Sequence[Part], sample: Sample, image: ImageArray) -> Job:
         coarse = np.stack([in_view(part, view) for part in parts])
-        key = zlib.crc32(sample.key.encode())
-        seeds = tuple((self.settings.seed, key, part.region, part.number) for part in parts)
+        seeds = tuple((self.settings.seed, seed_of(sample.key), part.region, part.number) for part in parts)
         prompts = excavate(coarse, settings=self.settings.prompts, seeds=in_pass(0, seeds))
         truth = truth_in_view(parts, view, sample)
         return Job(view, tuple(parts), view.crop_image(image), coarse, truth, prompts, seeds)

@@ -31,6 +31,9 @@ BandName: TypeAlias = Literal["easy", "default", "hard", "extreme"]
 MAX_PIXELS = 178_956_970
 """Pillow's limit: twice the number of RGB pixels in a quarter of a gibibyte."""
 
+MAX_SEED = (1 << 63) - 1
+"""The largest seed that torch takes."""
+
 UNBOUNDED = -1e9
 """A threshold that every value reaches; finite, so that it can be written as JSON."""
 

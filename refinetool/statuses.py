@@ -13,6 +13,7 @@ class Reason(StrEnum):
     EMPTY = "empty"
     EMPTY_RESULT = "empty-result"
     IMAGE_MISSING = "image-missing"
+    IMAGE_OUTSIDE = "image-outside"
     IMAGE_TOO_LARGE = "image-too-large"
     IMAGE_UNREADABLE = "image-unreadable"
     LOW_SCORE = "low-score"

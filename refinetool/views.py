@@ -83,11 +83,12 @@ def crop_around(box: Box, *, size: Size, settings: ViewSettings) -> Box:
     image is smaller than the window should be, the window is as wide or high as the image.
 
     Args:
-        box: Half-open xyxy, inside the image.
+        box: Half-open xyxy; only its part inside the image counts.
         size: (H, W) of the image.
     """
     height, width = size
-    x0, y0, x1, y1 = box
+    x0, x1 = (min(max(x, 0), width) for x in box[::2])
+    y0, y1 = (min(max(y, 0), height) for y in box[1::2])
     grown = 1 + 2 * settings.margin
     across = min(max(math.ceil((x1 - x0) * grown), settings.min_side_px), width)
     down = min(max(math.ceil((y1 - y0) * grown), settings.min_side_px), height)

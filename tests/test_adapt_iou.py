@@ -587,8 +587,8 @@ def test_masks_that_are_kept_do_not_teach(folder: Path) -> None:
     [
         ({"resume": True, "fresh": True}, "choose one"),
         ({"output": "no/a.safetensors"}, "there is no folder"),
-        ({"output": "images"}, "this is a folder"),
-        ({"output": "coarse.json", "overwrite": True}, "is the input itself"),
+        ({"output": "images"}, "would replace the image folder"),
+        ({"output": "coarse.json", "overwrite": True}, "would replace the input"),
         ({"output": "there.safetensors"}, "exists already"),
     ],
 )

@@ -117,6 +117,7 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
     assert passed_on.pop("on_progress") is not None
     assert passed_on == {
         "coarse": Path("masks.json"),
+        "follow_links": False,
         "record": None,
         "candidates": None,
         "truth": None,

@@ -241,7 +241,7 @@ def test_an_output_that_exists_is_not_replaced_unasked(truth: Path, tmp_path: Pa
     (tmp_path / "coarse.json").write_text("mine")
     with pytest.raises(UsageError, match="exists already"):
         corrupt_dataset(truth, output=tmp_path / "coarse.json", settings=SETTINGS)
-    with pytest.raises(UsageError, match="is the input itself"):
+    with pytest.raises(UsageError, match="would replace the input"):
         corrupt_dataset(truth, output=truth, settings=SETTINGS, overwrite=True)
     corrupt_dataset(truth, output=tmp_path / "coarse.json", settings=SETTINGS, overwrite=True)
     assert (tmp_path / "coarse.json").read_text() != "mine"

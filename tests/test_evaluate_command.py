@@ -348,7 +348,7 @@ def test_a_plot_that_cannot_be_written_is_refused_before_the_work(
 def test_a_plot_replaces_none_of_the_files_compared(command: Command, files: dict[str, Path]) -> None:
     said = command("eval", files["refined"], files["truth"], "--coarse", files["coarse"], "--plot", files["truth"])
     assert said.code == 2
-    assert "truth.json: is the input itself" in said.err
+    assert "truth.json: the plot would replace the ground truth" in said.err
     assert "measuring" not in said.err
 
 

@@ -391,9 +391,9 @@ def test_sixteen_bits_are_refused_at_once(tmp_path: Path) -> None:
 
 def test_outputs_that_would_touch_something_are_refused(voc: Path) -> None:
     dataset: Dataset = open_dataset(voc)
-    with pytest.raises(UsageError, match="is the input itself"):
+    with pytest.raises(UsageError, match="would replace the input"):
         dataset.write(nothing, voc, {})
-    with pytest.raises(UsageError, match="lies within the input"):
+    with pytest.raises(UsageError, match="would lie within the input"):
         dataset.write(nothing, voc / "SegmentationClass" / "refined", {})
     (voc.parent / "full").mkdir()
     (voc.parent / "full" / "keepsake.txt").write_text("mine")

@@ -142,7 +142,7 @@ def test_a_long_list_is_walked_in_a_small_window() -> None:
         ('{"a" 1}', "line 1, column 6", "expected ':'"),
         ('{"a": 1} {', "line 1, column 10", "something follows"),
         ('{"a": "\x01"}', "line 1, column 8", "invalid control character"),
-        ('{"a": [' + "[" * 100_000, "line 1, column 8", "recursion"),
+        ('{"a": [' + "[" * 100_000, "line 1, column 8", "nested more than"),
         ('{"a": ' + "1" * 5000 + "}", "line 1, column 7", "digits"),
     ],
 )

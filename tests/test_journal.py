@@ -16,7 +16,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from refinetool.errors import StorageError, UsageError
+from refinetool.errors import DataError, StorageError, UsageError
 from refinetool.records import Annotation, Outcome, Region, Rle, Sample
 from refinetool.running.journal import Journal, digest_of, holds_work, journal_path
 from refinetool.statuses import Reason
@@ -135,9 +135,52 @@ def test_a_broken_line_in_the_middle_costs_only_its_sample(tmp_path: Path) -> No
     assert reused(tmp_path / "j", "abc") == "ac"
 
 
+@pytest.mark.parametrize(
+    ("old", "new"),
+    [(b"0.75", b"0.15"), (b"5123`O", b"5124`O"), (b'"input"', b'"inputs"'), (b'"key": "b"', b'"key": 1')],
+)
+def test_a_line_that_was_edited_is_done_again(tmp_path: Path, old: bytes, new: bytes) -> None:
+    lines = filled(tmp_path / "j", "abc").splitlines(keepends=True)
+    lines[2] = lines[2].replace(old, new)
+    assert json.loads(lines[2])
+    (tmp_path / "j").write_bytes(b"".join(lines))
+    assert reused(tmp_path / "j", "abc") == "ac"
+
+
+def test_lines_below_a_damaged_header_are_not_taken_for_those_of_the_job_before(tmp_path: Path) -> None:
+    filled(tmp_path / "j", "a")
+    with Journal(tmp_path / "j", job={**JOB, "model": "xyz"}, fresh=False) as journal:
+        finish(journal, sample_of(tmp_path, "b"), outcome_of("b"))
+    lines = (tmp_path / "j").read_bytes().splitlines(keepends=True)
+    lines[2] = lines[2].replace(b"refinetool_journal", b"refinetool_diary")
+    (tmp_path / "j").write_bytes(b"".join(lines))
+    assert reused(tmp_path / "j", "ab") == "a"
+
+
+@pytest.mark.parametrize("line", ["[]", "7", '{"key": []}', "[" * 1500 + "]" * 1500, '{"key": "a", "input": 1}'])
+def test_a_line_of_another_shape_is_ignored(tmp_path: Path, line: str) -> None:
+    whole = filled(tmp_path / "j", "ab")
+    (tmp_path / "j").write_bytes(whole + line.encode() + b"\n")
+    assert reused(tmp_path / "j", "ab") == "ab"
+    (tmp_path / "j").write_bytes(whole.splitlines(keepends=True)[0] + line.encode() + b"\n")
+    assert not holds_work(tmp_path / "j")
+
+
+def test_a_line_that_changes_while_it_is_in_use_is_refused(tmp_path: Path) -> None:
+    with Journal(tmp_path / "j", job=JOB, fresh=False) as journal:
+        finish(journal, sample_of(tmp_path, "a"), outcome_of("a"))
+        (tmp_path / "j").write_bytes((tmp_path / "j").read_bytes().replace(b"0.75", b"0.15"))
+        with pytest.raises(DataError, match="was changed while it was in use"):
+            journal.find("a")
+
+
 def test_the_last_line_of_a_key_wins(tmp_path: Path) -> None:
-    header, line = filled(tmp_path / "j", "a").splitlines(keepends=True)
-    (tmp_path / "j").write_bytes(header + line + line.replace(b"0.75", b"0.25"))
+    first = filled(tmp_path / "j", "a")
+    (tmp_path / "j").unlink()
+    with Journal(tmp_path / "j", job=JOB, fresh=True) as journal:
+        finish(journal, sample_of(tmp_path, "a"), outcome_of("a", score=0.25))
+    second = (tmp_path / "j").read_bytes().splitlines(keepends=True)[1]
+    (tmp_path / "j").write_bytes(first + second)
     with Journal(tmp_path / "j", job=JOB, fresh=False) as journal:
         assert journal.reuse(sample_of(tmp_path, "a")) == outcome_of("a", score=0.25)
 

@@ -188,12 +188,15 @@ def test_a_dry_run_touches_nothing(tmp_path: Path, loaded: list[ShiftWithSetting
 @pytest.mark.usefixtures("loaded")
 def test_an_output_in_the_way(tmp_path: Path) -> None:
     coarse, output = coco(tmp_path), tmp_path / "refined.json"
-    with pytest.raises(UsageError, match="is the input itself"):
+    with pytest.raises(UsageError, match="would replace the input"):
         refine(coarse, coarse, overwrite=True)
     with pytest.raises(UsageError, match="there is no folder"):
         refine(coarse, tmp_path / "absent" / "refined.json")
-    with pytest.raises(UsageError, match="will be a file, but this is a folder"):
+    with pytest.raises(UsageError, match="would replace the image folder"):
         refine(coarse, tmp_path / "images", overwrite=True)
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="will be a file, but this is a folder"):
+        refine(coarse, tmp_path / "folder", overwrite=True)
     output.write_text("precious")
     for resume in (False, True):
         with pytest.raises(UsageError, match="exists already; --overwrite"):
@@ -262,9 +265,9 @@ def test_a_folder_is_replaced_only_if_it_can_be_nothing_but_an_output(tmp_path: 
     (output / "notes.txt").write_text("mine")
     with pytest.raises(UsageError, match=r"holds notes.txt, which is not an output"):
         refine(coarse, output, overwrite=True)
-    with pytest.raises(UsageError, match="lies within the input"):
+    with pytest.raises(UsageError, match="would lie within the input"):
         refine(coarse, coarse / "refined")
-    with pytest.raises(UsageError, match="which is not an output"):
+    with pytest.raises(UsageError, match="would replace the folder with the"):
         refine(coarse, tmp_path, overwrite=True)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["images", "masks", "refined"]
 

@@ -1,5 +1,7 @@
 """The guided filter against least squares in every window, and what snapping is for: borders move onto edges."""
 
+import tracemalloc
+
 import numpy as np
 import pytest
 from hypothesis import given, settings
@@ -161,3 +163,15 @@ def test_snapping_keeps_the_holes_a_mask_had() -> None:
     moved = np.ones((9, 9), dtype=np.bool_)
     moved[4, 4] = False
     assert (snap.without_new_pieces(moved, mask) == moved).all()
+
+
+def test_a_mask_as_large_as_its_image_takes_little_memory_beside_it() -> None:
+    side = 1600
+    image = np.full((side, side, 3), 90, dtype=np.uint8)
+    mask = np.zeros((side, side), dtype=np.bool_)
+    mask[100:-100, 100:-100] = True
+    tracemalloc.start()
+    snap.guided_filter(image, mask, radius_px=10 * snap.DENSE_RADIUS_PX, epsilon=1e-4)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak / side**2 < 8 * 3  # float64: the result, one slope, and less than that for grid and strips

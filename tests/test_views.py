@@ -145,3 +145,10 @@ def test_small_and_large_regions_of_one_image_get_views_in_the_order_of_the_regi
 
 def test_no_regions_need_no_view() -> None:
     assert choose_views([], [], size=(10, 10), settings=DEFAULT) == []
+
+
+@pytest.mark.parametrize("box", [(0, 0, 10**400, 10**400), (-(10**9), -5, 10**9, 5), (200, 200, 300, 300)])
+def test_only_the_part_of_a_box_inside_the_image_counts(box: tuple[int, int, int, int]) -> None:
+    x0, y0, x1, y1 = crop_around(box, size=(120, 160), settings=ViewSettings())
+    assert 0 <= x0 < x1 <= 160
+    assert 0 <= y0 < y1 <= 120

@@ -4,19 +4,18 @@ torch and the segmentation packages are imported when a model is loaded, not wit
 """
 
 import hashlib
-import pickle
 import pkgutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard
 
 from refinetool.backends import weights
 from refinetool.backends.names import EMBEDDED, suggest
 from refinetool.errors import UsageError, WeightsError
-from refinetool.settings import BATCHES, ModelDefaults
+from refinetool.settings import BATCHES, MAX_SEED, ModelDefaults
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,6 +23,8 @@ if TYPE_CHECKING:
     from refinetool.backends.square import Precision, SquareBackend
 
 RANDOM_PREFIX = "random:"
+MAX_DIGITS = 20
+"""Longer numbers in a name are refused before they are converted, for which Python has a limit of its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -122,7 +123,7 @@ def load_backend(
     if iou_adapter is not None:
         from refinetool.modules.iou_adapter import read_adapter
 
-        correction = read_adapter(Path(iou_adapter).expanduser(), model=model.name, fingerprint=fingerprint)
+        correction = read_adapter(weights.user_path(iou_adapter), model=model.name, fingerprint=fingerprint)
         fingerprint = _hash(f"{fingerprint} {correction.digest}")
     views, prompts = BATCHES[place.partition(":")[0]]
     backend = backend_class(
@@ -161,7 +162,7 @@ def pick_device(device: str) -> str:
     if device == "cpu":
         return device
     kind, _, index = device.partition(":")
-    if kind != "cuda" or not (index.isdecimal() or device == "cuda"):
+    if kind != "cuda" or not ((index.isdecimal() and len(index) < MAX_DIGITS) or device == "cuda"):
         raise UsageError(f"there is no device {device!r}; the choices are auto, cpu, cuda and cuda:N")
     count = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(index or 0) >= count:
@@ -220,8 +221,8 @@ def _random(backend: "type[SquareBackend]", model: Model, checkpoint: str) -> "t
     import torch
 
     seed = checkpoint.removeprefix(RANDOM_PREFIX)
-    if not seed.isdecimal():
-        raise UsageError(f"{checkpoint!r} has no seed; write a whole number after random:, as in random:0")
+    if not (seed.isdecimal() and len(seed) < MAX_DIGITS and int(seed) <= MAX_SEED):
+        raise UsageError(f"{checkpoint!r} has no seed; write a whole number of up to 63 bits, as in random:0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
         network = backend.network(model.variant)
@@ -243,7 +244,7 @@ def _source(model: Model, checkpoint: str | None) -> tuple[Path, str]:
     """Return the file to load and its SHA-256."""
     if checkpoint is None and model.name != EMBEDDED:
         return weights.cached(model.name)
-    path = Path(checkpoint).expanduser() if checkpoint is not None else embedded_weights()
+    path = weights.user_path(checkpoint) if checkpoint is not None else embedded_weights()
     try:
         return path, weights.sha256_of(path)
     except OSError as error:
@@ -265,20 +266,32 @@ def read_state(path: Path) -> "dict[str, Tensor]":
         WeightsError: The file holds something else.
     """
     import torch
-    from safetensors import SafetensorError
     from safetensors.torch import load_file
 
     try:
         if path.suffix == ".safetensors":
-            return load_file(path)
-        found = torch.load(path, map_location="cpu", weights_only=True)
-    except (OSError, EOFError, RuntimeError, SafetensorError, pickle.UnpicklingError) as error:
-        reason = str(error).partition("\n")[0]
+            found: Any = load_file(path)
+        else:
+            found = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the unpickler carries out what the file says, and raises whatever that leads to
+        reason = str(error).partition("\n")[0] or type(error).__name__
         raise WeightsError(f"{path} can't be read as weights ({reason}); it may be incomplete or hold code") from error
     state = found.get("model", found) if isinstance(found, dict) else found
-    if not isinstance(state, dict) or not all(isinstance(value, torch.Tensor) for value in state.values()):
-        raise WeightsError(f"{path} holds a {type(found).__name__}, expected named tensors as torch.save writes them")
+    if not isinstance(state, dict) or not all(_is_weight(name, value) for name, value in state.items()):
+        raise WeightsError(
+            f"{path} holds a {type(found).__name__}, expected named tensors of plain numbers as torch.save writes them"
+        )
     return state
+
+
+def _is_weight(name: object, value: object) -> bool:
+    """Whether a value of a state dict is a plain tensor: not complex, quantised, sparse, nested or without values."""
+    import torch
+
+    if not isinstance(name, str) or not isinstance(value, torch.Tensor):
+        return False
+    plain = value.layout is torch.strided and value.device.type == "cpu" and not value.is_nested
+    return plain and not value.is_quantized and not value.is_complex()
 
 
 def misfit(*, expected: "Mapping[str, Tensor]", found: "Mapping[str, Tensor]") -> str | None:
@@ -290,12 +303,18 @@ def misfit(*, expected: "Mapping[str, Tensor]", found: "Mapping[str, Tensor]") -
         for name in expected.keys() & found.keys()
         if found[name].shape != expected[name].shape
     ]
+    kinds = [
+        f"{name} is {found[name].dtype}, expected {expected[name].dtype}"
+        for name in expected.keys() & found.keys()
+        if expected[name].is_floating_point() and not found[name].is_floating_point()
+    ]
     problems = [
         f"{len(names)} {what} ({min(names)}{', ...' if len(names) > 1 else ''})"
         for names, what in (
             (missing, "tensors are missing"),
             (surplus, "tensors are not expected"),
             (shapes, "tensors have another shape"),
+            (kinds, "tensors are of another type"),
         )
         if names
     ]

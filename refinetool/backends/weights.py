@@ -191,7 +191,17 @@ def find(name: str) -> Weights:
 def cache_folder() -> Path:
     """Return the folder of the weights, under `$REFINETOOL_CACHE` or the user's cache folder."""
     chosen = os.environ.get(CACHE_VARIABLE)
-    return (Path(chosen).expanduser() if chosen else platformdirs.user_cache_path("refinetool")) / "weights"
+    return (user_path(chosen) if chosen else platformdirs.user_cache_path("refinetool")) / "weights"
+
+
+def user_path(path: Path | str) -> Path:
+    """Return a path with `~` replaced by the home folder; raises UsageError if `~name` names no user."""
+    try:
+        return Path(path).expanduser()
+    except RuntimeError as error:
+        raise UsageError(
+            f"{path}: there is no such user, so there is no home folder; write the path in full"
+        ) from error
 
 
 def listing() -> list[Status]:

@@ -11,7 +11,7 @@ from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.cli.options import JOB, REFINE
 from refinetool.errors import DataError
-from refinetool.settings import ADAPT_RECIPES, AdaptSettings
+from refinetool.settings import ADAPT_RECIPES, MAX_SEED, AdaptSettings
 
 if TYPE_CHECKING:
     from refinetool.train.iou.adapt import AdaptSummary
@@ -40,6 +40,7 @@ def adapt_iou(
     ],
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
+    follow_links: options.FollowLinks = False,
     overwrite: options.Overwrite = False,
     model: options.ModelName = JOB.model,
     checkpoint: options.Checkpoint = None,
@@ -100,6 +101,7 @@ def adapt_iou(
             "--seed",
             metavar="N",
             min=0,
+            max=MAX_SEED,
             help="Random seed of weights, order and held-out images.",
             rich_help_panel=TRAINING,
         ),
@@ -150,6 +152,7 @@ def adapt_iou(
             settings=settings,
             format=None if file_format == "auto" else file_format,
             sizes=sizes,
+            follow_links=follow_links,
             resume=resume,
             fresh=fresh,
             overwrite=overwrite,

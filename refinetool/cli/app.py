@@ -1,13 +1,15 @@
 """The root command, its entry point, and how errors are reported."""
 
+import os
 import sys
+import warnings
 from typing import Annotated
 
 import typer
 
 from refinetool import __version__
 from refinetool.cli import console
-from refinetool.errors import RefinetoolError
+from refinetool.errors import RefinetoolError, printable
 
 app = typer.Typer(
     name="refinetool",
@@ -23,11 +25,18 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `refinetool` command."""
+    # Pillow warns of damaged EXIF data and animations in images that it reads nevertheless.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     try:
         app(prog_name="refinetool")
     except RefinetoolError as error:
         console.complain(str(error))
         sys.exit(error.exit_code)
+    except OSError as error:  # of a path that the user named: no permission, a name that is too long ...
+        if error.filename is None:
+            raise
+        console.complain(printable(f"{os.fsdecode(error.filename)}: {error.strerror}"))
+        sys.exit(RefinetoolError.exit_code)
 
 
 @app.callback(invoke_without_command=True)

@@ -16,6 +16,7 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
+from refinetool.errors import printable
 from refinetool.statuses import Reason
 
 if TYPE_CHECKING:
@@ -39,6 +40,7 @@ REASONS: dict[Reason, str] = {
     Reason.EMPTY: "empty masks",
     Reason.EMPTY_RESULT: "the model found nothing",
     Reason.IMAGE_MISSING: "the image is missing",
+    Reason.IMAGE_OUTSIDE: "the image is a link out of its folder; --follow-links allows that",
     Reason.IMAGE_TOO_LARGE: "the image is too large; --max-pixels allows more",
     Reason.IMAGE_UNREADABLE: "the image can't be read",
     Reason.LOW_SCORE: "the model predicts too low an IoU for the refined mask",
@@ -59,12 +61,17 @@ Listener: TypeAlias = "Callable[[Progress], None]"
 
 def say(text: str, *, markup: bool = True) -> None:
     """Print a line on stdout, wrapped only by the terminal."""
-    Console(soft_wrap=True, highlight=False).print(text, markup=markup)
+    Console(soft_wrap=True, highlight=False).print(_safe(text), markup=markup)
 
 
 def complain(sentence: str) -> None:
     """Print a message in red on stderr."""
-    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]{escape(sentence)}[/red]")
+    Console(stderr=True, soft_wrap=True, highlight=False).print(f"[red]{escape(_safe(sentence))}[/red]")
+
+
+def _safe(text: str) -> str:
+    """Escape control characters, which a path may hold, but not the ends of lines."""
+    return "\n".join(map(printable, text.split("\n")))
 
 
 def dump(value: Mapping[str, object]) -> None:
@@ -330,7 +337,7 @@ def table(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]], *,
     for index, heading in enumerate(headings):
         drawn.add_column(heading, justify="right" if index in numbers else "left", overflow="fold")
     for row in rows:
-        drawn.add_row(*(escape(cell) for cell in row))
+        drawn.add_row(*(escape(_safe(cell)) for cell in row))
     Console(highlight=False).print(drawn)
 
 
@@ -340,7 +347,7 @@ def markdown(title: str, headings: Sequence[str], rows: Sequence[Sequence[str]],
         sys.stdout.write(f"**{title}**\n\n")
     rules = ["---:" if index in numbers else "---" for index in range(len(headings))]
     for row in (headings, rules, *rows):
-        sys.stdout.write("| " + " | ".join(cell.replace("|", "\\|") for cell in row) + " |\n")
+        sys.stdout.write("| " + " | ".join(printable(cell).replace("|", "\\|") for cell in row) + " |\n")
 
 
 def _plain(value: object) -> object:

@@ -10,7 +10,7 @@ import typer
 from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.errors import DataError, UsageError
-from refinetool.settings import BandName, CorruptSettings, GeneratorName, SuiteName
+from refinetool.settings import MAX_SEED, BandName, CorruptSettings, GeneratorName, SuiteName
 from refinetool.statuses import Reason
 
 if TYPE_CHECKING:
@@ -52,6 +52,7 @@ def corrupt(
     ] = None,
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
+    follow_links: options.FollowLinks = False,
     max_pixels: Annotated[
         int,
         typer.Option(
@@ -115,7 +116,7 @@ def corrupt(
         ),
     ] = None,
     seed: Annotated[
-        int, typer.Option("--seed", min=0, metavar="N", help="Random seed.", rich_help_panel=RUN)
+        int, typer.Option("--seed", min=0, max=MAX_SEED, metavar="N", help="Random seed.", rich_help_panel=RUN)
     ] = CORRUPT.seed,
     limit: Annotated[
         int | None,
@@ -146,6 +147,7 @@ def corrupt(
             images=images,
             format=None if file_format == "auto" else file_format,
             sizes=sizes,
+            follow_links=follow_links,
             limit=limit,
             overwrite=overwrite,
             record=record,

@@ -1,5 +1,6 @@
 """`refinetool eval`."""
 
+from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -32,6 +33,7 @@ def evaluate(
     images: options.Images = None,
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
+    follow_links: options.FollowLinks = False,
     protocol: Annotated[
         Literal["auto", "coco", "lvis", "davis", "lvos", "none"],
         typer.Option("--protocol", help="Rules for computing AP (coco, lvis) or J&F (davis, lvos)."),
@@ -72,15 +74,20 @@ def evaluate(
             format=None if file_format == "auto" else file_format,
             sizes=sizes,
             need_images=False,
+            follow_links=follow_links,
         )
         for path in paths
     ]
     if plot is not None:
         from refinetool.evaluate import plot as plots
-        from refinetool.formats.storage import refuse_overlap
+        from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes
 
-        for path in paths:
-            refuse_overlap(path, plot)
+        inputs = {"prediction": prediction, "ground truth": truth, "coarse file": coarse, "list of images": sizes}
+        refuse_clashes(
+            {"plot": plot},
+            {**inputs, "file of candidates": candidates, IMAGE_FOLDER: images},
+            images=chain.from_iterable(dataset.image_paths() for dataset in opened),
+        )
         plots.check_plot({dataset.format for dataset in opened}, plot)
     total = len(opened[1])
     with console.counting("measuring", unit="images", quiet=quiet) as tell:

@@ -17,7 +17,7 @@ import typer
 
 from refinetool.errors import UsageError
 from refinetool.formats import FORMATS
-from refinetool.settings import BATCHES, JobSettings, MethodName, RefineSettings
+from refinetool.settings import BATCHES, MAX_SEED, JobSettings, MethodName, RefineSettings
 
 JOB, REFINE = JobSettings(), RefineSettings()
 
@@ -79,6 +79,10 @@ Format: TypeAlias = Annotated[
 Sizes: TypeAlias = Annotated[
     Path | None,
     _given("--sizes", metavar="PATH", text="COCO JSON that lists the images, for COCO results.", panel=FILES),
+]
+FollowLinks: TypeAlias = Annotated[
+    bool,
+    _flag("--follow-links", text="Follow links in the folders of images and masks that lead out of them.", panel=FILES),
 ]
 Record: TypeAlias = Annotated[
     Path | None,
@@ -239,7 +243,7 @@ SETTINGS = (
     ),
     Setting("image_batch", "--image-batch", MODEL, "Views per encoder call.", low=1, default=VIEWS),
     Setting("prompt_batch", "--prompt-batch", MODEL, "Regions per decoder call.", low=1, default=REGIONS),
-    Setting("seed", "--seed", RUN, "Random seed, used only by --point random.", low=0),
+    Setting("seed", "--seed", RUN, "Random seed, used only by --point random.", low=0, high=MAX_SEED),
     Setting(
         "view.mode",
         "--view",

@@ -11,7 +11,7 @@ from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.cli.options import JOB
 from refinetool.errors import Interrupted, UsageError
-from refinetool.settings import FINE_TUNE_RATE, TRAIN_ON_GPU, PackSettings, TrainSettings
+from refinetool.settings import FINE_TUNE_RATE, MAX_SEED, TRAIN_ON_GPU, PackSettings, TrainSettings
 
 TRAIN, PACK = TrainSettings(), PackSettings()
 
@@ -115,7 +115,7 @@ def train_embedded_model(
         _setting("--side", "Side of the model's input in pixels, a multiple of 32.", default=TRAIN.side, min=64),
     ] = None,
     seed: Annotated[
-        int | None, _setting("--seed", "Random seed of weights and examples.", default=TRAIN.seed, min=0)
+        int | None, _setting("--seed", "Random seed of weights and examples.", default=TRAIN.seed, min=0, max=MAX_SEED)
     ] = None,
     device: options.Device = JOB.device,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the output.")] = False,

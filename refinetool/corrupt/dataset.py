@@ -6,7 +6,6 @@ The randomness of an object follows from the seed, its image's key and its own i
 on what else is in the file, on the order, or on the number of threads.
 """
 
-import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, field, replace
@@ -25,8 +24,9 @@ from refinetool.corrupt.sheet import sheet, tile, write_picture
 from refinetool.corrupt.suites import SUITES, Scene, Suite, draw, scene_of, single
 from refinetool.errors import ImageError, Interrupted
 from refinetool.formats import open_dataset
-from refinetool.images import read_image
-from refinetool.records import Annotation, FloatArray, ImageArray, Mask, Outcome, Region, Rle, Sample
+from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing
+from refinetool.images import read_sample
+from refinetool.records import Annotation, FloatArray, ImageArray, Mask, Outcome, Region, Rle, Sample, seed_of
 from refinetool.running.ahead import map_ahead
 from refinetool.running.run import check_output, write
 from refinetool.running.summary import Progress, Tally
@@ -71,6 +71,7 @@ def corrupt_dataset(
     images: Path | str | None = None,
     format: str | None = None,
     sizes: Path | str | None = None,
+    follow_links: bool = False,
     limit: int | None = None,
     overwrite: bool = False,
     record: Path | str | None = None,
@@ -92,6 +93,7 @@ def corrupt_dataset(
         images: the folder of their images; None looks beside the masks.
         format: a name of `formats.FORMATS`, None to detect it.
         sizes: a COCO file that lists the images, for a file of results, which does not.
+        follow_links: whether links in the folders of images and masks may lead out of these folders.
         limit: how many images, from the first, to corrupt; the rest comes back as it is.
         overwrite: replace the output if it exists.
         record: a file to write with one entry per coarse mask, CSV or JSON by its suffix.
@@ -107,9 +109,22 @@ def corrupt_dataset(
         Interrupted: stopped by the user; nothing is written.
     """
     source, destination = Path(truth), Path(output)
+    records = {"record": _path(record), "picture": _path(picture)}
+    outputs = {"output": destination, **records}
+    refuse_clashes(outputs, {"input": source, IMAGE_FOLDER: _path(images), "list of images": _path(sizes)})
     check_output(source, destination, replaced=overwrite)
+    refuse_existing(records, replaced=overwrite)
     needs_images = suite.needs_image or picture is not None
-    dataset = open_dataset(source, images=_path(images), format=format, sizes=_path(sizes), need_images=needs_images)
+    dataset = open_dataset(
+        source,
+        images=_path(images),
+        format=format,
+        sizes=_path(sizes),
+        need_images=needs_images,
+        follow_links=follow_links,
+        max_pixels=settings.max_pixels,
+    )
+    refuse_clashes(outputs, {}, images=dataset.image_paths())
     total = len(dataset) if limit is None else min(limit, len(dataset))
     tally = Tally(total)
     book = _Book(tally, settings.pictures, on_progress)
@@ -175,7 +190,7 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
     image = None
     if suite.needs_image:
         try:
-            image = read_image(sample.image, size=sample.size, max_pixels=settings.max_pixels)
+            image = read_sample(sample, max_pixels=settings.max_pixels)
         except ImageError as error:
             return CorruptedSample(sample, stay_coarse(sample, reason=error.reason, error=str(error)), ())
 
@@ -199,7 +214,7 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
         region = sample.regions[n]
         made = describe(sample, region, each.gt, coarse, info, boundary_ratio=BOUNDARY_RATIO)
         rle = masks.encode(coarse)
-        order = zlib.crc32(f"{settings.seed}/{sample.key}/{region.id}".encode())
+        order = seed_of(f"{settings.seed}/{sample.key}/{region.id}")
         examples.append(Example(order, sample, _mask(region), rle, made))
         if sample.layout != "instances" or rle != region.mask:  # an annotation with the same mask keeps its text
             annotations[n] = Annotation(rle, None)
@@ -237,7 +252,7 @@ class Subject:
 
 def object_rng(seed: int, key: str, number: int) -> np.random.Generator:
     """The randomness of one object, from the seed, the key of its image and its id alone."""
-    return np.random.default_rng((seed, zlib.crc32(key.encode()), number % (1 << 64)))
+    return np.random.default_rng((seed, seed_of(key), number % (1 << 64)))
 
 
 def fit_together(
@@ -369,7 +384,7 @@ def _contact_sheet(examples: Sequence[Example], *, max_pixels: int) -> ImageArra
     for example in examples:
         sample, made = example.sample, example.made
         try:
-            image = read_image(sample.image, size=sample.size, max_pixels=max_pixels)
+            image = read_sample(sample, max_pixels=max_pixels)
         except ImageError:
             image = np.full((*sample.size, 3), 128, dtype=np.uint8)
         text = f"{made.iou:.2f}{'' if made.reached else ', missed'}\n{made.generator}"

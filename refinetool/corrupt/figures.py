@@ -1,7 +1,5 @@
 """What was done to each object, and figures over many objects: how far coarse masks are from good ones, by band."""
 
-import csv
-import io
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, fields
@@ -11,6 +9,7 @@ import cv2
 import numpy as np
 
 from refinetool.corrupt.goals import CorruptionInfo
+from refinetool.formats.csv_table import write_table
 from refinetool.formats.storage import new_file
 from refinetool.masks import boundary_iou, bounding_box, iou
 from refinetool.records import Mask, Region, Sample
@@ -149,10 +148,4 @@ def write_record(made: Iterable[Made], path: Path) -> None:
         if path.suffix.lower() == ".json":
             raw.write(json.dumps([asdict(each) for each in made], indent=1).encode())
             return
-        text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
-        table = csv.writer(text)
-        table.writerow([field.name for field in fields(Made)])
-        for each in made:
-            values = asdict(each).values()
-            table.writerow([f"{value:.4f}" if isinstance(value, float) else value for value in values])
-        text.detach()  # the file closes itself, after it has been flushed to disk
+        write_table(raw, [field.name for field in fields(Made)], (tuple(asdict(each).values()) for each in made))

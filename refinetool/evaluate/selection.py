@@ -52,7 +52,7 @@ class CandidateLines:
             return None
         self._found.add(key)
         self._file.seek(start)
-        return self._file.readline().decode()
+        return _text(self._file.readline())
 
     @property
     def never_found(self) -> int:
@@ -72,7 +72,7 @@ def open_candidates(path: Path) -> Iterator[CandidateLines]:
             starts: dict[str, int] = {}
             at = 0
             for number, line in enumerate(file, start=1):
-                key = _record(line.decode("utf-8", errors="replace"), f"{path}, line {number}")["image"]
+                key = _record(_text(line), f"{path}, line {number}")["image"]
                 if key in starts:
                     raise DataError(f"{path}, line {number}: a second record of image {key!r}; expected one.")
                 starts[key] = at
@@ -82,10 +82,14 @@ def open_candidates(path: Path) -> Iterator[CandidateLines]:
         raise DataError(f"{path}: can't be read ({error.strerror}).") from error
 
 
+def _text(line: bytes) -> str:
+    return line.decode("utf-8", errors="replace")
+
+
 def _record(line: str, where: str) -> dict[str, Any]:
     try:
         record = json.loads(line)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise DataError(f"{where}: is no JSON ({error}); expected what refine --candidates writes.") from error
     match record:
         case {"image": str(), "annotations": list()}:
@@ -116,7 +120,7 @@ def _parse_candidates(annotation: object, where: str) -> CandidateSet:
                 for rle in runs:
                     masks.run_lengths(rle)
                 return CandidateSet(id, runs, tuple(map(float, scores)), *places)
-            except (TypeError, KeyError, IndexError, AttributeError, ValueError, MaskError) as error:
+            except (TypeError, KeyError, IndexError, AttributeError, ValueError, ArithmeticError, MaskError) as error:
                 raise DataError(f"{where}: object {id} has candidates that can't be read ({error}).") from error
     raise DataError(f"{where}: found {json.dumps(annotation)[:60]}; expected id, selected, scores and candidates.")
 

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from refinetool.errors import UsageError
+from refinetool.settings import MAX_PIXELS
 
 if TYPE_CHECKING:
     from refinetool.records import Outcome, Sample
@@ -45,12 +46,16 @@ class Request:
     sizes: For COCO results, any COCO file that lists the images; None finds images by their number.
     include_crowd: Whether COCO's crowds are refined like single objects.
     need_images: Whether it is an error if no image is found; masks can be measured without images.
+    follow_links: Whether links in the folders of images and masks may lead out of these folders.
+    max_pixels: The masks of COCO images that claim more pixels are not decoded.
     """
 
     images: Path | None = None
     sizes: Path | None = None
     include_crowd: bool = False
     need_images: bool = True
+    follow_links: bool = False
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +80,9 @@ class Dataset(Protocol):
     def samples(self) -> "Iterator[Sample]":
         """Yield the images in the order of the file, including those without masks; each call starts from the first."""
 
+    def image_paths(self) -> Iterator[Path]:
+        """Yield where the images are expected, without reading masks."""
+
     def write(self, find: "Callable[[str], Outcome | None]", destination: Path, notes: Mapping[str, object]) -> Written:
         """Write the same file with refined masks; it appears at `destination` only when it is complete.
 
@@ -98,13 +106,15 @@ def open_dataset(
     sizes: Path | None = None,
     include_crowd: bool = False,
     need_images: bool = True,
+    follow_links: bool = False,
+    max_pixels: int = MAX_PIXELS,
 ) -> Dataset:
     """Open coarse masks.
 
     Args:
         path: A COCO JSON file, a VOC root, or a folder of PNGs.
         format: One of FORMATS; None detects it.
-        images, sizes, include_crowd, need_images: See `Request`.
+        images, sizes, include_crowd, need_images, follow_links, max_pixels: See `Request`.
 
     Raises:
         UsageError: The format does not exist, or can't be detected from the files.
@@ -113,8 +123,8 @@ def open_dataset(
     if format is None:
         from refinetool.formats.detection import detect
 
-        format = detect(path)
+        format = detect(path, follow_links=follow_links)
     if format not in FORMATS:
         raise UsageError(f"there is no format {format!r}; choose one of {', '.join(FORMATS)}.")
     opener: Callable[[Path, Request], Dataset] = pkgutil.resolve_name(FORMATS[format])
-    return opener(path, Request(images, sizes, include_crowd, need_images))
+    return opener(path, Request(images, sizes, include_crowd, need_images, follow_links, max_pixels))

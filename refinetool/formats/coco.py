@@ -15,11 +15,18 @@ import numpy as np
 from refinetool.errors import DataError
 from refinetool.formats import COCO, COCO_RESULTS, Request, Written
 from refinetool.formats.coco_images import CocoImages, ImageEntry, listed_images, numbered_images
-from refinetool.formats.coco_index import AnnotationRecords, read_images, read_instances, read_results, rows_of
+from refinetool.formats.coco_index import (
+    LONGEST_SIDE,
+    AnnotationRecords,
+    read_images,
+    read_instances,
+    read_results,
+    rows_of,
+)
 from refinetool.formats.coco_masks import read_segmentation, refined_values
 from refinetool.formats.image_files import header_size
 from refinetool.formats.json_spans import Json, Span, member_spans
-from refinetool.formats.storage import new_file, refuse_overlap
+from refinetool.formats.storage import new_file, refuse_clashes
 from refinetool.records import IntArray, Outcome, Region, Sample, Size
 from refinetool.statuses import Reason
 
@@ -31,23 +38,22 @@ def open_coco(path: Path, request: Request) -> "CocoDataset":
     stamp = _stamp(path)
     records, annotations = read_instances(path)
     rows = rows_of(annotations, records.rows)
-    found = listed_images(records, request.images, path, needed=request.need_images)
-    return CocoDataset(COCO, annotations, rows, found, (path,), stamp, request.include_crowd)
+    found = listed_images(records, path, request)
+    return CocoDataset(COCO, annotations, rows, found, {"input": path}, stamp, request)
 
 
 def open_coco_results(path: Path, request: Request) -> "CocoDataset":
     """Open COCO results. Raises DataError if the file is broken, or if its images are needed and not found."""
-    images, sizes, needed = request.images, request.sizes, request.need_images
+    sizes = request.sizes
     stamp = _stamp(path)
     results = read_results(path)
     found: CocoImages
     if sizes is None:
-        found = numbered_images(results.named, images, path, needed=needed)
+        found = numbered_images(results.named, path, request)
     else:
-        found = listed_images(read_images(sizes), images, sizes, needed=needed)
-    sources = (path,) if sizes is None else (path, sizes)
+        found = listed_images(read_images(sizes), sizes, request)
     rows = rows_of(results, found.rows)
-    return CocoDataset(COCO_RESULTS, results, rows, found, sources, stamp, request.include_crowd)
+    return CocoDataset(COCO_RESULTS, results, rows, found, {"input": path, "list of images": sizes}, stamp, request)
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,9 +61,9 @@ class CocoDataset:
     """Annotations and their images; see `formats.Dataset`. Holds the positions of records, not their content.
 
     rows: int64 (A,), the index of each annotation's image among the images.
-    sources: The input files, none of which may be overwritten.
+    sources: The input files by name, none of which may be overwritten.
     stamp: Size and modification time of the file when it was read.
-    include_crowd: Whether crowds are refined like single objects.
+    request: How the file was opened.
     known_sizes: (H, W) by key, for images whose records have no size; see `with_sizes`.
     """
 
@@ -65,9 +71,9 @@ class CocoDataset:
     annotations: AnnotationRecords
     rows: IntArray
     images: CocoImages
-    sources: tuple[Path, ...]
+    sources: Mapping[str, Path | None]
     stamp: tuple[int, int]
-    include_crowd: bool
+    request: Request
     known_sizes: Mapping[str, Size] | None = None
 
     def __len__(self) -> int:
@@ -75,7 +81,7 @@ class CocoDataset:
 
     def sizes(self) -> dict[str, Size]:
         """Return (H, W) of the images by key, as far as it is known from records or image headers."""
-        found = ((entry.key, entry.size or header_size(entry.path)) for entry in self.images.entries())
+        found = ((entry.key, entry.size or self._header_size(entry)) for entry in self.images.entries())
         return {key: size for key, size in found if size}
 
     def with_sizes(self, sizes: Mapping[str, Size]) -> "CocoDataset":
@@ -86,6 +92,9 @@ class CocoDataset:
         """
         return replace(self, known_sizes=sizes)
 
+    def image_paths(self) -> Iterator[Path]:
+        return (entry.path for entry in self.images.entries())
+
     def samples(self) -> Iterator[Sample]:
         with self.annotations.path.open("rb") as file:
             for entry, members in self._by_image():
@@ -95,11 +104,10 @@ class CocoDataset:
                     self._region(int(self.annotations.ids[member]), record, size)
                     for member, record in zip(members, records, strict=True)
                 )
-                yield Sample(entry.key, entry.path, size, tuple(regions))
+                yield Sample(entry.key, entry.path, size, tuple(regions), within=self.images.within)
 
     def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
-        for source in self.sources:
-            refuse_overlap(source, destination)
+        refuse_clashes({"output": destination}, self.sources)
         path = self.annotations.path
         if _stamp(path) != self.stamp:
             raise DataError(f"{path}: has changed since it was read; run the command again.")
@@ -124,13 +132,16 @@ class CocoDataset:
     def _size(self, entry: ImageEntry, records: Sequence[Mapping[str, Json]]) -> Size:
         """Return (H, W) of an image, (0, 0) if it is unknown."""
         if self.known_sizes is None:
-            return entry.size or header_size(entry.path) or _claimed_size(records) or (0, 0)
+            return entry.size or self._header_size(entry) or _claimed_size(records) or (0, 0)
         known = entry.size or _claimed_size(records) or self.known_sizes.get(entry.key)
-        return known or header_size(entry.path) or (0, 0)
+        return known or self._header_size(entry) or (0, 0)
+
+    def _header_size(self, entry: ImageEntry) -> Size | None:
+        return header_size(entry.path, within=self.images.within)
 
     def _region(self, number: int, record: Mapping[str, Json], size: Size) -> Region:
-        mask, keep = read_segmentation(record.get("segmentation"), size)
-        if record.get("iscrowd") and not self.include_crowd:
+        mask, keep = read_segmentation(record.get("segmentation"), size, max_pixels=self.request.max_pixels)
+        if record.get("iscrowd") and not self.request.include_crowd:
             keep = Reason.CROWD
         category = record.get("category_id")
         return Region(
@@ -196,7 +207,10 @@ class CocoDataset:
 
 
 def _number(value: Json) -> float | None:
-    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    try:
+        return float(value) if isinstance(value, int | float) and math.isfinite(value) else None
+    except OverflowError:  # a whole number of hundreds of digits
+        return None
 
 
 def _with_values(text: str, values: Mapping[str, Json]) -> str:
@@ -256,7 +270,7 @@ def _claimed_size(records: Sequence[Mapping[str, Json]]) -> Size | None:
     """Return the size in the first RLE, for an image whose own size is unknown."""
     for record in records:
         match record.get("segmentation"):
-            case {"size": [int(height), int(width)]} if height > 0 and width > 0:
+            case {"size": [int(height), int(width)]} if 0 < height <= LONGEST_SIDE and 0 < width <= LONGEST_SIDE:
                 return height, width
     return None
 

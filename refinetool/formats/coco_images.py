@@ -8,8 +8,9 @@ from pathlib import Path
 from typing import Protocol
 
 from refinetool.errors import DataError
+from refinetool.formats import Request
 from refinetool.formats.coco_index import ImageId, ImageRecords, image_name
-from refinetool.formats.image_files import by_stem, existing_folder
+from refinetool.formats.image_files import by_stem, existing_folder, fault_of_name, fence, refuse_link_out
 from refinetool.formats.json_spans import Json
 from refinetool.records import Size
 
@@ -27,6 +28,10 @@ class CocoImages(Protocol):
     """The images of a COCO file, in order."""
 
     @property
+    def within(self) -> Path | None:
+        """The folder that links in the image folder must not lead out of; None if they may."""
+
+    @property
     def rows(self) -> Mapping[ImageId, int]:
         """The index of each image id."""
 
@@ -40,6 +45,7 @@ class ListedImages:
 
     records: ImageRecords
     folder: Path
+    within: Path | None
 
     @property
     def rows(self) -> Mapping[ImageId, int]:
@@ -64,6 +70,7 @@ class NumberedImages:
 
     ids: Sequence[ImageId]
     folder: Path
+    within: Path | None
 
     @property
     def rows(self) -> Mapping[ImageId, int]:
@@ -79,12 +86,13 @@ class NumberedImages:
             yield ImageEntry(key, found or self.folder / f"{key}.jpg", None)
 
 
-def listed_images(records: ImageRecords, folder: Path | None, annotations: Path, *, needed: bool) -> ListedImages:
-    """Find images in `folder` or, if it is None, in the first of the usual places that has one of them.
+def listed_images(records: ImageRecords, annotations: Path, request: Request) -> ListedImages:
+    """Find images in the folder of the request or, without one, in the first of the usual places that has one of them.
 
     Raises:
         DataError: No image of the list exists, and one is needed.
     """
+    folder = request.images
     if folder is not None:
         places = [existing_folder(folder)]
     else:
@@ -92,28 +100,37 @@ def listed_images(records: ImageRecords, folder: Path | None, annotations: Path,
         places = [base / "images", base, base.parent / "images", base.parent / split, base.parent]
     wanted = None
     for place in places:
-        images = ListedImages(records, place)
+        images = ListedImages(records, place, fence(place, request))
         for entry in images.entries():
             wanted = wanted or entry.path
             if entry.path.is_file():
+                if request.need_images:  # where all images are links, the user learns it at once
+                    refuse_link_out(entry.path, images.within)
                 return images
             if folder is None:
                 break  # in a place that the user did not name, only the first image is tried
-    if wanted is None or not needed:
-        return ListedImages(records, places[0])
+    if wanted is None or not request.need_images:
+        return ListedImages(records, places[0], fence(places[0], request))
     raise DataError(
         f"{annotations}: none of its {len(records.rows)} images is where it was looked for, the first as {wanted}; "
         "name the folder of the images with --images."
     )
 
 
-def numbered_images(ids: Sequence[ImageId], folder: Path | None, annotations: Path, *, needed: bool) -> NumberedImages:
-    """Find images by number in `folder` or beside the annotations. Raises DataError if needed images are missing."""
-    beside = annotations.absolute().parent
+def numbered_images(ids: Sequence[ImageId], annotations: Path, request: Request) -> NumberedImages:
+    """Find images by number, in the folder of the request or beside the annotations.
+
+    Raises:
+        DataError: Needed images are missing, or an id, which becomes a file name, leads out of the folder.
+    """
+    for image_id in ids:
+        if fault := fault_of_name(f"{image_id}.jpg"):
+            raise DataError(f"{annotations}: the image id {image_id!r} is also a file name, which {fault}.")
+    folder, beside = request.images, annotations.absolute().parent
     if folder is None:
         folder = beside / "images" if (beside / "images").is_dir() else beside
-    images = NumberedImages(ids, existing_folder(folder))
-    if needed and ids and not any(entry.path.is_file() for entry in images.entries()):
+    images = NumberedImages(ids, existing_folder(folder), fence(folder, request))
+    if request.need_images and ids and not any(entry.path.is_file() for entry in images.entries()):
         raise DataError(
             f"{annotations}: results name images by number ({ids[0]!r} ...), and {folder} has none of them; name a "
             "COCO file that lists the images with --sizes, or the folder of the images with --images."

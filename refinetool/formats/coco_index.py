@@ -13,11 +13,14 @@ from typing import TypeAlias, TypeGuard
 import numpy as np
 
 from refinetool.errors import DataError
-from refinetool.formats.image_files import leaves_folder
+from refinetool.formats.image_files import fault_of_name
 from refinetool.formats.json_spans import WINDOW_BYTES, Cursor, Json, Span, place
 from refinetool.records import IntArray
 
 ImageId: TypeAlias = int | str
+
+LONGEST_SIDE = (1 << 31) - 1
+"""Pixels of an image's side; the mask libraries count in 32 bits."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -192,11 +195,11 @@ class _Records:
             name = image_name(record)
             if name is None:
                 raise self._error(start, f"image {image_id!r} has no 'file_name'")
-            if leaves_folder(name):
-                raise self._error(start, f"image {image_id!r} is called {name!r}, which leads out of the image folder")
+            if fault := fault_of_name(name):
+                raise self._error(start, f"image {image_id!r} is called {name!r}, which {fault}")
             for side in ("width", "height"):
                 length = record.get(side)
-                if length is not None and not (_is_whole(length) and length > 0):
+                if length is not None and not (_is_whole(length) and 0 < length <= LONGEST_SIDE):
                     raise self._error(start, f"image {image_id!r} has the {side} {length!r}; expected pixels")
             self._rows[image_id] = len(self._rows)
             self._image_spans.extend((start, end))
@@ -215,7 +218,7 @@ class _Records:
             if image_id is None:
                 raise self._error(start, f"annotation {number} has the image_id {record.get('image_id')!r}")
             category = record.get("category_id")
-            if category is not None and not _is_whole(category):
+            if category is not None and not (_is_whole(category) and abs(category) < 1 << 63):
                 raise self._error(start, f"annotation {number} has the category_id {category!r}; expected a number")
             images.append(named.setdefault(image_id, len(named)))
             spans.append(start)

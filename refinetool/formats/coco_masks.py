@@ -15,15 +15,22 @@ _MIN_RING = 6
 """Numbers in a ring of three corners; shorter rings are points and lines, which cover nothing."""
 
 
-def read_segmentation(segmentation: Json, size: Size) -> tuple[Rle | None, Reason | None]:
+_LONGEST_OUTLINE = 10_000_000
+"""Pixels along all edges of a record. pycocotools takes 40 bytes for each, and crashes when it gets none."""
+
+
+def read_segmentation(segmentation: Json, size: Size, *, max_pixels: int) -> tuple[Rle | None, Reason | None]:
     """Return the mask of a record, and the reason to leave the record alone, if there is one.
 
     Args:
         segmentation: A list of rings [x0, y0, x1, y1 ...], RLE as a list, or RLE as a string.
         size: (H, W) of the record's image. Rings are rasterised at this size as in pycocotools, which fills holes.
+        max_pixels: Masks of images that claim more pixels are not decoded.
     """
     if not segmentation:
         return None, Reason.EMPTY
+    if math.prod(size) > max_pixels:
+        return None, Reason.IMAGE_TOO_LARGE
     try:
         if isinstance(segmentation, list):
             rle = _from_rings(segmentation, size)
@@ -45,6 +52,8 @@ def _from_rings(segmentation: list[Json], size: Size) -> Rle:
     reach = max(size)
     if not rings or not np.isfinite(numbers).all() or numbers.min() < -reach or numbers.max() > 2 * reach:
         raise MaskError("no ring that can be drawn")
+    if sum(_outline_length(ring) for ring in rings) > _LONGEST_OUTLINE:
+        raise MaskError("an outline so long that it can't be drawn")
     height, width = size
     merged = coco_mask.merge(coco_mask.frPyObjects(rings, height, width))
     return Rle(size, merged["counts"])
@@ -54,6 +63,12 @@ def _is_ring(ring: Json) -> bool:
     if not isinstance(ring, list) or len(ring) % 2:
         raise MaskError("a ring is not a list of x and y")
     return len(ring) >= _MIN_RING
+
+
+def _outline_length(ring: list[float]) -> float:
+    """Return the number of pixels along the edges of a closed ring."""
+    corners = np.array(ring, dtype=np.float64).reshape(-1, 2)
+    return float(np.abs(corners - np.roll(corners, 1, axis=0)).max(axis=1).sum())
 
 
 def _from_counts(counts: Json, size: Size) -> Rle:

@@ -17,7 +17,7 @@ _SOFT_VALUES = 16
 """More grey values than this are soft edges, not numbers of objects."""
 
 
-def detect(path: Path) -> str:
+def detect(path: Path, *, follow_links: bool) -> str:
     """Return one of FORMATS.
 
     Raises:
@@ -25,7 +25,7 @@ def detect(path: Path) -> str:
         UsageError: Classes, objects and plain masks look alike; the user must name the format.
     """
     if path.is_dir():
-        return _of_folder(path)
+        return _of_folder(path, follow_links=follow_links)
     try:
         with path.open("rb") as file:
             start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -38,7 +38,7 @@ def detect(path: Path) -> str:
     raise DataError(f"{path}: is not JSON; expected COCO JSON, a VOC root, or a folder of mask PNGs.")
 
 
-def _of_folder(folder: Path) -> str:
+def _of_folder(folder: Path, *, follow_links: bool) -> str:
     by_name = {"SegmentationClass": VOC_CLASS, "SegmentationObject": VOC_OBJECT}
     inside = [format for name, format in by_name.items() if (folder / name).is_dir()]
     if len(inside) > 1:
@@ -48,7 +48,7 @@ def _of_folder(folder: Path) -> str:
     for name, format in by_name.items():
         if folder.absolute().name.startswith(name):
             return format
-    return _of_pixels(folder, mask_files(folder))
+    return _of_pixels(folder, mask_files(folder, follow_links=follow_links))
 
 
 def _of_pixels(folder: Path, files: Sequence[Path]) -> str:

@@ -6,9 +6,19 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from refinetool.errors import DataError
-from refinetool.formats.image_files import by_stem, existing_folder, files_under, stem
+from refinetool.formats import Request
+from refinetool.formats.image_files import (
+    by_stem,
+    existing_folder,
+    fence,
+    files_under,
+    header_size,
+    refuse_link_out,
+    stem,
+)
 from refinetool.formats.png import check_headers
-from refinetool.formats.storage import new_folder, refuse_overlap
+from refinetool.formats.storage import new_folder, refuse_clashes
+from refinetool.records import Size
 
 _BESIDE = ("JPEGImages", "images", "Images", "image", "imgs", "img", "im")
 """Common names of the image folder beside a folder of masks: in VOC and DAVIS, in most others, in HQSeg-44K."""
@@ -23,6 +33,7 @@ class MaskFolder:
     files: The PNGs, sorted by path.
     image_folder: Where images are looked for.
     images: The images there by path without suffix.
+    within: The folder that links among the images must not lead out of; None if they may.
     """
 
     root: Path
@@ -30,6 +41,7 @@ class MaskFolder:
     files: tuple[Path, ...]
     image_folder: Path
     images: Mapping[str, Path]
+    within: Path | None
 
     def stem(self, file: Path) -> str:
         return stem(file, self.folder)
@@ -38,9 +50,13 @@ class MaskFolder:
         """Return the image of that name; if there is none, the path where it was expected."""
         return self.images.get(key, self.image_folder / f"{key}.jpg")
 
+    def image_size(self, key: str) -> Size:
+        """Return (H, W) of that image from its header, (0, 0) if it can't be read."""
+        return header_size(self.image(key), within=self.within) or (0, 0)
+
     def write(self, rewrite: Callable[[Path], bytes | None], destination: Path) -> None:
         """Write a folder with the same mask files: the bytes of `rewrite(file)`, or a copy of the file for None."""
-        refuse_overlap(self.root, destination)
+        refuse_clashes({"output": destination}, {"input": self.root})
         with new_folder(destination) as partial:
             for file in self.files:
                 target = partial / file.relative_to(self.root)
@@ -52,32 +68,44 @@ class MaskFolder:
                     target.write_bytes(content)
 
 
-def mask_files(folder: Path) -> tuple[Path, ...]:
-    """Return the PNGs in a folder and its sub-folders, sorted. Raises DataError if there are none."""
+def mask_files(folder: Path, *, follow_links: bool) -> tuple[Path, ...]:
+    """Return the PNGs in a folder and its sub-folders, sorted.
+
+    Raises:
+        DataError: There are none, or one is a link that leads out of the folder and must not be followed.
+    """
     files = tuple(sorted(files_under(folder, (".png",))))
     if not files:
         raise DataError(f"{folder}: holds no PNGs; masks have to be PNGs, since other formats change values.")
+    within = None if follow_links else folder.resolve()
+    for file in files:
+        if file.is_symlink():
+            refuse_link_out(file, within)
     return files
 
 
-def find_images(root: Path, folder: Path, images: Path | None, *, needed: bool) -> MaskFolder:
-    """Pair the masks in `folder` with images in `images`, or in the first of the usual places that has one of them.
+def find_images(root: Path, folder: Path, request: Request) -> MaskFolder:
+    """Pair the masks in `folder` with images in the folder of the request, or in the first of the usual places that has
+    one of them.
 
     Raises:
         DataError: There are no masks, their kind is not supported, or none has an image although images are needed.
     """
-    files = mask_files(folder)
+    images = request.images
+    files = mask_files(folder, follow_links=request.follow_links)
     masks = frozenset(files)
     keys = {key for file in files for key in (stem(file, folder), stem(file, folder).rpartition("/")[0])}
     places = _usual_places(folder) if images is None else [existing_folder(images)]
     for place in places:
         found = {key: path for key, path in by_stem(place).items() if path not in masks}
-        if keys & found.keys():
+        if matched := keys & found.keys():
             check_headers(files)
-            return MaskFolder(root, folder, files, place, found)
-    if not needed:
+            if request.need_images:
+                refuse_link_out(found[min(matched)], fence(place, request))
+            return MaskFolder(root, folder, files, place, found, fence(place, request))
+    if not request.need_images:
         check_headers(files)
-        return MaskFolder(root, folder, files, folder, {})
+        return MaskFolder(root, folder, files, folder, {}, fence(folder, request))
     where = " or ".join(map(str, places or [folder]))
     raise DataError(
         f"{folder}: none of its {len(files)} masks has an image of the same name in {where}; name the folder of the "

@@ -1,22 +1,41 @@
 """Finds image files, without reading their pixels."""
 
-import warnings
+import os
 from collections.abc import Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 
-from PIL import Image, UnidentifiedImageError
-
 from refinetool.errors import DataError
+from refinetool.formats import Request
+from refinetool.images import leads_out, open_lazily
 from refinetool.records import Size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
 """Suffixes of images. Of two images that differ only in their suffix, the one whose suffix comes first is used."""
 
 
-def leaves_folder(name: str) -> bool:
-    """Whether a file name from annotations could point outside the folder in which it is looked up."""
+LONGEST_NAME, LONGEST_PATH = 255, 1024
+"""Bytes of a file name and of a path within the image folder. No common file system has longer names."""
+
+
+def fault_of_name(name: str) -> str | None:
+    """Say why a file name from annotations can't be looked up in a folder, None if it can."""
     path = PureWindowsPath(name)  # also splits at "/", so it handles the paths of both systems
-    return bool(path.anchor) or ".." in path.parts
+    if path.anchor or ".." in path.parts:
+        return "leads out of the image folder"
+    if "\0" in name:
+        return "holds a NUL character"
+    try:
+        raw = os.fsencode(name)
+    except UnicodeEncodeError:
+        return "is not valid Unicode"
+    if len(raw) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in raw.split(b"/")):
+        return "is longer than file names can be"
+    return None
+
+
+def fence(folder: Path, request: Request) -> Path | None:
+    """Return the folder that links in it must not lead out of, resolved; None if they may."""
+    return None if request.follow_links else folder.resolve()
 
 
 def by_stem(folder: Path) -> dict[str, Path]:
@@ -47,12 +66,23 @@ def existing_folder(folder: Path) -> Path:
     return folder
 
 
-def header_size(path: Path) -> Size | None:
-    """Return (H, W) from an image's header, before any EXIF rotation; None for a file that can't be read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # only the header is read
-            with Image.open(path) as image:
-                return image.height, image.width
-    except (OSError, UnidentifiedImageError, Image.DecompressionBombError):
+def refuse_link_out(path: Path, within: Path | None) -> None:
+    """Raise DataError if a path leads out of a resolved folder; does nothing if the folder is None."""
+    if leads_out(path, within):
+        raise DataError(f"{path}: is a link that leads out of {within}; --follow-links allows that, if you trust it.")
+
+
+def header_size(path: Path, *, within: Path | None) -> Size | None:
+    """Return (H, W) from an image's header, before any EXIF rotation; None for a file that can't be read.
+
+    Args:
+        within: The folder that links must not lead out of; None if they may.
+    """
+    if leads_out(path, within):
         return None
+    try:
+        with path.open("rb") as file:
+            width, height = open_lazily(file).size
+    except Exception:  # the decoders of a dozen formats raise all kinds of exceptions for a broken file
+        return None
+    return height, width

@@ -31,6 +31,14 @@ _scan = json.JSONDecoder().raw_decode
 _blank = re.compile(r"[ \t\n\r]*")
 _comma = re.compile(r"[ \t\n\r]*,[ \t\n\r]*(?=[^ \t\n\r])")
 
+DEEPEST = 200
+"""Levels of nesting. Python's recursion ends after a few hundred more, depending on who calls; COCO needs ten."""
+
+_STREAMED = 10
+"""Levels of objects that `skip` walks through member by member."""
+
+_brackets = re.compile(r'"(?:[^"\\]|\\.)*"|[\[{]|[\]}]')
+
 _UNDECIDED = 16
 """A scanner that stops this close to the end of the window may have met the end instead of an error."""
 
@@ -76,16 +84,16 @@ class Cursor:
         self._at = end
         return found, span
 
-    def skip(self) -> Span:
-        """Skip the next value, holding at most one item of it in memory."""
+    def skip(self, *, level: int = 0) -> Span:
+        """Skip the next value, holding at most one item of it in memory, or one member of its innermost objects."""
         kind = self.peek()
         start = self.offset
         if kind == "[":
             for _ in self.items():
                 pass
-        elif kind == "{":
+        elif kind == "{" and level < _STREAMED:
             for _ in self.members():
-                self.skip()
+                self.skip(level=level + 1)
         else:
             self.value()
         return Span(start, self.offset)
@@ -168,12 +176,16 @@ class Cursor:
                 fault, at = "", end
             except json.JSONDecodeError as error:
                 fault, at = error.msg, error.pos
-            except (RecursionError, ValueError) as error:  # nested too deeply, or a number with thousands of digits
-                raise self._error(str(error), self.offset) from None
+            except RecursionError:
+                raise self._error(_TOO_DEEP, self.offset) from None
+            except ValueError:
+                raise self._error("a number has thousands of digits", self.offset) from None
             whole = self._complete or not self._may_be_cut(fault, at)
             if fault and whole:
                 raise self._error(fault, self._base + at)
             if whole or (not fault and self._text[end - 1] in _CLOSERS):
+                if _too_deep(self._text, self._at, end):
+                    raise self._error(_TOO_DEEP, self.offset)
                 return (found if self._text.isascii() else self._as_utf8(found, end)), end
             self._read_on()
 
@@ -204,6 +216,23 @@ class Cursor:
         if self._complete and met_end:
             fault = "the file ends before the data does; it may have been cut off"
         return DataError(f"{self._path}, {place(self._path, offset)}: not valid JSON: {fault[0].lower()}{fault[1:]}.")
+
+
+_TOO_DEEP = f"values are nested more than {DEEPEST} levels deep"
+
+
+def _too_deep(text: str, start: int, end: int) -> bool:
+    """Whether a value is nested more than DEEPEST levels."""
+    if text.count("[", start, end) + text.count("{", start, end) <= DEEPEST:
+        return False
+    depth = 0
+    for found in _brackets.finditer(text, start, end):
+        bracket = found.group()
+        depth += bracket in ("[", "{")
+        depth -= bracket in ("]", "}")
+        if depth > DEEPEST:
+            return True
+    return False
 
 
 def place(path: Path, offset: int) -> str:

@@ -15,7 +15,7 @@ from refinetool import masks
 from refinetool.errors import MaskError
 from refinetool.formats import DAVIS, MASKS, VOC_CLASS, VOC_OBJECT, Request, Written
 from refinetool.formats.folders import MaskFolder, find_images
-from refinetool.formats.image_files import existing_folder, header_size
+from refinetool.formats.image_files import existing_folder
 from refinetool.formats.png import Values, mostly_black_and_white, read_header, read_values, with_values
 from refinetool.records import Mask, Outcome, Region, Rle, Sample
 from refinetool.statuses import Reason
@@ -30,7 +30,7 @@ def open_masks(path: Path, request: Request) -> "BinaryMasks":
     Raises:
         DataError: There are no masks, or no images although they are needed.
     """
-    source = find_images(path, existing_folder(path), request.images, needed=request.need_images)
+    source = find_images(path, existing_folder(path), request)
     members: dict[str, list[Path]] = {}
     for file in source.files:
         own = source.stem(file)
@@ -54,13 +54,16 @@ class BinaryMasks:
     def __len__(self) -> int:
         return len(self.members)
 
+    def image_paths(self) -> Iterator[Path]:
+        return map(self.source.image, self.members)
+
     def samples(self) -> Iterator[Sample]:
         for key, files in self.members.items():
             found = [_read(file) for file in files]
             size = next((rle.size for rle in found if rle), None)
+            regions = tuple(_region(number, rle, size) for number, rle in enumerate(found))
             image = self.source.image(key)
-            regions = (_region(number, rle, size) for number, rle in enumerate(found))
-            yield Sample(key, image, size or header_size(image) or (0, 0), tuple(regions))
+            yield Sample(key, image, size or self.source.image_size(key), regions, within=self.source.within)
 
     def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
         """See `formats.Dataset`; a PNG has no place for notes."""

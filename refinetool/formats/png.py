@@ -1,5 +1,6 @@
 """Reads PNGs whose pixels are numbers, not colours, and writes them with nothing changed but the pixels."""
 
+import io
 import struct
 import zlib
 from collections.abc import Iterator, Sequence
@@ -9,10 +10,11 @@ from typing import TypeAlias
 
 import numpy as np
 from numpy.typing import NDArray
-from PIL import Image
 
 from refinetool.errors import DataError, MaskError
+from refinetool.images import open_lazily
 from refinetool.records import IntArray, Size
+from refinetool.settings import MAX_PIXELS
 
 Values: TypeAlias = NDArray[np.uint8]
 """uint8 (H, W): palette indices, or grey values."""
@@ -52,8 +54,8 @@ def read_header(path: Path) -> Header:
         raise DataError(f"{path}: holds {kind}; expected a mask with one number per pixel, grey or with a palette.")
     if depth > 8:
         raise DataError(f"{path}: has {depth} bits per pixel; only masks of up to 8 bits can be refined.")
-    if not 0 < width * height <= (Image.MAX_IMAGE_PIXELS or 1 << 31):
-        raise MaskError(f"{path}: claims {width} x {height} pixels; expected fewer than {Image.MAX_IMAGE_PIXELS}.")
+    if not 0 < width * height <= MAX_PIXELS:
+        raise MaskError(f"{path}: claims {width} x {height} pixels; expected 1 to {MAX_PIXELS:,}.")
     return Header((height, width), depth, colour == _PALETTE)
 
 
@@ -61,9 +63,10 @@ def read_values(path: Path) -> Values:
     """Read the pixel values, uint8 (H, W). Raises the errors of `read_header`, and MaskError for a broken file."""
     header = read_header(path)
     try:
-        with Image.open(path, formats=["PNG"]) as image:
-            values = np.array(image, dtype=np.uint8)
-    except (OSError, ValueError, SyntaxError, struct.error, zlib.error) as error:
+        data = path.read_bytes()
+        _check_chunks(data)
+        values = np.array(open_lazily(io.BytesIO(data)), dtype=np.uint8)
+    except Exception as error:  # Pillow's decoder raises all kinds of exceptions; all of them mean a broken file
         raise MaskError(f"{path}: is broken ({error}).") from error
     if header.palette or header.depth == 8:
         return values
@@ -125,11 +128,29 @@ def _packed(values: Values, depth: int) -> Values:
 
 
 def _chunks(data: bytes) -> Iterator[tuple[bytes, bytes]]:
-    at = len(_SIGNATURE)
-    while at < len(data):
+    """Yield the names and the bytes of all chunks, and what follows the last one, without a name."""
+    at, name = len(_SIGNATURE), b""
+    while name != b"IEND":
+        if len(data) < at + _AROUND_CHUNK:
+            raise ValueError("its last chunk is missing")
         (length,) = struct.unpack_from(">I", data, at)
-        yield data[at + 4 : at + 8], data[at : at + length + 12]
-        at += length + 12
+        name, end = data[at + 4 : at + 8], at + length + _AROUND_CHUNK
+        if end > len(data):
+            raise ValueError("its last chunk is cut off")
+        yield name, data[at:end]
+        at = end
+    yield b"", data[at:]
+
+
+_AROUND_CHUNK = 12
+"""Bytes of a chunk beside its content: length, name and checksum."""
+
+
+def _check_chunks(data: bytes) -> None:
+    """Raise ValueError unless `with_values` can replace the pixels; Pillow accepts more than that."""
+    names = [name for name, _ in _chunks(data)]
+    if names.count(b"IHDR") != 1 or b"IDAT" not in names:
+        raise ValueError("it does not have one header, followed by pixels")
 
 
 def _chunk(name: bytes, body: bytes) -> bytes:

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -53,13 +53,85 @@ def new_folder(destination: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
-def refuse_overlap(source: Path, destination: Path) -> None:
-    """Raise UsageError if writing `destination` would change `source` or add to it."""
-    here, there = source.resolve(), destination.resolve()
-    if here == there or (there.exists() and here.samefile(there)):
-        raise UsageError(f"{destination}: is the input itself; name another output.")
-    if there.is_relative_to(here):
-        raise UsageError(f"{destination}: lies within the input {source}; name an output outside of it.")
+IMAGE_FOLDER = "image folder"
+"""The name of the only input that outputs may lie in, because masks and images are often kept together."""
+
+
+def refuse_clashes(
+    outputs: Mapping[str, Path | None], inputs: Mapping[str, Path | None], *, images: Iterable[Path] = ()
+) -> None:
+    """Raise UsageError if writing the outputs would replace an input, an image or each other, or add to an input.
+
+    Files are compared, not paths, so links, `..` and the case of letters don't matter.
+
+    Args:
+        outputs: All files and folders that a command writes, by their name in messages; None if one is not asked for.
+        inputs: All files and folders that it reads, by name.
+        images: The images that it reads. They are looked at only if an output exists.
+    """
+    written = {what: path for what, path in outputs.items() if path is not None}
+    for what, path in written.items():
+        if path.name in ("", ".."):
+            raise UsageError(f"the {what} {str(path)!r} has no name; name a file or folder")
+        for name, source in inputs.items():
+            if source is not None:
+                _refuse_clash(what, path, name, source)
+    _refuse_same_outputs(list(written.items()))
+    _refuse_images(written, images)
+
+
+def refuse_existing(files: Mapping[str, Path | None], *, replaced: bool) -> None:
+    """Raise UsageError for files to write, by their name in messages, that exist, or that are folders.
+
+    Args:
+        replaced: Whether the user wants existing files to be replaced.
+    """
+    for what, path in files.items():
+        if path is None:
+            continue
+        if path.is_dir():
+            raise UsageError(f"{path}: the {what} will be a file, but this is a folder; name a file")
+        if path.exists() and not replaced:
+            raise UsageError(f"{path}: exists already; --overwrite replaces it, or name another file for the {what}")
+
+
+def _refuse_clash(what: str, path: Path, name: str, source: Path) -> None:
+    here, there = source.resolve(), path.resolve()
+    if _same(here, there):
+        raise UsageError(f"{path}: the {what} would replace the {name}; name another path for it")
+    if there.is_relative_to(here) and name != IMAGE_FOLDER:
+        raise UsageError(f"{path}: the {what} would lie within the {name} {source}; name a path outside of it")
+    if here.is_relative_to(there):
+        raise UsageError(f"{path}: the {what} would replace the folder with the {name} {source}; name another path")
+
+
+def _refuse_same_outputs(outputs: list[tuple[str, Path]]) -> None:
+    for n, (what, path) in enumerate(outputs):
+        for other, earlier in outputs[:n]:
+            here, there = path.resolve(), earlier.resolve()
+            if _same(here, there) or here.is_relative_to(there) or there.is_relative_to(here):
+                raise UsageError(f"{path}: the {what} and the {other} would be the same file; name another path")
+
+
+def _refuse_images(outputs: Mapping[str, Path], images: Iterable[Path]) -> None:
+    existing = {_identity(path): (what, path) for what, path in outputs.items() if path.is_file()}
+    if not existing:
+        return
+    for image in images:
+        if image.is_file() and (found := existing.get(_identity(image))):
+            raise UsageError(f"{found[1]}: the {found[0]} would replace an image; name another path for it")
+
+
+def _same(a: Path, b: Path) -> bool:
+    """Whether two resolved paths are, or would be, the same file. Not every file system tells upper from lower case."""
+    if a.exists() and b.exists():
+        return a.samefile(b)
+    return not (a.exists() or b.exists()) and str(a).casefold() == str(b).casefold()
+
+
+def _identity(path: Path) -> tuple[int, int]:
+    status = path.stat()
+    return status.st_dev, status.st_ino
 
 
 def _partial(destination: Path) -> Path:

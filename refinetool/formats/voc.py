@@ -22,7 +22,7 @@ from refinetool import masks
 from refinetool.errors import DataError, MaskError
 from refinetool.formats import DAVIS, VOC_CLASS, VOC_OBJECT, Request, Written
 from refinetool.formats.folders import MaskFolder, find_images
-from refinetool.formats.image_files import existing_folder, header_size
+from refinetool.formats.image_files import existing_folder
 from refinetool.formats.png import Values, read_values, with_values
 from refinetool.records import VOID, Layout, Outcome, Region, Sample
 from refinetool.statuses import Reason
@@ -49,7 +49,13 @@ def _open(path: Path, request: Request, *, format: str, layout: Layout, inner: s
     """Open index PNGs in a folder, or in its sub-folder `inner` if it exists."""
     within = existing_folder(path) / inner
     folder = within if within.is_dir() else path
-    return IndexMaps(format, layout, find_images(path, folder, request.images, needed=request.need_images))
+    source = find_images(path, folder, request)
+    seen: dict[str, Path] = {}
+    for file in source.files:
+        first = seen.setdefault(source.stem(file), file)
+        if first != file:
+            raise DataError(f"{file}: is a second map of the image of {first.name}; keep one of them.")
+    return IndexMaps(format, layout, source)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,27 +69,29 @@ class IndexMaps:
     def __len__(self) -> int:
         return len(self.source.files)
 
+    def image_paths(self) -> Iterator[Path]:
+        return (self.source.image(self.source.stem(file)) for file in self.source.files)
+
     def samples(self) -> Iterator[Sample]:
         for file in self.source.files:
             key = self.source.stem(file)
             yield self._sample(key, file)
 
     def _sample(self, key: str, file: Path) -> Sample:
-        image = self.source.image(key)
+        image, within = self.source.image(key), self.source.within
         try:
             values = read_values(file)
         except MaskError:
             unreadable = Region(BACKGROUND, None, None, Reason.UNREADABLE_MASK)
-            return Sample(key, image, header_size(image) or (0, 0), (unreadable,), self.layout)
+            return Sample(key, image, self.source.image_size(key), (unreadable,), self.layout, within=within)
         regions = (
             Region(value, value if self.layout == "semantic" else None, masks.encode(values == value))
             for value in _region_values(values)
         )
         void = values == VOID
         height, width = values.shape
-        return Sample(
-            key, image, (height, width), tuple(regions), self.layout, masks.encode(void) if void.any() else None
-        )
+        ignored = masks.encode(void) if void.any() else None
+        return Sample(key, image, (height, width), tuple(regions), self.layout, ignored, within)
 
     def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
         """See `formats.Dataset`; a PNG has no place for notes."""

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 from refinetool.errors import WeightsError
 
 FORMAT = 1
+"""`_read` accepts no other."""
 METADATA = "refinetool_iou_adapter"
 """The entry of a file's metadata that describes the adapter, as JSON."""
 KEYS = ("iou_adapter.down.weight", "iou_adapter.up.weight")
@@ -156,10 +157,12 @@ def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
     except OSError as error:
         raise WeightsError(f"{path}: the IoU adapter can't be read: {error.strerror or error}") from error
-    except SafetensorError as error:
+    except (SafetensorError, ValueError, RecursionError) as error:
         raise WeightsError(f"{path}: this is not an IoU adapter ({error}); refinetool adapt-iou writes one") from error
-    if described.get("format") != FORMAT or sorted(tensors) != sorted(KEYS):
-        raise WeightsError(
-            f"{path}: this is not an IoU adapter, or one of another version; refinetool adapt-iou writes one"
-        )
-    return described, tensors
+    match described:
+        case {"format": 1, "model": str(), "fingerprint": str(), "with_masks": bool(), "about": dict()}:
+            if sorted(tensors) == sorted(KEYS) and all(factor.is_floating_point() for factor in tensors.values()):
+                return described, tensors
+    raise WeightsError(
+        f"{path}: this is not an IoU adapter, or one of another version; refinetool adapt-iou writes one"
+    )

@@ -103,7 +103,7 @@ class Journal:
 
 def journal_path(output: Path) -> Path:
     """Return the path of the journal of an output: `OUT.journal.jsonl`, beside the file or folder OUT."""
-    return output.with_name(output.name + ".journal.jsonl")
+    return output.parent / f"{output.name}.journal.jsonl"
 
 
 def holds_work(path: Path) -> bool:

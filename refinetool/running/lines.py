@@ -6,6 +6,7 @@ Nothing is ever changed in place:
 
 - if a key has several lines, the last one counts, so an item may be done twice;
 - a line that was cut off by a kill is dropped, and its item is done again;
+- so is a line that was damaged or edited: each ends with a checksum of its job and its text;
 - a line whose job or input no longer matches stays in the file and is not used.
 """
 
@@ -13,13 +14,13 @@ import hashlib
 import json
 import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from refinetool.errors import StorageError, UsageError
+from refinetool.errors import DataError, StorageError, UsageError
 
 if sys.platform != "win32":
     import fcntl
@@ -104,7 +105,7 @@ class JobLines:
         Raises:
             StorageError: The line can't be written, for example because the disk is full. Earlier lines are kept.
         """
-        line = json.dumps(record).encode("ascii") + b"\n"
+        line = _sealed(json.dumps(record).encode("ascii"), job="" if self.kind.mark in record else self._job)
         try:
             written = 0
             while written < len(line):
@@ -121,10 +122,12 @@ class JobLines:
         return place
 
     def load(self, place: Place) -> dict[str, Any]:
-        """Read the record of a line."""
+        """Read the record of a line; raises DataError if the line has changed since it was found."""
         with self.path.open("rb") as file:
             file.seek(place.offset)
-            record: dict[str, Any] = json.loads(file.read(place.length))
+            record = _parsed(file.read(place.length), job=self._job)
+        if not record:
+            raise DataError(f"{self.path}: this {self.kind.name} was changed while it was in use; run again")
         return record
 
     def remove(self) -> None:
@@ -147,15 +150,11 @@ class JobLines:
         self._file.seek(0)
         offset, current = 0, False
         with open(self._file.fileno(), "rb", closefd=False) as lines:  # the same file, read in blocks
-            for line in lines:
-                if not line.endswith(b"\n"):
-                    break
-                record = _parsed(line)
-                if "job" in record:
-                    current = record["job"] == self._job
-                elif "key" in record and "input" in record:
-                    on_line(record, Place(offset, len(line)), current)
-                offset += len(line)
+            for place, job, record in _records(lines):
+                current = job == self._job
+                if "key" in record and "input" in record:
+                    on_line(record, place, current)
+                offset = place.offset + place.length
         return offset, current
 
 
@@ -168,25 +167,51 @@ def holds_lines(path: Path, kind: Kind) -> bool:
     """
     try:
         with path.open("rb") as lines:
-            for number, line in enumerate(lines):
-                if number == 0 and not kind.begins(line):
-                    raise kind.refusal(path)
-                if line.endswith(b"\n") and "key" in _parsed(line):
-                    return True
+            if not kind.begins(lines.read(len(kind.magic))):
+                raise kind.refusal(path)
+            lines.seek(0)
+            return any("key" in record for _, _, record in _records(lines))
     except FileNotFoundError:
         return False
     except OSError as error:
         raise StorageError(f"{path}: the {kind.name} can't be read: {error.strerror}") from error
-    return False
 
 
-def _parsed(line: bytes) -> dict[str, Any]:
-    """Parse a line; returns an empty record for a line that a crash of the machine damaged."""
-    try:
-        record = json.loads(line)
-    except ValueError:
+def _records(lines: Iterable[bytes]) -> Iterator[tuple[Place, str, dict[str, Any]]]:
+    """Yield the complete lines: place, job, and record, which is empty for a damaged line.
+
+    A line below a damaged header fails its check, so it is never taken for one of the job before.
+    """
+    offset, job = 0, ""
+    for line in lines:
+        if not line.endswith(b"\n"):
+            return
+        record = _parsed(line, job=job) or _parsed(line, job="")
+        job = str(record.get("job", job))
+        yield Place(offset, len(line)), job, record
+        offset += len(line)
+
+
+_CHECK = b', "check": "'
+
+
+def _sealed(record: bytes, *, job: str) -> bytes:
+    """Return the line of a record, the text of a JSON object: it gets a checksum as its last member."""
+    text = record.removesuffix(b"}")
+    return text + _CHECK + _checksum(text, job) + b'"}\n'
+
+
+def _parsed(line: bytes, *, job: str) -> dict[str, Any]:
+    """Parse a line of a job; empty if it was damaged by a crash of the machine or by hand, or is of another job."""
+    text, _, check = line.rpartition(_CHECK)
+    if check != _checksum(text, job) + b'"}\n':
         return {}
-    return record if isinstance(record, dict) else {}
+    record: dict[str, Any] = json.loads(line)
+    return record
+
+
+def _checksum(text: bytes, job: str) -> bytes:
+    return hashlib.blake2b(text, digest_size=8, key=job.encode()).hexdigest().encode("ascii")
 
 
 def _lock(file: BinaryIO, path: Path, kind: Kind) -> None:

@@ -1,11 +1,10 @@
 """Writes the records of a run: the status of every mask, and all candidates with their scores."""
 
-import csv
-import io
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 
+from refinetool.formats.csv_table import write_table
 from refinetool.formats.storage import new_file
 from refinetool.records import Outcome, Sample
 from refinetool.running.journal import packed_candidates
@@ -25,18 +24,17 @@ def write_mask_record(samples: Iterable[Sample], find: Callable[[str], Outcome |
         StorageError: The file can't be written.
     """
     with new_file(path) as raw:
-        text = io.TextIOWrapper(raw, encoding="utf-8", newline="", write_through=True)
-        table = csv.writer(text)
-        table.writerow(COLUMNS)
-        for sample in samples:
-            outcome = find(sample.key)
-            if outcome is None:
-                continue
-            for region, annotation in zip(sample.regions, outcome.annotations, strict=True):
-                scores = (annotation.predicted_iou, annotation.coarse_iou)
-                shown = ["" if score is None else f"{score:.4f}" for score in scores]
-                table.writerow([sample.image, region.id, region.category, annotation.status, *shown])
-        text.detach()  # `new_file` flushes and closes the file
+        write_table(raw, COLUMNS, _rows(samples, find))
+
+
+def _rows(samples: Iterable[Sample], find: Callable[[str], Outcome | None]) -> Iterator[Sequence[object]]:
+    for sample in samples:
+        outcome = find(sample.key)
+        if outcome is None:
+            continue
+        for region, annotation in zip(sample.regions, outcome.annotations, strict=True):
+            scores = (annotation.predicted_iou, annotation.coarse_iou)
+            yield sample.image, region.id, region.category, annotation.status, *scores
 
 
 def write_candidates(samples: Iterable[Sample], find: Callable[[str], Outcome | None], path: Path) -> None:

@@ -15,7 +15,7 @@ from typing import Literal
 
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
-from refinetool.formats.storage import refuse_overlap
+from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing
 from refinetool.records import Outcome, Sample
 from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.running.journal import Journal, holds_work, journal_path
@@ -42,6 +42,7 @@ def refine_dataset(
     settings: RefineSettings = REFINE,
     format: str | None = None,
     sizes: Path | str | None = None,
+    follow_links: bool = False,
     limit: int | None = None,
     resume: bool = False,
     fresh: bool = False,
@@ -72,6 +73,7 @@ def refine_dataset(
         settings: How to refine.
         format: A name in `formats.FORMATS`, None to detect it.
         sizes: A COCO file that lists the images, for COCO results, which don't.
+        follow_links: Whether links in the folders of images and masks may lead out of these folders.
         limit: Number of images to refine, from the first; the others are written unchanged.
         resume: Continue from the journal, and replace the output that it belongs to.
         fresh: Discard the journal.
@@ -96,17 +98,44 @@ def refine_dataset(
     """
     source, destination = Path(coarse), Path(output)
     left = journal_path(destination)
+    records = {"record": _path(record), "file of candidates": _path(candidates)}
+    outputs = {"output": destination, "journal": left, **records}
+    inputs = {
+        "input": source,
+        IMAGE_FOLDER: _path(images),
+        "list of images": _path(sizes),
+        "ground truth": _path(truth),
+        "checkpoint": _path(checkpoint),
+        "IoU adapter": _path(iou_adapter),
+    }
+    refuse_clashes(outputs, inputs)
     check_journal(left, resume=resume, fresh=fresh)
-    check_output(source, destination, replaced=overwrite or (resume and holds_work(left)))
+    replaced = overwrite or (resume and holds_work(left))
+    check_output(source, destination, replaced=replaced)
+    refuse_existing(records, replaced=replaced)
     dataset = open_dataset(
-        source, images=_path(images), format=format, sizes=_path(sizes), include_crowd=settings.include_crowd
+        source,
+        images=_path(images),
+        format=format,
+        sizes=_path(sizes),
+        include_crowd=settings.include_crowd,
+        follow_links=follow_links,
+        max_pixels=settings.max_pixels,
     )
+    refuse_clashes(outputs, {}, images=dataset.image_paths())
     total = len(dataset) if limit is None else min(limit, len(dataset))
     samples: Iterable[Sample] = islice(dataset.samples(), total)
     if (settings.selection == "oracle") != (truth is not None):
         raise UsageError("--selection oracle chooses by the ground truth given with --truth: give both or neither")
     if truth is not None:
-        known = open_dataset(Path(truth), images=_path(images), sizes=_path(sizes), need_images=False)
+        known = open_dataset(
+            Path(truth),
+            images=_path(images),
+            sizes=_path(sizes),
+            need_images=False,
+            follow_links=follow_links,
+            max_pixels=settings.max_pixels,
+        )
         samples = with_truth(samples, known.samples())
     if candidates is not None:
         settings = replace(settings, keep_candidates=True)
@@ -189,7 +218,6 @@ def check_output(source: Path, destination: Path, *, replaced: bool) -> None:
 
     A folder is replaced only if the input has all of its files, because then it can only be an earlier output.
     """
-    refuse_overlap(source, destination)
     if not destination.parent.is_dir():
         raise UsageError(f"{destination}: there is no folder {destination.parent}; make it, or name another output")
     if not destination.exists() or (source.is_dir() and destination.is_dir() and not any(destination.iterdir())):

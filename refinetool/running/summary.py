@@ -9,6 +9,9 @@ from pathlib import Path
 from refinetool.records import Outcome
 from refinetool.statuses import Reason
 
+SHORTEST_S = 1e-6
+"""Some clocks stand still for a short run; rates divide by the time."""
+
 ERRORS_TOLD = 10
 """Maximum number of error messages in a summary."""
 
@@ -98,8 +101,11 @@ class Tally:
             self.failed += 1
             self.errors.extend([outcome.error][: ERRORS_TOLD - len(self.errors)])
 
+    def _elapsed(self) -> float:
+        return max(time.perf_counter() - self.started, SHORTEST_S)
+
     def progress(self) -> Progress:
-        seconds = time.perf_counter() - self.started
+        seconds = self._elapsed()
         rate = self.ran.total() / seconds
         return Progress(
             done=self.images,
@@ -115,7 +121,7 @@ class Tally:
         )
 
     def summary(self) -> Summary:
-        seconds = time.perf_counter() - self.started
+        seconds = self._elapsed()
         return Summary(
             images=self.images,
             masks=self.masks,

@@ -21,7 +21,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from refinetool.errors import DataError, StorageError, UsageError
-from refinetool.formats.storage import new_folder
+from refinetool.formats.storage import IMAGE_FOLDER, new_folder, refuse_clashes
 from refinetool.records import Size
 from refinetool.settings import PackSettings
 from refinetool.train.data.sources import IdMap, SourcePicture, fingerprint, id_map, list_pictures
@@ -112,7 +112,9 @@ def pack(
         DataError: A source is not as described, a picture is broken, there are no objects, or the pack doesn't fit into
             `settings.max_megabytes` at the smallest side.
         StorageError: The output can't be written, or holds something else.
+        UsageError: The output would replace the data, or lie within them.
     """
+    refuse_clashes({"pack": output}, {f"data {path}": path for path in data} | {IMAGE_FOLDER: images})
     _refuse_other_folder(output)
     pictures = [
         (number, picture)

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.formats import VOC_OBJECT, open_dataset
-from refinetool.images import read_image
+from refinetool.images import read_image, read_sample
 from refinetool.records import VOID, ImageArray, Mask, Sample
 from refinetool.train.data.objects import find_objects, object_mask, read_ids
 
@@ -128,7 +128,7 @@ def drawn_for_validation(keys: Sequence[str], *, share: float) -> set[str]:
     """Return the keys whose hash is below `share`; adding data does not change them. At least one of two or more."""
 
     def place(key: str) -> float:
-        return int.from_bytes(hashlib.sha256(key.encode()).digest()[:8]) / 2**64
+        return int.from_bytes(hashlib.sha256(key.encode("utf-8", "surrogatepass")).digest()[:8]) / 2**64
 
     chosen = {key for key in keys if place(key) < share}
     return chosen or ({min(keys, key=place)} if len(keys) > 1 and share > 0 else set())
@@ -143,7 +143,7 @@ def _voc_split(root: Path) -> dict[str, bool] | None:
 
 
 def _read_sample(sample: Sample, *, max_pixels: int) -> AnnotatedPicture:
-    pixels = read_image(sample.image, size=sample.size, max_pixels=max_pixels)
+    pixels = read_sample(sample, max_pixels=max_pixels)
     void = np.zeros(sample.size, np.bool_) if sample.void is None else masks.decode(sample.void)
     objects: list[Mask] = []
     for region in sample.regions:

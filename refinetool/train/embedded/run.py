@@ -17,7 +17,7 @@ from PIL import Image
 
 from refinetool.backends.models import misfit, read_state
 from refinetool.errors import DataError, Interrupted, UsageError, WeightsError
-from refinetool.formats.storage import new_file
+from refinetool.formats.storage import new_file, refuse_clashes
 from refinetool.modules.embedded import DETAIL_PREFIX
 from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.settings import PackSettings, TrainSettings
@@ -28,6 +28,7 @@ from refinetool.train.data.store import load_store
 from refinetool.train.embedded.checkpoint import (
     CHECKPOINT_FILE,
     METRICS_FILE,
+    RUN_FILE,
     WEIGHTS_FILE,
     MetricsLog,
     Position,
@@ -99,7 +100,8 @@ def train_embedded(
 
     Raises:
         DataError: Data are not as described, or `resume` finds no checkpoint, or one made with other data.
-        UsageError: A side is not a multiple of 32, or only the detail head is trained without weights to start from.
+        UsageError: An output would replace the weights to start from; a side is not a multiple of 32, or only the
+            detail head is trained without weights to start from.
         WeightsError: `start` does not fit.
         StorageError: The output can't be written.
         Interrupted: Stopped by the user, after a checkpoint.
@@ -112,6 +114,10 @@ def train_embedded(
         )
     if resume and not (output / CHECKPOINT_FILE).is_file():
         raise DataError(f"{output / CHECKPOINT_FILE} does not exist, so there is nothing to resume; leave --resume out")
+    refuse_clashes(
+        {name: output / name for name in (RUN_FILE, CHECKPOINT_FILE, METRICS_FILE, WEIGHTS_FILE, CURVES_FILE)},
+        {"weights to start from": start, **{f"data {path}": path for path in data}},
+    )
     pack = packed(data, output / PACKED_FOLDER, images=images, settings=packing, on_progress=on_packing)
     torch.manual_seed(settings.seed)
     trainee = Trainee(settings.side, part=settings.part)

@@ -6,7 +6,6 @@ unsure how large the object is, and the candidate most similar to the coarse mas
 are held out to measure whether it helps.
 """
 
-import zlib
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -22,9 +21,9 @@ from refinetool.backends.names import EMBEDDED
 from refinetool.backends.square import SquareBackend
 from refinetool.errors import DataError, Interrupted, UsageError
 from refinetool.formats import open_dataset
-from refinetool.formats.storage import new_file, refuse_overlap
+from refinetool.formats.storage import IMAGE_FOLDER, new_file, refuse_clashes, refuse_existing
 from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, serialise
-from refinetool.records import FloatArray, IntArray, Sample
+from refinetool.records import FloatArray, IntArray, Sample, seed_of
 from refinetool.running.identity import job_identity
 from refinetool.settings import ADAPT_RECIPES, AdaptSettings, JobSettings, RefineSettings
 from refinetool.train.iou.features import (
@@ -107,6 +106,7 @@ def adapt_iou(
     settings: RefineSettings = REFINE,
     format: str | None = None,
     sizes: Path | str | None = None,
+    follow_links: bool = False,
     resume: bool = False,
     fresh: bool = False,
     overwrite: bool = False,
@@ -125,6 +125,7 @@ def adapt_iou(
         output: The adapter to write, a safetensors file.
         recipe: How to train; None takes the default of the model (see `recipe_for`).
         settings: How views are chosen and prompts mined; the same as for `refine`.
+        follow_links: Whether links in the folders of images and masks may lead out of these folders.
         resume: Continue from features gathered before.
         fresh: Discard features gathered before.
         overwrite: Replace an existing output.
@@ -142,14 +143,25 @@ def adapt_iou(
     """
     source, destination = Path(coarse), Path(output)
     kept_at = features_path(destination)
-    _check(source, destination, kept_at, resume=resume, fresh=fresh, overwrite=overwrite)
+    inputs = {
+        "input": source,
+        IMAGE_FOLDER: _path(images),
+        "list of images": _path(sizes),
+        "checkpoint": _path(checkpoint),
+    }
+    outputs = {"adapter": destination, "file of features": kept_at}
+    refuse_clashes(outputs, inputs)
+    _check(destination, kept_at, resume=resume, fresh=fresh, overwrite=overwrite)
     chosen = recipe_for(model) if recipe is None else recipe
     dataset = open_dataset(
         source,
-        images=None if images is None else Path(images),
+        images=_path(images),
         format=format,
-        sizes=None if sizes is None else Path(sizes),
+        sizes=_path(sizes),
+        follow_links=follow_links,
+        max_pixels=settings.max_pixels,
     )
+    refuse_clashes(outputs, {}, images=dataset.image_paths())
     backend = load_backend(
         model,
         checkpoint=checkpoint,
@@ -306,7 +318,7 @@ def _single_answers(
     if recipe.both_prompts:
         rows, prompts = np.repeat(np.arange(len(features)), len(SINGLE)), np.tile(SINGLE, len(features))
     else:
-        rng = np.random.default_rng((recipe.seed, epoch, zlib.crc32(key.encode())))
+        rng = np.random.default_rng((recipe.seed, epoch, seed_of(key)))
         rows, prompts = np.arange(len(features)), rng.choice(SINGLE, len(features))
     return features.inputs[rows, prompts], features.overlaps[rows, prompts]
 
@@ -381,16 +393,16 @@ def split(keys: Sequence[str], *, held_out: float, seed: int, source: Path) -> t
     )
 
 
-def _check(source: Path, destination: Path, left: Path, *, resume: bool, fresh: bool, overwrite: bool) -> None:
+def _path(path: Path | str | None) -> Path | None:
+    return None if path is None else Path(path)
+
+
+def _check(destination: Path, left: Path, *, resume: bool, fresh: bool, overwrite: bool) -> None:
     if resume and fresh:
         raise UsageError("--resume continues from features gathered before and --fresh discards them; choose one")
-    refuse_overlap(source, destination)
     if not destination.parent.is_dir():
         raise UsageError(f"{destination}: there is no folder {destination.parent}; make it, or name another output")
-    if destination.is_dir():
-        raise UsageError(f"{destination}: the adapter will be a file, but this is a folder; name another output")
-    if destination.exists() and not overwrite:
-        raise UsageError(f"{destination}: exists already; --overwrite replaces it, --output names another")
+    refuse_existing({"adapter": destination}, replaced=overwrite)
     if not resume and not fresh and holds_features(left):
         raise UsageError(
             f"{left}: an earlier run left features here; --resume continues from them, --fresh starts over"

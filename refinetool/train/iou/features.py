@@ -211,7 +211,7 @@ class FeatureFile:
 
 def features_path(output: Path) -> Path:
     """Return the path of the features of an adapter: `OUT.features.jsonl`, beside the file OUT."""
-    return output.with_name(output.name + ".features.jsonl")
+    return output.parent / f"{output.name}.features.jsonl"
 
 
 def holds_features(path: Path) -> bool:
