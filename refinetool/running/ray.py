@@ -5,6 +5,7 @@ what a dead actor had (`crew.share_out`), not Ray, because only the driver knows
 """
 
 import os
+import socket
 import traceback
 from collections import deque
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -40,6 +41,7 @@ DEATHS_IN_A_ROW = 5
 """A worker that dies this often without finishing a unit is not started again: something is wrong with its machine."""
 CALLS_AT_ONCE = 2
 """Units that an actor works on at the same time: one is read while the model runs on the other."""
+REACH_SECONDS = 10.0
 LAST_LINES = 8
 """Lines of a dead worker's log that are shown."""
 PYTHON_CRASH = "Fatal Python error: "
@@ -234,6 +236,8 @@ def with_traceback(error: Exception) -> Exception:
 
 
 def _connect(address: str | None, *, cpus: int) -> None:
+    if address not in (None, "auto"):
+        _reach(address)
     try:
         if address is None:
             ray.init(
@@ -248,8 +252,25 @@ def _connect(address: str | None, *, cpus: int) -> None:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
         reason = str(error).strip().partition("\n")[0]
-        where = "could not be started" if address is None else f"at {address} can't be joined"
-        raise UsageError(f"the Ray cluster {where}: {reason}") from error
+        if address is None:
+            raise UsageError(f"Ray could not be started: {reason}") from error
+        raise UsageError(
+            f"the Ray cluster at {address} can't be joined: {reason} If it checks tokens, as since Ray 2.60, set "
+            "RAY_AUTH_MODE=token here too"
+        ) from error
+
+
+def _reach(address: str) -> None:
+    """Refuse an address at which nothing listens; Ray itself would try for minutes."""
+    host, _, port = address.rpartition(":")
+    if not host or not port.isdecimal() or "/" in host:
+        raise UsageError(f"--ray-address is {address!r}; expected HOST:PORT, as ray start prints it, or auto")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=REACH_SECONDS).close()
+    except (OSError, OverflowError) as error:
+        raise UsageError(
+            f"there is no Ray cluster at {address} ({error}); start one with ray start --head, or correct the address"
+        ) from error
 
 
 def _check_resources(workers: int, place: Place) -> None:
