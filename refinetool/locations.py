@@ -19,7 +19,7 @@ def location(text: Path | str | None) -> Path | None:
     `PROTOCOL://...` is a file in a store, through fsspec. Such a path has the methods of `pathlib.Path`.
 
     Raises:
-        UsageError: The extra packages for stores, or for this one, are not installed.
+        UsageError: There is no such kind of store, or the extra packages for stores are not installed.
     """
     if not isinstance(text, str):
         return text
@@ -29,16 +29,26 @@ def location(text: Path | str | None) -> Path | None:
     try:
         from upath import UPath
 
-        path = UPath(text)
-        path.exists()  # fails here if the store can't be reached, and not for every image
+        return cast(Path, UPath(text))
     except ImportError as error:
         raise UsageError(
-            f"{text}: files in stores need more packages ({error}); install refinetool[remote], and the package for "
-            "this store, such as s3fs or gcsfs"
+            f"{text}: files in stores need more packages; install refinetool[remote], and the package for this store, "
+            "such as s3fs or gcsfs"
         ) from error
+    except ValueError as error:
+        raise UsageError(f"{text}: there is no such kind of store ({error})") from error
+
+
+def check_reachable(path: Path | None) -> None:
+    """Raise UsageError for a path in a store that can't be used, so that this is said once, not for every image."""
+    if path is None or not is_remote(path):
+        return
+    try:
+        path.exists()
+    except ImportError as error:
+        raise UsageError(f"{path}: the package for this store is missing ({error})") from error
     except Exception as error:  # each store has exceptions of its own
-        raise UsageError(f"{text}: the store can't be used: {error}") from error
-    return cast(Path, path)
+        raise UsageError(f"{path}: the store can't be used: {error}") from error
 
 
 def is_remote(path: Path) -> bool:

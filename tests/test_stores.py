@@ -71,10 +71,10 @@ def test_outputs_are_local(command: Command, store: str) -> None:
     assert "can't be written to a store; name a local path, and copy it there" in said.err
 
 
-def test_what_is_missing_for_a_store_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UsageError, match=r"s3://a/b: files in stores need more packages .*s3fs"):
-        location("s3://a/b")
-    with pytest.raises(UsageError, match=r"nonsense://b: the store can't be used"):
+def test_what_is_missing_for_a_store_is_said(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    said = command("refine", folder / "coarse.json", "--images", "s3://a/b", "-o", folder / "out.json")
+    assert (said.code, "s3://a/b: the package for this store is missing (Install s3fs" in said.err) == (2, True)
+    with pytest.raises(UsageError, match=r"nonsense://b: there is no such kind of store"):
         location("nonsense://b")
     monkeypatch.setitem(sys.modules, "upath", None)
     with pytest.raises(UsageError, match=r"install refinetool\[remote\]"):
