@@ -91,7 +91,7 @@ def _opened(path: Path) -> Image.Image:
         raise ImageError(
             f"{path}: there is no such image; check the image folder and the file names.", reason=Reason.IMAGE_MISSING
         ) from error
-    except OSError as error:
+    except Exception as error:  # on a disk an OSError; each store has exceptions of its own
         raise _unreadable(path, error) from error
     try:
         return open_lazily(io.BytesIO(data))

@@ -32,7 +32,7 @@ FEW = 100
 @options.with_settings("max_pixels", "image_batch", "prompt_batch", "view.mode", "prompts.box")
 def adapt_iou(
     *,
-    coarse: Annotated[Path, typer.Argument(metavar="COARSE", help="COCO JSON, COCO results, or a folder of PNGs.")],
+    coarse: options.Coarse,
     images: options.Images = None,
     output: Annotated[
         Path,

@@ -17,6 +17,7 @@ import typer
 
 from refinetool.errors import UsageError
 from refinetool.formats import FORMATS
+from refinetool.locations import location
 from refinetool.settings import BATCHES, MAX_SEED, JobSettings, MethodName, RefineSettings
 
 JOB, REFINE = JobSettings(), RefineSettings()
@@ -50,13 +51,18 @@ def _flag(*names: str, text: str, panel: str) -> Any:
 
 # --- files
 
+Coarse: TypeAlias = Annotated[
+    Path,
+    typer.Argument(metavar="COARSE", help="COCO JSON, COCO results, or a folder of PNGs.", parser=location),
+]
 Images: TypeAlias = Annotated[
     Path | None,
     _given(
         "--images",
         metavar="PATH",
-        text="Image folder. Without it, images are looked for beside the masks.",
+        text="Image folder, on a disk or in a store such as s3://. Without it, images are looked for beside the masks.",
         panel=FILES,
+        parser=location,
     ),
 ]
 Output: TypeAlias = Annotated[

@@ -5,7 +5,6 @@ import sys
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
@@ -25,7 +24,7 @@ from refinetool.settings import METHODS, NO_GUARD, RELEASE
 @options.with_settings()
 def refine(
     *,
-    coarse: Annotated[Path, typer.Argument(metavar="COARSE", help="COCO JSON, COCO results, or a folder of PNGs.")],
+    coarse: options.Coarse,
     images: options.Images = None,
     output: options.Output = None,
     file_format: options.Format = "auto",

@@ -26,6 +26,7 @@ from refinetool.errors import ImageError, Interrupted
 from refinetool.formats import open_dataset
 from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing
 from refinetool.images import read_sample
+from refinetool.locations import location
 from refinetool.records import Annotation, FloatArray, ImageArray, Mask, Outcome, Region, Rle, Sample, seed_of
 from refinetool.running.ahead import map_ahead
 from refinetool.running.run import check_output, write
@@ -108,18 +109,18 @@ def corrupt_dataset(
         StorageError: an output can't be written.
         Interrupted: stopped by the user; nothing is written.
     """
-    source, destination = Path(truth), Path(output)
-    records = {"record": _path(record), "picture": _path(picture)}
+    source, destination = location(truth), Path(output)
+    records = {"record": location(record), "picture": location(picture)}
     outputs = {"output": destination, **records}
-    refuse_clashes(outputs, {"input": source, IMAGE_FOLDER: _path(images), "list of images": _path(sizes)})
+    refuse_clashes(outputs, {"input": source, IMAGE_FOLDER: location(images), "list of images": location(sizes)})
     check_output(source, destination, replaced=overwrite)
     refuse_existing(records, replaced=overwrite)
     needs_images = suite.needs_image or picture is not None
     dataset = open_dataset(
         source,
-        images=_path(images),
+        images=location(images),
         format=format,
-        sizes=_path(sizes),
+        sizes=location(sizes),
         need_images=needs_images,
         follow_links=follow_links,
         max_pixels=settings.max_pixels,
@@ -396,7 +397,3 @@ def _notes(suite: Suite, settings: CorruptSettings) -> dict[str, object]:
     """What a COCO file says about how it was made; nothing that does not change a mask."""
     values = {name: value for name, value in asdict(settings).items() if name not in ("suite", "workers", "pictures")}
     return {"command": "corrupt", "version": version("refinetool"), "suite": asdict(suite), "settings": values}
-
-
-def _path(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path)

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from refinetool.errors import UsageError
+from refinetool.locations import check_reachable
 from refinetool.settings import MAX_PIXELS
 
 if TYPE_CHECKING:
@@ -117,9 +118,11 @@ def open_dataset(
         images, sizes, include_crowd, need_images, follow_links, max_pixels: See `Request`.
 
     Raises:
-        UsageError: The format does not exist, or can't be detected from the files.
+        UsageError: The format does not exist, or can't be detected from the files, or a store can't be used.
         DataError: Files are broken, or have no images.
     """
+    for given in (path, images, sizes):
+        check_reachable(given)
     if format is None:
         from refinetool.formats.detection import detect
 

@@ -7,6 +7,7 @@ from pathlib import Path, PureWindowsPath
 from refinetool.errors import DataError
 from refinetool.formats import Request
 from refinetool.images import leads_out, open_lazily
+from refinetool.locations import is_remote
 from refinetool.records import Size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -22,6 +23,8 @@ def fault_of_name(name: str) -> str | None:
     path = PureWindowsPath(name)  # also splits at "/", so it handles the paths of both systems
     if path.anchor or ".." in path.parts:
         return "leads out of the image folder"
+    if "://" in name:
+        return "is an address instead of a path in the image folder"
     if "\0" in name:
         return "holds a NUL character"
     try:
@@ -35,7 +38,7 @@ def fault_of_name(name: str) -> str | None:
 
 def fence(folder: Path, request: Request) -> Path | None:
     """Return the folder that links in it must not lead out of, resolved; None if they may."""
-    return None if request.follow_links else folder.resolve()
+    return None if request.follow_links or is_remote(folder) else folder.resolve()
 
 
 def by_stem(folder: Path) -> dict[str, Path]:

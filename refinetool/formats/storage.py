@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from refinetool.errors import StorageError, UsageError
+from refinetool.locations import is_remote
 
 
 @contextmanager
@@ -71,10 +72,12 @@ def refuse_clashes(
     """
     written = {what: path for what, path in outputs.items() if path is not None}
     for what, path in written.items():
+        if is_remote(path):
+            raise UsageError(f"{path}: the {what} can't be written to a store; name a local path, and copy it there")
         if path.name in ("", ".."):
             raise UsageError(f"the {what} {str(path)!r} has no name; name a file or folder")
         for name, source in inputs.items():
-            if source is not None:
+            if source is not None and not is_remote(source):
                 _refuse_clash(what, path, name, source)
     _refuse_same_outputs(list(written.items()))
     _refuse_images(written, images)
@@ -118,7 +121,7 @@ def _refuse_images(outputs: Mapping[str, Path], images: Iterable[Path]) -> None:
     if not existing:
         return
     for image in images:
-        if image.is_file() and (found := existing.get(_identity(image))):
+        if not is_remote(image) and image.is_file() and (found := existing.get(_identity(image))):
             raise UsageError(f"{found[1]}: the {found[0]} would replace an image; name another path for it")
 
 

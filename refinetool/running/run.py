@@ -16,6 +16,7 @@ from typing import Literal
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing
+from refinetool.locations import location
 from refinetool.records import Outcome, Sample
 from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.running.journal import Journal, holds_work, journal_path
@@ -96,17 +97,17 @@ def refine_dataset(
         StorageError: The output or the journal can't be written.
         Interrupted: Stopped by the user.
     """
-    source, destination = Path(coarse), Path(output)
+    source, destination = location(coarse), location(output)
     left = journal_path(destination)
-    records = {"record": _path(record), "file of candidates": _path(candidates)}
+    records = {"record": location(record), "file of candidates": location(candidates)}
     outputs = {"output": destination, "journal": left, **records}
     inputs = {
         "input": source,
-        IMAGE_FOLDER: _path(images),
-        "list of images": _path(sizes),
-        "ground truth": _path(truth),
-        "checkpoint": _path(checkpoint),
-        "IoU adapter": _path(iou_adapter),
+        IMAGE_FOLDER: location(images),
+        "list of images": location(sizes),
+        "ground truth": location(truth),
+        "checkpoint": location(checkpoint),
+        "IoU adapter": location(iou_adapter),
     }
     refuse_clashes(outputs, inputs)
     check_journal(left, resume=resume, fresh=fresh)
@@ -115,9 +116,9 @@ def refine_dataset(
     refuse_existing(records, replaced=replaced)
     dataset = open_dataset(
         source,
-        images=_path(images),
+        images=location(images),
         format=format,
-        sizes=_path(sizes),
+        sizes=location(sizes),
         include_crowd=settings.include_crowd,
         follow_links=follow_links,
         max_pixels=settings.max_pixels,
@@ -129,9 +130,9 @@ def refine_dataset(
         raise UsageError("--selection oracle chooses by the ground truth given with --truth: give both or neither")
     if truth is not None:
         known = open_dataset(
-            Path(truth),
-            images=_path(images),
-            sizes=_path(sizes),
+            location(truth),
+            images=location(images),
+            sizes=location(sizes),
             need_images=False,
             follow_links=follow_links,
             max_pixels=settings.max_pixels,
@@ -141,7 +142,7 @@ def refine_dataset(
         settings = replace(settings, keep_candidates=True)
     if dry_run:
         return look(samples, total=total, on_progress=on_progress)
-    job = RefineJob(model, checkpoint, device, precision, settings, _path(iou_adapter), dataset.format)
+    job = RefineJob(model, checkpoint, device, precision, settings, location(iou_adapter), dataset.format)
     try:
         with (
             open_runner(job, workers=workers, address=ray_address, threads=threads, total=total) as runner,
@@ -248,10 +249,6 @@ def write(
     fresh.rename(destination)
     shutil.rmtree(old)
     return replace(written, path=destination)
-
-
-def _path(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _files(folder: Path) -> set[str]:

@@ -22,6 +22,7 @@ from refinetool.backends.square import SquareBackend
 from refinetool.errors import DataError, Interrupted, UsageError
 from refinetool.formats import open_dataset
 from refinetool.formats.storage import IMAGE_FOLDER, new_file, refuse_clashes, refuse_existing
+from refinetool.locations import location
 from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, serialise
 from refinetool.records import FloatArray, IntArray, Sample, seed_of
 from refinetool.running.identity import job_identity
@@ -141,13 +142,13 @@ def adapt_iou(
         StorageError: The output or the features can't be written.
         Interrupted: Stopped by the user.
     """
-    source, destination = Path(coarse), Path(output)
+    source, destination = location(coarse), location(output)
     kept_at = features_path(destination)
     inputs = {
         "input": source,
-        IMAGE_FOLDER: _path(images),
-        "list of images": _path(sizes),
-        "checkpoint": _path(checkpoint),
+        IMAGE_FOLDER: location(images),
+        "list of images": location(sizes),
+        "checkpoint": location(checkpoint),
     }
     outputs = {"adapter": destination, "file of features": kept_at}
     refuse_clashes(outputs, inputs)
@@ -155,9 +156,9 @@ def adapt_iou(
     chosen = recipe_for(model) if recipe is None else recipe
     dataset = open_dataset(
         source,
-        images=_path(images),
+        images=location(images),
         format=format,
-        sizes=_path(sizes),
+        sizes=location(sizes),
         follow_links=follow_links,
         max_pixels=settings.max_pixels,
     )
@@ -391,10 +392,6 @@ def split(keys: Sequence[str], *, held_out: float, seed: int, source: Path) -> t
         tuple(key for n, key in enumerate(keys) if n not in chosen),
         tuple(key for n, key in enumerate(keys) if n in chosen),
     )
-
-
-def _path(path: Path | str | None) -> Path | None:
-    return None if path is None else Path(path)
 
 
 def _check(destination: Path, left: Path, *, resume: bool, fresh: bool, overwrite: bool) -> None:
