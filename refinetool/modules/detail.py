@@ -101,18 +101,26 @@ class DetailHead(nn.Module):
         """
         colours, image, *features = seen
         given = mask_maps(colours, coarse, logits).to(image.dtype)
-        levels = [self.enter(torch.cat((image, given), 1))]
+        x, deepest = self.correct(self.enter(torch.cat((image, given), 1)), features)
+        return self.leave(torch.cat((x, given), 1))[:, 0], self.score(deepest)
+
+    def correct(self, entered: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Run the U-Net itself on maps at S/2: returns maps at S/2 (N, FULL, h, w), and the deepest ones at S/16."""
+        levels = [entered]
         for shrink, encode, feature in zip(self.down, self.encode, features, strict=True):
             levels.append(encode(shrink(levels[-1]) + feature))
         deepest = x = levels.pop()
         for narrow, decode in zip(self.narrow, self.decode, strict=True):
             wide = F.interpolate(narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
             x = decode(wide + levels.pop())
-        refined = self.leave(torch.cat((x, given), 1))[:, 0]
+        return x, deepest
+
+    def score(self, deepest: Tensor) -> Tensor:
+        """Predict IoUs (N,) in 0..1 from the deepest maps."""
         *hidden, last = self.iou
         features = nn.Sequential(*hidden)(deepest.float().mean((2, 3)))
         # Summed row by row, because the matrix kernel for a single output rounds differently by position in the batch.
-        return refined, ((features * last.weight).sum(1) + last.bias).sigmoid()
+        return ((features * last.weight).sum(1) + last.bias).sigmoid()
 
 
 def mask_maps(colours: Tensor, coarse: Tensor, logits: Tensor) -> Tensor:
