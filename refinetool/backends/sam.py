@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from refinetool.backends.frames import Frame, letterboxed
 from refinetool.backends.square import Question, SquareBackend, SquareEmbedding
+from refinetool.modules.fused_attention import fuse_attention
 from refinetool.records import ImageArray, Size
 
 
@@ -35,6 +36,11 @@ class SamBackend(SquareBackend):
 
     Variants are `vit_b`, `vit_l` and `vit_h`.
     """
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
+        if hasattr(self.model.image_encoder, "blocks"):  # TinyViT has its own attention
+            fuse_attention(self.model.image_encoder)
 
     @staticmethod
     def network(variant: str) -> nn.Module:
