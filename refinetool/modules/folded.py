@@ -100,7 +100,9 @@ class FoldedHead:
         head = _without_norms(copy.deepcopy(head)).requires_grad_(False)
         enter = head.enter[0]
         assert isinstance(enter, nn.Conv2d)
-        self.leave_image, self.leave_given = head.leave.weight[0].float().flip(1, 2).flatten(1).split((FULL, enter.in_channels - FULL))
+        self.leave_image, self.leave_given = (
+            head.leave.weight[0].float().flip(1, 2).flatten(1).split((FULL, enter.in_channels - FULL))
+        )
         self.leave_bias = float(head.leave.bias)
         self.enter_image, self.enter_given = (_part(enter, slice(FULL)), _part(enter, slice(FULL, None)))
         self.enter_given.bias = None
