@@ -66,7 +66,7 @@ class SamBackend(SquareBackend):
     def _pixels(self, image: ImageArray, frame: Frame) -> Tensor:
         height, width = frame.filled
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        pixels: Tensor = self.model.preprocess(torch.tensor(np.asarray(resized)).permute(2, 0, 1).to(self.device))
+        pixels: Tensor = self.model.preprocess(self._on_device(np.asarray(resized)).permute(2, 0, 1))
         return pixels
 
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:

@@ -57,7 +57,7 @@ class Sam2Backend(SquareBackend):
 
     def _pixels(self, image: ImageArray, frame: Frame) -> Tensor:
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-        pixels = torch.tensor(image).to(self.device).permute(2, 0, 1).float() / 255
+        pixels = self._on_device(image).permute(2, 0, 1).float() / 255
         resized = F.interpolate(pixels[None], frame.filled, mode="bilinear", align_corners=False, antialias=True)[0]
         return (resized - mean) / std
 

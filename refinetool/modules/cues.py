@@ -69,7 +69,7 @@ def _lookup(coordinates: Tensor, masks: Tensor, *, balanced: bool) -> Tensor:
 
 
 def _blurred(counts: Tensor) -> Tensor:
-    """Volumes (N, C, BINS^3) blurred by (1/4, 1/2, 1/4) along each axis, as products with a matrix of three diagonals."""
+    """Volumes (N, C, BINS^3) blurred by (1/4, 1/2, 1/4) along each axis: products with a matrix of three diagonals."""
     n, channels = counts.shape[:2]
     diagonals = [torch.full((BINS - abs(k),), 0.25 * (2 - abs(k)), device=counts.device).diag(k) for k in (-1, 0, 1)]
     blur = torch.stack(diagonals).sum(0)

@@ -120,7 +120,8 @@ class DetailHead(nn.Module):
         *hidden, last = self.iou
         features = nn.Sequential(*hidden)(deepest.float().mean((2, 3)))
         # Summed row by row, because the matrix kernel for a single output rounds differently by position in the batch.
-        return ((features * last.weight).sum(1) + last.bias).sigmoid()
+        score: Tensor = ((features * last.weight).sum(1) + last.bias).sigmoid()
+        return score
 
 
 def mask_maps(colours: Tensor, coarse: Tensor, logits: Tensor) -> Tensor:

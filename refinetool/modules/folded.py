@@ -73,7 +73,7 @@ class FoldedEncoder:
             self.no_memory = model.no_mem_embed.detach().flatten()
 
     def __call__(self, images: Tensor, colours: Tensor) -> Encoded:
-        """Embed images (B, 3, S, S), normalised, and the same as RGB in 0..1; maps have their channels last in memory."""
+        """Embed images (B, 3, S, S), normalised, and the same as RGB in 0..1. Maps have channels last in memory."""
         x = self.trunk.patch_embed(images) + self.position
         stages = []
         for number, block in enumerate(self.trunk.blocks):
@@ -100,16 +100,16 @@ class FoldedHead:
         head = _without_norms(copy.deepcopy(head)).requires_grad_(False)
         enter = head.enter[0]
         assert isinstance(enter, nn.Conv2d)
-        self.leave_image, self.leave_given = (
-            head.leave.weight[0].float().flip(1, 2).flatten(1).split((FULL, enter.in_channels - FULL))
-        )
+        taps = head.leave.weight[0].float().flip(1, 2).flatten(1)
+        self.leave_image, self.leave_given = taps[:FULL], taps[FULL:]
+        assert head.leave.bias is not None
         self.leave_bias = float(head.leave.bias)
         self.enter_image, self.enter_given = (_part(enter, slice(FULL)), _part(enter, slice(FULL, None)))
         self.enter_given.bias = None
         self.head = head.to(memory_format=torch.channels_last)
         for convolution in (self.enter_image, self.enter_given, *self.head.modules()):
             if isinstance(convolution, nn.Conv2d):
-                convolution.to(dtype, memory_format=torch.channels_last)
+                convolution.to(dtype).to(memory_format=torch.channels_last)
 
     def look(self, images: Tensor, colours: Tensor, embedding: Tensor, fine_maps: list[Tensor]) -> list[Tensor]:
         """Do the same as `DetailHead.look`, apart from the maps at S/2, which the first convolution has processed."""

@@ -69,7 +69,7 @@ def positions(query: Tensor, table: Tensor, *, side: int, axis: int) -> Tensor:
         table: (2 side - 1, C), for differences from 1 - side to side - 1.
 
     Returns:
-        (B, heads, side^2, side): for each query, its product with the position of each row or column relative to its own.
+        (B, heads, side^2, side): for each query, its products with the position of each row or column relative to it.
     """
     b, heads, cells, channels = query.shape
     steps = torch.arange(side, device=query.device)

@@ -1,8 +1,8 @@
 """The two-way decoder of SAM, HQ-SAM and SAM 2 with less work per prompt, for inference.
 
 Tokens (a few per prompt) and image cells (L = g^2 per prompt) attend to each other in turn. Cells are what costs. In the
-official modules each of the eight projections of cells is a product of its own, of cells with or without position
-embeddings added. Here the projections of one layer are one product, and position embeddings are added after it: they
+official modules each of the eight projections of cells is a product of its own, with or without position embeddings
+added to the cells. Here the projections of one layer are one product, and position embeddings are added after it: they
 are the same for all prompts, so their projections are computed once, when the model is loaded.
 
 What the image alone determines can't be shared among prompts that have masks, because SAM adds the embedded mask to the
@@ -43,7 +43,10 @@ class TwoWay(nn.Module):
             self._of_final = _CellProjections((final.k_proj,), final.v_proj, places)
 
     def forward(
-        self, image_embedding: Tensor, image_pe: Tensor | None, point_embedding: Tensor
+        self,
+        image_embedding: Tensor,
+        image_pe: Tensor | None,  # noqa: ARG002
+        point_embedding: Tensor,
     ) -> tuple[Tensor, Tensor]:
         """Run the decoder.
 
@@ -86,14 +89,14 @@ class _CellProjections:
         self.sizes = [one.out_features for one in (*placed, plain)]
 
     def __call__(self, cells: Tensor) -> tuple[Tensor, ...]:
-        return F.linear(cells, self.weight).add_(self.offset).split(self.sizes, dim=-1)
+        return torch.split(F.linear(cells, self.weight).add_(self.offset), self.sizes, dim=-1)
 
 
 def _ask_cells(attention: Any, tokens: Tensor, key: Tensor, value: Tensor) -> Tensor:
     """Let tokens (N, T, C) attend to cells, whose keys and values are (N, L, channels)."""
     query = attention.q_proj(tokens)
-    apart = (_apart(x.to(query.dtype), attention.num_heads) for x in (query, key, value))
-    result: Tensor = attention.out_proj(_together(F.scaled_dot_product_attention(*apart)))
+    query, key, value = (_apart(x.to(query.dtype), attention.num_heads) for x in (query, key, value))
+    result: Tensor = attention.out_proj(_together(F.scaled_dot_product_attention(query, key, value)))
     return result
 
 
@@ -110,7 +113,7 @@ def _answer_cells(query: Tensor, key: Tensor, value: Tensor, heads: int) -> Tens
 
 def _apart(x: Tensor, heads: int) -> Tensor:
     """(N, rows, channels) to (N, heads, rows, channels of a head)."""
-    return x.unflatten(-1, (heads, -1)).transpose(1, 2)
+    return x.view(*x.shape[:-1], heads, -1).transpose(1, 2)
 
 
 def _together(x: Tensor) -> Tensor:
@@ -139,12 +142,13 @@ def masks_of_cells(decoder: Any, cells: Tensor, hypernets: Tensor) -> Tensor:
     logits = hypernets @ finest.transpose(1, 2)
     # From (row, column, half row, half column, quarter row, quarter column) to rows and columns.
     placed = logits.view(n, -1, side, side, 2, 2, 2, 2).permute(0, 1, 2, 4, 6, 3, 5, 7)
-    return placed.reshape(n, -1, 4 * side, 4 * side)
+    masks: Tensor = placed.reshape(n, -1, 4 * side, 4 * side)
+    return masks
 
 
 def _four(convolution: nn.ConvTranspose2d, cells: Tensor) -> Tensor:
-    """Make four cells (N, 4 L, C') of each (N, L, C), with the kernel of a transposed convolution of side and stride 2."""
+    """Make four cells (N, 4 L, C') of each (N, L, C), with the kernel of a transposed convolution of stride 2."""
     assert convolution.bias is not None
     weight = convolution.weight.permute(2, 3, 1, 0).flatten(0, 2)
     four = F.linear(cells, weight, convolution.bias.repeat(4))
-    return four.unflatten(-1, (4, -1)).flatten(1, 2)
+    return four.view(len(cells), -1, convolution.out_channels)
