@@ -205,7 +205,7 @@ class SquareBackend(ABC):
         self.image_batch, self.prompt_batch = power_of_two(image_batch), power_of_two(prompt_batch)
         if precision == "bf16":
             # Autocast would convert the weights in every call.
-            for layer in self.model.image_encoder.modules():
+            for layer in model.get_submodule("image_encoder").modules():
                 if isinstance(layer, nn.Linear | nn.Conv2d):
                     layer.to(torch.bfloat16)
 

@@ -138,7 +138,7 @@ def _onto(coarse: Tensor, fine: Tensor) -> Tensor:
 def _affine(convolution: nn.Conv2d) -> _Affine:
     """Return a convolution with kernels of one pixel as a linear map."""
     assert convolution.bias is not None
-    return _Affine(convolution.weight.detach()[:, :, 0, 0], convolution.bias.detach())
+    return _Affine(convolution.weight.detach()[:, :, 0, 0].float(), convolution.bias.detach().float())
 
 
 def _part(convolution: nn.Conv2d, inputs: slice) -> nn.Conv2d:

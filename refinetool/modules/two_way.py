@@ -1,7 +1,7 @@
 """The two-way decoder of SAM, HQ-SAM and SAM 2 with less work per prompt, for inference.
 
-Tokens (a few per prompt) and image cells (L = g^2 per prompt) attend to each other in turn. Cells are what costs. In the
-official modules each of the eight projections of cells is a product of its own, with or without position embeddings
+Tokens (a few per prompt) and image cells (L = g^2 per prompt) attend to each other in turn. Cells are what costs. In
+the official modules each of the eight projections of cells is a product of its own, with or without position embeddings
 added to the cells. Here the projections of one layer are one product, and position embeddings are added after it: they
 are the same for all prompts, so their projections are computed once, when the model is loaded.
 
