@@ -86,9 +86,7 @@ def plain(arguments: argparse.Namespace) -> None:
     size = (arguments.height, arguments.width)
     image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
     settings = replace(RELEASE, passes=arguments.passes)
-    refiner = load_refiner(
-        arguments.model, checkpoint="random:0", device="cpu", precision="fp32", settings=settings
-    )
+    refiner = load_refiner(arguments.model, checkpoint="random:0", device="cpu", precision="fp32", settings=settings)
     official = SamBackend.network(find_model(arguments.model).variant).eval()
     grown = int(arguments.masks**0.5) + 1
     centres = [((row + 0.5) / grown, (column + 0.5) / grown) for row in range(grown) for column in range(grown)]

@@ -144,7 +144,9 @@ def main() -> None:
         )
         columns = ("prepare", "encode", "decode", "all of the model", "finish")
         print(f"{arguments.images} images of {arguments.size[0]} x {arguments.size[1]}, {arguments.masks} masks each\n")
-        print(f"| model | precision | batch | images/s | masks/s | {' | '.join(columns)} | GFLOP | of peak | vs plain |")
+        print(
+            f"| model | precision | batch | images/s | masks/s | {' | '.join(columns)} | GFLOP | of peak | vs plain |"
+        )
         print("|---" * (8 + len(columns)) + "|")
         for model in arguments.models:
             for batch in arguments.batches:

@@ -1,5 +1,6 @@
 """The root command, its entry point, and how errors are reported."""
 
+import os
 import sys
 from typing import Annotated
 
@@ -23,6 +24,9 @@ app = typer.Typer(
 
 def main() -> None:
     """Entry point of the `refinetool` command."""
+    # Read when torch is imported. By default its threads wait for each other in busy loops, so that several processes
+    # on the same cores, each with a thread per core, slow each other down more than tenfold.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app(prog_name="refinetool")
     except RefinetoolError as error:
