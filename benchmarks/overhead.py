@@ -85,7 +85,9 @@ def plain(arguments: argparse.Namespace) -> None:
     torch.set_num_threads(1)
     size = (arguments.height, arguments.width)
     image = np.random.default_rng(0).integers(0, 255, (*size, 3), dtype=np.uint8)
-    settings = replace(RELEASE, passes=arguments.passes)
+    # The release's settings, with exact distances: its chamfer distances are there for comparison and not for speed.
+    prompts = replace(RELEASE.prompts, release=False)
+    settings = replace(RELEASE, passes=arguments.passes, prompts=prompts)
     refiner = load_refiner(arguments.model, checkpoint="random:0", device="cpu", precision="fp32", settings=settings)
     official = SamBackend.network(find_model(arguments.model).variant).eval()
     grown = int(arguments.masks**0.5) + 1

@@ -52,6 +52,14 @@ def test_the_way_of_a_gpu_is_the_official_attention(side: int, monkeypatch: pyte
     assert difference(FusedAttention(theirs), theirs, x) < TOLERANCE
 
 
+def test_attention_without_relative_positions_stays() -> None:
+    from segment_anything.modeling import ImageEncoderViT
+
+    encoder = ImageEncoderViT(img_size=32, embed_dim=16, depth=1, num_heads=2, out_chans=8)
+    fused_attention.fuse_attention(encoder)
+    assert isinstance(encoder.blocks[0].attn, Attention)
+
+
 @pytest.mark.parametrize("kind", ["sam", "sam-hq"])
 def test_encoders_with_windows_and_global_blocks(kind: str) -> None:
     from segment_anything import modeling

@@ -56,9 +56,13 @@ class FusedAttention(nn.Module):
 
 
 def fuse_attention(encoder: nn.Module) -> None:
-    """Replace the attention of every block of a ViT image encoder, in place. Parameters keep their names."""
+    """Replace the attention of every block of a ViT image encoder that has relative positions, in place.
+
+    Parameters keep their names.
+    """
     for block in encoder.blocks:  # type: ignore[union-attr]
-        block.attn = FusedAttention(block.attn)
+        if block.attn.use_rel_pos:
+            block.attn = FusedAttention(block.attn)
 
 
 def positions(query: Tensor, table: Tensor, *, side: int, axis: int) -> Tensor:
