@@ -13,7 +13,6 @@ import cv2
 import numpy as np
 from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
-from scipy import ndimage
 
 from refinetool.errors import MaskError
 from refinetool.records import Box, FloatArray, IntArray, Mask, Rle, Size
@@ -261,6 +260,8 @@ _EIGHT_NEIGHBOURS = np.ones((3, 3), dtype=np.int8)
 
 def components(mask: Mask) -> Components:
     """Find the connected components of a mask, with boxes and areas, without making an array per component."""
+    from scipy import ndimage  # half a second that masks of single objects need not wait for
+
     labels, count = ndimage.label(mask, structure=_EIGHT_NEIGHBOURS, output=np.int32)
     slices = ndimage.find_objects(labels, max_label=count)
     boxes = np.array([(x.start, y.start, x.stop, y.stop) for y, x in slices], dtype=np.int64).reshape(count, 4)

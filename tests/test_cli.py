@@ -1,6 +1,7 @@
 """The commands: what they pass on, what they print, and what they say about bad input."""
 
 import json
+import os
 import shlex
 import shutil
 import subprocess
@@ -501,3 +502,17 @@ def test_the_api_in_three_lines(folder: Path, command: Command, monkeypatch: pyt
     (refined,) = refiner.refine_image(pixels, coarse)
     assert refined.status == "refined"
     assert np.array_equal(refined.mask, pixels[..., 0] > 128)
+
+
+def test_threads_that_wait_leave_the_processor_to_others() -> None:
+    """OpenMP reads its policy when torch is imported, so the command sets it first, and not over a user's choice."""
+    shown = "print(os.environ['OMP_WAIT_POLICY'])"
+    code = f"import os\nfrom refinetool.cli import main\ntry:\n    main()\nfinally:\n    {shown}"
+    for chosen, expected in ((None, "PASSIVE"), ("ACTIVE", "ACTIVE")):
+        environment = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+        if chosen is not None:
+            environment["OMP_WAIT_POLICY"] = chosen
+        done = subprocess.run(
+            [sys.executable, "-c", code, "--version"], env=environment, capture_output=True, text=True, check=True
+        )
+        assert done.stdout.splitlines()[-1] == expected

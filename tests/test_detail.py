@@ -112,7 +112,7 @@ def test_cues_are_those_of_a_slow_histogram() -> None:
     x = ((torch.arange(11) + 0.5) / 11).expand(9, 11)
     for n in range(2):
         luminance = (colours[n] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0)
-        found = colour_cue(colours, coarse)[n], place_cue(colours, coarse)[n]
+        found = [cue(colours, torch.stack((-coarse, coarse), 1))[n, 1] for cue in (colour_cue, place_cue)]
         torch.testing.assert_close(found[0], slow_cue(colours[n], coarse[n] > 0, balanced=True), rtol=1e-4, atol=1e-4)
         near = slow_cue(torch.stack((y, x, luminance)), coarse[n] > 0, balanced=False)
         torch.testing.assert_close(found[1], near, rtol=1e-4, atol=1e-4)
@@ -125,7 +125,7 @@ def test_a_piece_of_another_colour_is_told(cue: Callable[[Tensor, Tensor], Tenso
     coarse = torch.where(colours[:, 0] > 0.5, 1.0, -1.0)
     coarse[:, 12:15, 12:15] = -1  # a hole in the object
     coarse[:, 0:3, 16:19] = 1  # an island beside it
-    found = cue(colours, coarse)[0]
+    found = cue(colours, coarse[:, None])[0, 0]
     assert (found[12:15, 12:15] > 0.2).all()
     assert (found[0:3, 16:19] < 0).all()
 
@@ -133,5 +133,5 @@ def test_a_piece_of_another_colour_is_told(cue: Callable[[Tensor, Tensor], Tenso
 def test_cues_of_masks_without_a_side() -> None:
     colours = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(5))
     for value in (1.0, -1.0):
-        found = colour_cue(colours, torch.full((1, 8, 8), value))
+        found = colour_cue(colours, torch.full((1, 1, 8, 8), value))
         assert (found * value > 0.5).all()

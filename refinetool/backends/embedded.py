@@ -5,6 +5,7 @@ for ambiguous prompts, and the head was trained for coarse masks.
 """
 
 from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,7 +15,8 @@ from torch import Tensor, nn
 from refinetool.backends.frames import rasterise
 from refinetool.backends.sam2 import IMAGE_MEAN, IMAGE_STD, Sam2Backend
 from refinetool.backends.square import Question, SquareEmbedding
-from refinetool.modules.embedded import IMAGE_SIZE, build_embedded, encode
+from refinetool.modules.embedded import IMAGE_SIZE, build_embedded
+from refinetool.modules.folded import FoldedEncoder, FoldedHead
 from refinetool.records import ABSENT, Prompts
 
 DECODER_MAPS = 2
@@ -27,6 +29,12 @@ absent where there is none."""
 class EmbeddedBackend(Sam2Backend):
     """The backend of `EmbeddedModel`. Its masks are on a grid of S/2."""
 
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        self._head = FoldedHead(self.model.detail, dtype=dtype)
+        self._encoder = FoldedEncoder(self.model, self._head, dtype=dtype)
+
     @staticmethod
     def network(variant: str) -> nn.Module:
         assert not variant, "there is one embedded model"
@@ -35,7 +43,7 @@ class EmbeddedBackend(Sam2Backend):
 
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-        encoded = encode(self.model, pixels, (pixels * std + mean).clamp(0, 1))
+        encoded = self._encoder(pixels, (pixels * std + mean).clamp(0, 1))
         extras = (*encoded.fine_maps, *encoded.seen)
         return [(features, tuple(level[i] for level in extras)) for i, features in enumerate(encoded.embedding)]
 
@@ -60,7 +68,7 @@ class EmbeddedBackend(Sam2Backend):
         own = (embedding.extras[DECODER_MAPS:] for embedding in embeddings)
         seen = [torch.stack(level) for level in zip(*own, strict=True)]
         with self._autocast():
-            refined, score = self.model.detail(seen, sides, decoded[:, 0])
+            refined, score = self._head(seen, sides, decoded[:, 0])
         logits = F.interpolate(decoded, sides.shape[-2:], mode="bilinear", align_corners=False)
         logits[:, 0], scores[:, 0] = refined.float(), score.float()
         return logits, scores

@@ -17,6 +17,8 @@ from torch import Tensor, nn
 
 from refinetool.backends.frames import Frame, letterboxed
 from refinetool.backends.square import Question, SquareBackend, SquareEmbedding
+from refinetool.modules.fused_attention import fuse_attention
+from refinetool.modules.two_way import TwoWay, masks_of_cells
 from refinetool.records import ImageArray, Size
 
 
@@ -35,6 +37,13 @@ class SamBackend(SquareBackend):
 
     Variants are `vit_b`, `vit_l` and `vit_h`.
     """
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
+        if hasattr(self.model.image_encoder, "blocks"):  # TinyViT has its own attention
+            fuse_attention(self.model.image_encoder)
+        decoder = self.model.mask_decoder
+        decoder.transformer = TwoWay(decoder.transformer, self.model.prompt_encoder.get_dense_pe())
 
     @staticmethod
     def network(variant: str) -> nn.Module:
@@ -57,7 +66,7 @@ class SamBackend(SquareBackend):
     def _pixels(self, image: ImageArray, frame: Frame) -> Tensor:
         height, width = frame.filled
         resized = Image.fromarray(image).resize((width, height), Image.Resampling.BILINEAR)
-        pixels: Tensor = self.model.preprocess(torch.tensor(np.asarray(resized)).permute(2, 0, 1).to(self.device))
+        pixels: Tensor = self.model.preprocess(self._on_device(np.asarray(resized)).permute(2, 0, 1))
         return pixels
 
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
@@ -69,17 +78,14 @@ class SamBackend(SquareBackend):
 
     def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
         sparse, dense = self._prompt(question)
-        # The official decoder takes one image per call, and begins by adding the dense prompts to its features. So add
-        # the features of each row to its dense prompt, and pass features of zeros.
         features = torch.stack([embedding.features for embedding in embeddings]).float()
-        position = self.model.prompt_encoder.get_dense_pe()
+        decoder = self.model.mask_decoder
+        own = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight)).expand(len(sparse), -1, -1)
         with self._autocast():
-            logits, scores = self.model.mask_decoder.predict_masks(
-                image_embeddings=torch.zeros_like(features[:1]),
-                image_pe=position,
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=features + dense,
-            )
+            tokens, cells = decoder.transformer(features + dense, None, torch.cat((own, sparse), 1))
+            of_masks = zip(decoder.output_hypernetworks_mlps, tokens[:, 1:].unbind(1), strict=False)
+            logits = masks_of_cells(decoder, cells, torch.stack([mlp(token) for mlp, token in of_masks], 1))
+            scores = decoder.iou_prediction_head(tokens[:, 0])
         return logits, scores
 
     def _prompt(self, question: Question) -> tuple[Tensor, Tensor]:

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from refinetool.backends.frames import Frame, squashed
 from refinetool.backends.square import Question, SquareBackend, SquareEmbedding
+from refinetool.modules.two_way import TwoWay
 from refinetool.records import ABSENT, ImageArray, Size
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -26,6 +27,11 @@ class Sam2Backend(SquareBackend):
 
     Variants are packaged configurations, such as `sam2.1/sam2.1_hiera_t`.
     """
+
+    def __init__(self, model: nn.Module, **options: Any) -> None:
+        super().__init__(model, **options)
+        decoder = self.model.sam_mask_decoder
+        decoder.transformer = TwoWay(decoder.transformer, self.model.sam_prompt_encoder.get_dense_pe())
 
     @staticmethod
     def network(variant: str) -> nn.Module:
@@ -51,7 +57,7 @@ class Sam2Backend(SquareBackend):
 
     def _pixels(self, image: ImageArray, frame: Frame) -> Tensor:
         mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
-        pixels = torch.tensor(image).to(self.device).permute(2, 0, 1).float() / 255
+        pixels = self._on_device(image).permute(2, 0, 1).float() / 255
         resized = F.interpolate(pixels[None], frame.filled, mode="bilinear", align_corners=False, antialias=True)[0]
         return (resized - mean) / std
 

@@ -203,6 +203,11 @@ class SquareBackend(ABC):
         self.device = torch.device(device)
         self.precision = precision
         self.image_batch, self.prompt_batch = power_of_two(image_batch), power_of_two(prompt_batch)
+        if precision == "bf16":
+            # Autocast would convert the weights in every call.
+            for layer in model.get_submodule("image_encoder").modules():
+                if isinstance(layer, nn.Linear | nn.Conv2d):
+                    layer.to(torch.bfloat16)
 
     @property
     def views_at_once(self) -> int:
@@ -210,7 +215,7 @@ class SquareBackend(ABC):
         return max(self.image_batch, self.prompt_batch)
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
-        with torch.no_grad():
+        with torch.inference_mode():
             return in_batches(images, size=self.image_batch, call=self._embed)
 
     def _embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
@@ -225,7 +230,7 @@ class SquareBackend(ABC):
         answers: dict[int, Prediction] = {}
         for members in _group_by_layout(prompts, mixed=self.mixes_images):
             of_members = [_own(embeddings[i]) for i in members]
-            with torch.no_grad():
+            with torch.inference_mode():
                 rows = self._rows(of_members, [prompts[i] for i in members], call=self._answer)
             for i, embedding, own in zip(members, of_members, rows, strict=True):
                 logits, scores = zip(*own, strict=True) if own else ((), ())
@@ -338,6 +343,11 @@ class SquareBackend(ABC):
             boxes=None if prompts.boxes is None else torch.from_numpy(frame.place_boxes(prompts.boxes)).to(self.device),
             masks=masks,
         )
+
+    def _on_device(self, array: ImageArray) -> Tensor:
+        """Copy pixels to the device; to a GPU from pinned memory, while it computes."""
+        host = torch.tensor(array)
+        return host.pin_memory().to(self.device, non_blocking=True) if self.device.type == "cuda" else host
 
     def _autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bf16")

@@ -20,59 +20,59 @@ RARE = 0.05
 """Counts below this carry little information."""
 
 
-def colour_cue(colours: Tensor, coarse: Tensor) -> Tensor:
-    """Compute how much more frequent a pixel's colour is inside the coarse mask: -1 (only outside) .. 1 (only inside).
+def colour_cue(colours: Tensor, masks: Tensor) -> Tensor:
+    """Compute how much more frequent a pixel's colour is inside each mask: -1 (only outside) .. 1 (only inside).
 
     Args:
         colours: float32 (N, 3, h, w), RGB in 0..1.
-        coarse: float32 (N, h, w), above 0 inside.
+        masks: float32 (N, M, h, w), M masks of each image, above 0 inside.
 
     Returns:
-        float32 (N, h, w).
+        float32 (N, M, h, w).
     """
-    return _lookup(colours, coarse, balanced=True)
+    return _lookup(colours, masks, balanced=True)
 
 
-def place_cue(colours: Tensor, coarse: Tensor) -> Tensor:
+def place_cue(colours: Tensor, masks: Tensor) -> Tensor:
     """Compute the same among nearby pixels of similar luminance, without balancing inside and outside."""
     count, _, height, width = colours.shape
     y = (torch.arange(height, device=colours.device) + 0.5) / height
     x = (torch.arange(width, device=colours.device) + 0.5) / width
     luminance = (colours * colours.new_tensor(LUMINANCE).view(1, 3, 1, 1)).sum(1)
     places = [y[:, None].expand(count, height, width), x.expand(count, height, width)]
-    return _lookup(torch.stack((*places, luminance), 1), coarse, balanced=False)
+    return _lookup(torch.stack((*places, luminance), 1), masks, balanced=False)
 
 
-def _lookup(coordinates: Tensor, coarse: Tensor, *, balanced: bool) -> Tensor:
+def _lookup(coordinates: Tensor, masks: Tensor, *, balanced: bool) -> Tensor:
     """Compute (inside - outside) / (inside + outside) of blurred counts, sampled at every pixel.
 
     Args:
         coordinates: float32 (N, 3, h, w) in 0..1.
         balanced: Whether inside and outside have the same weight, however many pixels each has.
     """
-    n = len(coarse)
+    n, m = masks.shape[:2]
     cells = (coordinates * BINS).long().clamp(0, BINS - 1)
     index = ((cells[:, 0] * BINS + cells[:, 1]) * BINS + cells[:, 2]).flatten(1)
-    inside = (coarse > 0).float().flatten(1)
     # Whole numbers: their sums are the same in any order.
-    counts = torch.zeros(n, 2, BINS**3, device=coarse.device)
-    for side, pixels in enumerate((inside, 1 - inside)):
-        counts[:, side].scatter_add_(1, index, pixels)
-    counts = _blurred(counts.view(n, 2, BINS, BINS, BINS))
+    inside = (masks > 0).float().flatten(2)
+    pixels = torch.cat((inside, torch.ones_like(inside[:, :1])), 1)
+    counts = torch.zeros(n, m + 1, BINS**3, device=masks.device)
+    counts.scatter_add_(2, index[:, None].expand_as(pixels), pixels)
+    counts = _blurred(torch.cat((counts[:, :-1], counts[:, -1:] - counts[:, :-1]), 1))
     if balanced:
-        counts = counts / (counts.sum((2, 3, 4), keepdim=True) + 1) * ALL_PIXELS
-    contrast = (counts[:, :1] - counts[:, 1:]) / (counts.sum(1, keepdim=True) + RARE)
+        counts = counts / (counts.sum(2, keepdim=True) + 1) * ALL_PIXELS
+    inner, outer = counts.chunk(2, 1)
+    contrast = ((inner - outer) / (inner + outer + RARE)).view(n, m, BINS, BINS, BINS)
     # grid_sample wants the last axis first, from -1 to 1.
     at = (coordinates * 2 - 1).flip(1).permute(0, 2, 3, 1)[:, None]
-    return F.grid_sample(contrast, at, mode="bilinear", padding_mode="border", align_corners=False)[:, 0, 0]
+    return F.grid_sample(contrast, at, mode="bilinear", padding_mode="border", align_corners=False)[:, :, 0]
 
 
-def _blurred(volumes: Tensor) -> Tensor:
-    """Volumes (N, C, d, d, d) blurred by (1/4, 1/2, 1/4) along each axis."""
-    kernel = volumes.new_tensor((0.25, 0.5, 0.25))
-    flat = volumes.flatten(0, 1)[:, None]
-    for axis in range(3):
-        shape, padding = [1, 1, 1], [0, 0, 0]
-        shape[axis], padding[axis] = 3, 1
-        flat = F.conv3d(flat, kernel.view(1, 1, *shape), padding=padding)
-    return flat.view(volumes.shape)
+def _blurred(counts: Tensor) -> Tensor:
+    """Volumes (N, C, BINS^3) blurred by (1/4, 1/2, 1/4) along each axis: products with a matrix of three diagonals."""
+    n, channels = counts.shape[:2]
+    diagonals = [torch.full((BINS - abs(k),), 0.25 * (2 - abs(k)), device=counts.device).diag(k) for k in (-1, 0, 1)]
+    blur = torch.stack(diagonals).sum(0)
+    across = blur @ counts.reshape(n * channels, BINS, BINS**2)
+    down = blur @ across.view(n * channels * BINS, BINS, BINS)
+    return (down.view(-1, BINS) @ blur).view(n, channels, BINS**3)

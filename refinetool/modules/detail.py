@@ -100,32 +100,45 @@ class DetailHead(nn.Module):
             logits: float (N, S/4, S/4), the decoder's output.
         """
         colours, image, *features = seen
-        given = self._given(colours, coarse, logits).to(image.dtype)
-        levels = [self.enter(torch.cat((image, given), 1))]
+        given = mask_maps(colours, coarse, logits).to(image.dtype)
+        x, deepest = self.correct(self.enter(torch.cat((image, given), 1)), features)
+        return self.leave(torch.cat((x, given), 1))[:, 0], self.score(deepest)
+
+    def correct(self, entered: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
+        """Run the U-Net itself on maps at S/2: returns maps at S/2 (N, FULL, h, w), and the deepest ones at S/16."""
+        levels = [entered]
         for shrink, encode, feature in zip(self.down, self.encode, features, strict=True):
             levels.append(encode(shrink(levels[-1]) + feature))
         deepest = x = levels.pop()
         for narrow, decode in zip(self.narrow, self.decode, strict=True):
             wide = F.interpolate(narrow(x), scale_factor=2.0, mode="bilinear", align_corners=False)
             x = decode(wide + levels.pop())
-        refined = self.leave(torch.cat((x, given), 1))[:, 0]
+        return x, deepest
+
+    def score(self, deepest: Tensor) -> Tensor:
+        """Predict IoUs (N,) in 0..1 from the deepest maps."""
         *hidden, last = self.iou
         features = nn.Sequential(*hidden)(deepest.float().mean((2, 3)))
         # Summed row by row, because the matrix kernel for a single output rounds differently by position in the batch.
-        return refined, ((features * last.weight).sum(1) + last.bias).sigmoid()
+        score: Tensor = ((features * last.weight).sum(1) + last.bias).sigmoid()
+        return score
 
-    def _given(self, colours: Tensor, coarse: Tensor, logits: Tensor) -> Tensor:
-        """Return the mask maps, (N, GIVEN, S/2, S/2)."""
-        with torch.no_grad(), torch.autocast(coarse.device.type, enabled=False):
-            enlarged = F.interpolate(
-                logits[:, None].float(), size=coarse.shape[-2:], mode="bilinear", align_corners=False
-            )
-            answer = enlarged[:, 0].clamp(-LOGIT_BOUND, LOGIT_BOUND) / LOGIT_SCALE
-            both = torch.cat((coarse, answer))
-            cues = [cue(colours.float().repeat(2, 1, 1, 1), both) for cue in (colour_cue, place_cue)]
-            of_coarse, of_answer = torch.stack(cues, 1).chunk(2)
-            known = (coarse != 0)[:, None]
-            return torch.cat((torch.stack((coarse, answer), 1), of_coarse * known, of_answer), 1)
+
+def mask_maps(colours: Tensor, coarse: Tensor, logits: Tensor) -> Tensor:
+    """Return what is known of the mask at S/2, float32 (N, GIVEN, h, w): the masks, and the cues of each.
+
+    Args:
+        colours: (N, 3, h, w), RGB in 0..1.
+        coarse: float32 (N, h, w): 1, -1 or 0, see `DetailHead.forward`.
+        logits: (N, h/2, w/2), the decoder's output.
+    """
+    with torch.no_grad(), torch.autocast(coarse.device.type, enabled=False):
+        enlarged = F.interpolate(logits[:, None].float(), size=coarse.shape[-2:], mode="bilinear", align_corners=False)
+        answer = enlarged[:, 0].clamp(-LOGIT_BOUND, LOGIT_BOUND) / LOGIT_SCALE
+        both = torch.stack((coarse, answer), 1)
+        of_coarse, of_answer = torch.stack([cue(colours.float(), both) for cue in (colour_cue, place_cue)], 2).unbind(1)
+        known = (coarse != 0)[:, None]
+        return torch.cat((both, of_coarse * known, of_answer), 1)
 
 
 class _Block(nn.Sequential):

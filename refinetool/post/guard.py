@@ -3,7 +3,6 @@
 from dataclasses import replace
 
 import numpy as np
-from scipy.special import expit
 
 from refinetool.masks import iou, spread
 from refinetool.records import FloatMap, Mask, Proposal
@@ -63,7 +62,7 @@ def expected_gain(coarse: Mask, logits: FloatMap) -> float:
         At most 1; 0 where the model agrees with the coarse mask, or expects no object at all.
     """
     fine = spread(logits, coarse.shape)
-    chance = expit(fine)
+    chance = 1 / (1 + np.exp(-np.maximum(fine, -80)))  # the exponential overflows from 88 on
     total = chance.sum(dtype=np.float64)
 
     def expected_iou(mask: Mask) -> float:
