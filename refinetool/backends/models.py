@@ -5,8 +5,7 @@ torch and the segmentation packages are imported when a model is loaded, not wit
 
 import hashlib
 import pkgutil
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
@@ -181,32 +180,6 @@ def pick_precision(precision: str, device: str) -> "Precision":
             return precision
         case _:
             raise UsageError(f"there is no precision {precision!r}; the choices are auto, fp32 and bf16")
-
-
-def use_threads(count: int) -> None:
-    """Let torch and OpenCV use this many threads per call, in this process.
-
-    By default, each uses one per core. Calls side by side, in this process or in others, would then get in each other's
-    way: a thread that has finished its part waits busily for the others, which have no core to run on.
-    """
-    import cv2
-    import torch
-
-    torch.set_num_threads(count)
-    cv2.setNumThreads(count)
-
-
-@contextmanager
-def limited_threads(count: int) -> Iterator[None]:
-    """Use this many threads per call within the context; see `use_threads`."""
-    import torch
-
-    before = torch.get_num_threads()
-    use_threads(count)
-    try:
-        yield
-    finally:
-        use_threads(before)
 
 
 # --- loading weights

@@ -9,6 +9,7 @@ import typer
 
 from refinetool import __version__
 from refinetool.cli import console
+from refinetool.cores import wait_passively
 from refinetool.errors import RefinetoolError, printable
 
 app = typer.Typer(
@@ -27,9 +28,7 @@ def main() -> None:
     """Entry point of the `refinetool` command."""
     # Pillow warns of damaged EXIF data and animations in images that it reads nevertheless.
     warnings.filterwarnings("ignore", module=r"PIL\.")
-    # Read when torch is imported. By default its threads wait for each other in busy loops, so that several processes
-    # on the same cores, each with a thread per core, slow each other down more than tenfold.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    wait_passively()
     try:
         app(prog_name="refinetool")
     except RefinetoolError as error:

@@ -4,7 +4,6 @@ A `Runner` maps samples to results. `open_runner` returns the one that suits the
 Ray is not even imported.
 """
 
-import os
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -13,7 +12,7 @@ from pathlib import Path
 from threading import Semaphore
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
-from refinetool.backends.models import limited_threads, use_threads
+from refinetool.cores import cores, limited_threads, use_threads, wait_passively
 from refinetool.errors import UsageError
 from refinetool.records import Outcome, Sample
 from refinetool.refine import Prepared, Refiner, load_refiner
@@ -129,11 +128,6 @@ def open_runner(
             yield CrewRunner(crew, count, unit_size(total, workers=count))
 
 
-def cores() -> int:
-    """Return the number of CPU cores that this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-
-
 def batches_at_once(refiner: Refiner, identity: Mapping[str, object], *, cpus: int) -> int:
     """Return how many batches the model should run at a time; see `ModelDefaults.single_threaded`."""
     return cpus if identity["device"] == "cpu" and refiner.backend.defaults.single_threaded else 1
@@ -202,6 +196,7 @@ class _WorkerJob:
     def __call__(self) -> "Loaded[Sample, Result]":
         from refinetool.running.ray import Loaded
 
+        wait_passively()
         refiner, identity = self.job.load()
         batches = batches_at_once(refiner, identity, cpus=self.cpus)
         use_threads(self.cpus // batches)

@@ -16,9 +16,10 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refinetool.backends.models import limited_threads, load_backend
+from refinetool.backends.models import load_backend
 from refinetool.backends.names import EMBEDDED
 from refinetool.backends.square import SquareBackend
+from refinetool.cores import limited_threads
 from refinetool.errors import DataError, Interrupted, UsageError
 from refinetool.formats import open_dataset
 from refinetool.formats.storage import IMAGE_FOLDER, new_file, refuse_clashes, refuse_existing
