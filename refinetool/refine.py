@@ -29,8 +29,10 @@ from refinetool.post.guard import drifted
 from refinetool.prompts import excavate, expand_boxes
 from refinetool.records import ImageArray, Mask, Masks, Outcome, Prompts, Proposal, Region, Sample, Size, seed_of
 from refinetool.regions import Claim, Part, Verdict, outcome_of, split_sample
-from refinetool.settings import RefineSettings
+from refinetool.settings import JobSettings, RefineSettings
 from refinetool.views import View, choose_views
+
+JOB = JobSettings()
 
 
 @dataclass(frozen=True, slots=True)
@@ -249,6 +251,8 @@ def load_refiner(
     precision: str,
     settings: RefineSettings,
     iou_adapter: Path | None = None,
+    embeddings: Path | None = None,
+    embeddings_gigabytes: float = JOB.embeddings_gigabytes,
 ) -> Refiner:
     """Load a refiner with the named model (`refinetool models list`). Methods without a model load none.
 
@@ -257,10 +261,13 @@ def load_refiner(
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
         iou_adapter: A file that `refinetool adapt-iou` wrote for this model, or None.
+        embeddings: A folder in which to keep the embeddings of images, and to find those of earlier runs, or None.
+        embeddings_gigabytes: What that folder may take.
 
     Raises:
         UsageError: The settings would not use the adapter, or a name does not exist.
         WeightsError: The weights or the adapter can't be used.
+        StorageError: The folder of embeddings can't be made.
     """
     if settings.method in CLASSICAL:
         return Refiner(NoModel(), settings)
@@ -273,6 +280,8 @@ def load_refiner(
         image_batch=settings.image_batch,
         prompt_batch=settings.prompt_batch,
     )
+    if embeddings is not None:
+        backend.remember(embeddings, limit=int(1e9 * embeddings_gigabytes))
     refiner = Refiner(backend, settings)
     if iou_adapter is not None:
         refuse_unused_adapter(iou_adapter, settings=refiner.settings)

@@ -274,6 +274,8 @@ class JobSettings:
     """Threads that read images and mine prompts ahead of the model, and encode masks behind it."""
     workers: int = 1
     """Processes that run the model."""
+    embeddings_gigabytes: float = 20.0
+    """Size of a folder of embeddings; the files that were not used for longest are deleted."""
 
 
 @dataclass(frozen=True, slots=True)

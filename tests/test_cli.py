@@ -140,6 +140,8 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         "threads": None,
         "workers": 1,
         "ray_address": None,
+        "cache_embeddings": None,
+        "cache_gigabytes": job.embeddings_gigabytes,
     }
 
 
@@ -161,6 +163,8 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         (["--fresh"], "fresh", True),
         (["--threads", "3"], "threads", 3),
         (["--workers", "3"], "workers", 3),
+        (["--cache-embeddings", "kept"], "cache_embeddings", Path("kept")),
+        (["--cache-gigabytes", "0.5"], "cache_gigabytes", 0.5),
         (["--workers", "auto"], "workers", "auto"),
         (["--ray-address", "auto"], "ray_address", "auto"),
         (["--iou-adapter", "a.safetensors"], "iou_adapter", Path("a.safetensors")),

@@ -8,6 +8,8 @@ import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -16,6 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.backends import Embedding, Prediction
+from refinetool.backends.cache import EmbeddingCache
 from refinetool.backends.frames import Frame, in_view, pick_cells, rasterise, sample
 from refinetool.errors import is_out_of_memory
 from refinetool.modules.iou_adapter import IouAdapter, merged
@@ -203,6 +206,7 @@ class SquareBackend(ABC):
         self.device = torch.device(device)
         self.precision = precision
         self.image_batch, self.prompt_batch = power_of_two(image_batch), power_of_two(prompt_batch)
+        self._cache: EmbeddingCache | None = None
         if precision == "bf16":
             # Autocast would convert the weights in every call.
             for layer in model.get_submodule("image_encoder").modules():
@@ -214,11 +218,37 @@ class SquareBackend(ABC):
         """Enough views that neither encoder nor decoder is called with a batch that is mostly padding."""
         return max(self.image_batch, self.prompt_batch)
 
+    def remember(self, folder: Path, *, limit: int) -> None:
+        """Keep embeddings in a folder of at most `limit` bytes from now on, and use those that it has.
+
+        Raises:
+            StorageError: The folder can't be made.
+        """
+        about = (self.fingerprint, self.precision, self.device.type, str(self.image_batch), version("torch"))
+        self._cache = EmbeddingCache(folder, limit=limit, about=(*about, version("refinetool")))
+
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
+        cache = self._cache
+        if cache is None:
+            return list(self._encoded(images))
+        held = [cache.find(image) for image in images]
+        fresh = iter(self._encoded([image for image, tensors in zip(images, held, strict=True) if tensors is None]))
+        embeddings: list[Embedding] = []
+        for image, tensors in zip(images, held, strict=True):
+            if tensors is None:
+                embedding = next(fresh)
+                cache.keep(image, (embedding.features, *embedding.extras))
+            else:
+                features, *extras = (tensor.to(self.device) for tensor in tensors)
+                embedding = SquareEmbedding(self._frame((image.shape[0], image.shape[1])), features, tuple(extras))
+            embeddings.append(embedding)
+        return embeddings
+
+    def _encoded(self, images: Sequence[ImageArray]) -> list[SquareEmbedding]:
         with torch.inference_mode():
             return in_batches(images, size=self.image_batch, call=self._embed)
 
-    def _embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
+    def _embed(self, images: Sequence[ImageArray]) -> list[SquareEmbedding]:
         frames = [self._frame((image.shape[0], image.shape[1])) for image in images]
         pixels = torch.stack([self._pixels(image, frame) for image, frame in zip(images, frames, strict=True)])
         with self._autocast():

@@ -141,6 +141,26 @@ Threads: TypeAlias = Annotated[
         min=1,
     ),
 ]
+CacheEmbeddings: TypeAlias = Annotated[
+    Path | None,
+    _given(
+        "--cache-embeddings",
+        metavar="FOLDER",
+        text="Keep the embeddings of images here, and use those that are here: another run on the same images, with "
+        "other settings, skips the encoder.",
+        panel=RUN,
+    ),
+]
+CacheGigabytes: TypeAlias = Annotated[
+    float,
+    typer.Option(
+        "--cache-gigabytes",
+        metavar="GB",
+        help="Size of that folder; what was not used for longest is deleted.",
+        rich_help_panel=RUN,
+        min=0.001,
+    ),
+]
 Workers: TypeAlias = Annotated[
     str,
     typer.Option(

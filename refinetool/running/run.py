@@ -53,6 +53,8 @@ def refine_dataset(
     candidates: Path | str | None = None,
     truth: Path | str | None = None,
     iou_adapter: Path | str | None = None,
+    cache_embeddings: Path | str | None = None,
+    cache_gigabytes: float = JOB.embeddings_gigabytes,
     workers: int | Literal["auto"] = JOB.workers,
     ray_address: str | None = None,
     threads: int | None = None,
@@ -84,6 +86,9 @@ def refine_dataset(
         candidates: A JSON Lines file to write with all candidates of every mask.
         truth: Ground truth in the format of the coarse masks, for the selection `oracle`.
         iou_adapter: A file that `adapt-iou` wrote for this model.
+        cache_embeddings: A folder in which to keep the embeddings of images for later runs, and to find those of
+            earlier ones; it is made if it does not exist.
+        cache_gigabytes: What that folder may take; the embeddings that were not used for longest are deleted.
         workers: Number of processes that run the model. `auto` is one per GPU, or per four cores where there is none.
             With 1, the model runs in this process.
         ray_address: A running Ray cluster to use; None starts the workers on this machine.
@@ -100,7 +105,7 @@ def refine_dataset(
     source, destination = location(coarse), location(output)
     left = journal_path(destination)
     records = {"record": location(record), "file of candidates": location(candidates)}
-    outputs = {"output": destination, "journal": left, **records}
+    outputs = {"output": destination, "journal": left, "cache of embeddings": location(cache_embeddings), **records}
     inputs = {
         "input": source,
         IMAGE_FOLDER: location(images),
@@ -142,7 +147,17 @@ def refine_dataset(
         settings = replace(settings, keep_candidates=True)
     if dry_run:
         return look(samples, total=total, on_progress=on_progress)
-    job = RefineJob(model, checkpoint, device, precision, settings, location(iou_adapter), dataset.format)
+    job = RefineJob(
+        model,
+        checkpoint,
+        device,
+        precision,
+        settings,
+        iou_adapter=location(iou_adapter),
+        embeddings=location(cache_embeddings),
+        embeddings_gigabytes=cache_gigabytes,
+        format=dataset.format,
+    )
     try:
         with (
             open_runner(job, workers=workers, address=ray_address, threads=threads, total=total) as runner,

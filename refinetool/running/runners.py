@@ -63,6 +63,8 @@ class RefineJob:
     precision: str
     settings: RefineSettings
     iou_adapter: Path | None
+    embeddings: Path | None
+    embeddings_gigabytes: float
     format: str
 
     def load(self) -> tuple[Refiner, Mapping[str, object]]:
@@ -74,6 +76,8 @@ class RefineJob:
             precision=self.precision,
             settings=self.settings,
             iou_adapter=self.iou_adapter,
+            embeddings=self.embeddings,
+            embeddings_gigabytes=self.embeddings_gigabytes,
         )
         identity = job_identity(
             refiner.backend,
