@@ -253,6 +253,7 @@ def load_refiner(
     iou_adapter: Path | None = None,
     embeddings: Path | None = None,
     embeddings_gigabytes: float = JOB.embeddings_gigabytes,
+    compiled: bool = False,
 ) -> Refiner:
     """Load a refiner with the named model (`refinetool models list`). Methods without a model load none.
 
@@ -263,6 +264,7 @@ def load_refiner(
         iou_adapter: A file that `refinetool adapt-iou` wrote for this model, or None.
         embeddings: A folder in which to keep the embeddings of images, and to find those of earlier runs, or None.
         embeddings_gigabytes: What that folder may take.
+        compiled: Whether to compile the encoder with torch, which takes a minute or more.
 
     Raises:
         UsageError: The settings would not use the adapter, or a name does not exist.
@@ -280,6 +282,8 @@ def load_refiner(
         image_batch=settings.image_batch,
         prompt_batch=settings.prompt_batch,
     )
+    if compiled:
+        backend.compile()
     if embeddings is not None:
         backend.remember(embeddings, limit=int(1e9 * embeddings_gigabytes))
     refiner = Refiner(backend, settings)

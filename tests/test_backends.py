@@ -937,3 +937,27 @@ def test_official_sizes_build_and_answer(name: str) -> None:
         predicted = answer(backend, picture(size), prompts_for(size, 2, layout=layout))
         assert np.isfinite(predicted.scores).all()
         assert predicted.masks(np.zeros(2, dtype=np.int64)).shape == (2, *size)
+
+
+@pytest.mark.slow
+def test_a_compiled_encoder_answers_as_the_plain_one_up_to_rounding() -> None:
+    plain, compiled = (load_backend("embedded", checkpoint=None, device="cpu", precision="fp32") for _ in range(2))
+    compiled.compile()
+    view = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    (one,), (other,) = plain.embed([view]), compiled.embed([view])
+    assert isinstance(one, SquareEmbedding)
+    assert isinstance(other, SquareEmbedding)
+    assert torch.allclose(one.features, other.features, atol=1e-4)
+
+
+def test_an_encoder_that_can_not_be_compiled_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def broken(*_: object, **__: object) -> object:
+        def call(_: object) -> None:
+            raise RuntimeError("no C++ compiler\nand much more")
+
+        return call
+
+    backend = load_backend("embedded", checkpoint=None, device="cpu", precision="fp32")
+    monkeypatch.setattr(torch, "compile", broken)
+    with pytest.raises(UsageError, match=r"embedded can't be compiled here: no C\+\+ compiler; drop --compile$"):
+        backend.compile()

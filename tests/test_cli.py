@@ -141,6 +141,7 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         "workers": 1,
         "ray_address": None,
         "cache_embeddings": None,
+        "compile": False,
         "cache_gigabytes": job.embeddings_gigabytes,
     }
 
@@ -163,6 +164,7 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         (["--fresh"], "fresh", True),
         (["--threads", "3"], "threads", 3),
         (["--workers", "3"], "workers", 3),
+        (["--compile"], "compile", True),
         (["--cache-embeddings", "kept"], "cache_embeddings", Path("kept")),
         (["--cache-gigabytes", "0.5"], "cache_gigabytes", 0.5),
         (["--workers", "auto"], "workers", "auto"),

@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from refinetool.backends import Embedding, Prediction
 from refinetool.backends.cache import EmbeddingCache
 from refinetool.backends.frames import Frame, in_view, pick_cells, rasterise, sample
-from refinetool.errors import is_out_of_memory
+from refinetool.errors import UsageError, is_out_of_memory
 from refinetool.modules.iou_adapter import IouAdapter, merged
 from refinetool.records import FloatArray, FloatMaps, ImageArray, IntArray, Masks, Prompts, Size
 from refinetool.settings import ModelDefaults
@@ -226,6 +226,19 @@ class SquareBackend(ABC):
         """
         about = (self.fingerprint, self.precision, self.device.type, str(self.image_batch), version("torch"))
         self._cache = EmbeddingCache(folder, limit=limit, about=(*about, version("refinetool")))
+
+    def compile(self) -> None:
+        """Compile the encoder with `torch.compile`, and run it once, which takes a minute or more.
+
+        Raises:
+            UsageError: It can't be compiled here, for example because there is no C++ compiler.
+        """
+        self._encode = torch.compile(self._encode, dynamic=False)  # type: ignore[method-assign]
+        try:
+            self.embed([np.zeros((64, 64, 3), dtype=np.uint8)])
+        except Exception as error:
+            reason = str(error).strip().partition("\n")[0]
+            raise UsageError(f"the encoder of {self.name} can't be compiled here: {reason}; drop --compile") from error
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
         cache = self._cache

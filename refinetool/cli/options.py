@@ -141,6 +141,14 @@ Threads: TypeAlias = Annotated[
         min=1,
     ),
 ]
+Compile: TypeAlias = Annotated[
+    bool,
+    _flag(
+        "--compile",
+        text="Compile the encoder with torch first. It takes a minute or more per process and needs a C++ compiler.",
+        panel=RUN,
+    ),
+]
 CacheEmbeddings: TypeAlias = Annotated[
     Path | None,
     _given(

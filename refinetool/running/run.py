@@ -55,6 +55,7 @@ def refine_dataset(
     iou_adapter: Path | str | None = None,
     cache_embeddings: Path | str | None = None,
     cache_gigabytes: float = JOB.embeddings_gigabytes,
+    compile: bool = False,
     workers: int | Literal["auto"] = JOB.workers,
     ray_address: str | None = None,
     threads: int | None = None,
@@ -89,6 +90,7 @@ def refine_dataset(
         cache_embeddings: A folder in which to keep the embeddings of images for later runs, and to find those of
             earlier ones; it is made if it does not exist.
         cache_gigabytes: What that folder may take; the embeddings that were not used for longest are deleted.
+        compile: Whether to compile the encoder with torch, which takes a minute or more and changes masks by rounding.
         workers: Number of processes that run the model. `auto` is one per GPU, or per four cores where there is none.
             With 1, the model runs in this process.
         ray_address: A running Ray cluster to use; None starts the workers on this machine.
@@ -156,6 +158,7 @@ def refine_dataset(
         iou_adapter=location(iou_adapter),
         embeddings=location(cache_embeddings),
         embeddings_gigabytes=cache_gigabytes,
+        compiled=compile,
         format=dataset.format,
     )
     try:

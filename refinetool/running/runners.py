@@ -65,6 +65,7 @@ class RefineJob:
     iou_adapter: Path | None
     embeddings: Path | None
     embeddings_gigabytes: float
+    compiled: bool
     format: str
 
     def load(self) -> tuple[Refiner, Mapping[str, object]]:
@@ -78,6 +79,7 @@ class RefineJob:
             iou_adapter=self.iou_adapter,
             embeddings=self.embeddings,
             embeddings_gigabytes=self.embeddings_gigabytes,
+            compiled=self.compiled,
         )
         identity = job_identity(
             refiner.backend,
@@ -87,7 +89,7 @@ class RefineJob:
             precision=self.precision,
             format=self.format,
         )
-        return refiner, identity
+        return refiner, identity | {"compiled": True} if self.compiled else identity
 
 
 @contextmanager
