@@ -49,6 +49,8 @@ class FakeCrew:
     queues: dict[int, list[tuple[int, Sequence[int]]]] = field(default_factory=lambda: defaultdict(list))
     free_at: dict[int, float] = field(default_factory=dict)
     killers: dict[int, list[tuple[int, ...]]] = field(default_factory=lambda: defaultdict(list))
+    returns: bool = True
+    """Whether dead workers are started again."""
     counter: int = 0
     busy: float = 0.0
     largest_queue: int = 0
@@ -96,7 +98,8 @@ class FakeCrew:
             case Died(worker, _):
                 self.killers[worker].append(tuple(self.queues[worker][0][1]))
                 del self.queues[worker], self.free_at[worker]
-                self.later(self.now + START, Ready(worker))
+                if self.returns:
+                    self.later(self.now + START, Ready(worker))
         return happening.event
 
 
@@ -150,6 +153,16 @@ def test_no_worker_runs_dry_and_all_end_together() -> None:
     crew = FakeCrew(4)
     shared(range(640), crew, size=16)
     assert crew.now == START + 640 / 4
+    assert crew.largest_queue == UNITS_AHEAD, "the next unit is there before one is done"
+
+
+def test_suspects_need_not_wait_for_the_worker_that_died() -> None:
+    crew = FakeCrew(3, poison=frozenset({0}), returns=False)
+    results = share_out(range(600), crew, size=4, workers=3, give_up=lambda item, _: -item)
+    first = [next(results) for _ in range(4)]
+    assert [result for _, result in first] == [0, 1, 4, 9]
+    assert len(crew.handed) < 20, "another worker was kept free for them"
+    assert len(list(results)) == 596
 
 
 def test_items_are_read_only_as_far_as_there_is_room() -> None:
@@ -176,6 +189,24 @@ def test_a_stop_finishes_what_workers_have() -> None:
     rest = list(results)
     assert [result for _, result in first + rest] == [n * n for unit in crew.handed for n in unit]
     assert len(rest) <= 2 * UNITS_AHEAD * 5
+
+
+def test_a_stop_keeps_results_behind_a_gap() -> None:
+    stop = False
+
+    class Stopping(FakeCrew):
+        def wait(self) -> Event[int] | None:
+            nonlocal stop
+            event = super().wait()
+            stop = stop or isinstance(event, Died)
+            return event
+
+    crew = Stopping(2, poison=frozenset({1}))
+    found = share_out(range(100), crew, size=5, workers=2, give_up=lambda item, _: -item, stopped=lambda: stop)
+    numbers = [result for _, result in found]
+    assert numbers, "the other worker had two units"
+    assert numbers == sorted(n * n for unit in crew.handed for n in unit if n * n in numbers)
+    assert not {n * n for n in range(5)} & set(numbers), "they were to be tried again"
 
 
 def test_a_stop_before_any_worker_is_there() -> None:
