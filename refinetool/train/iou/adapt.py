@@ -171,12 +171,12 @@ def adapt_iou(
     refuse_clashes(outputs, {}, images=dataset.image_paths())
     job = RefineJob(model, checkpoint, device, precision, settings, None, dataset.format)
     wanted = drawn(len(dataset), chosen.max_images, seed=chosen.seed)
-    started = perf_counter()
     try:
         with (
             open_gatherer(job, workers=workers, address=ray_address, threads=threads, total=len(wanted)) as gatherer,
             FeatureFile(kept_at, job=gatherer.identity, fresh=fresh) as cache,
         ):
+            started = perf_counter()
             with stop_on_interrupt(after="the model has answered") as stop:
                 found = gather(
                     _picked(dataset.samples(), wanted),
