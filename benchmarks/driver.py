@@ -24,7 +24,7 @@ from refinetool.records import Annotation, Outcome, Sample
 from refinetool.running.crew import Done, Event, Ready, unit_size
 from refinetool.running.journal import Journal
 from refinetool.running.run import run
-from refinetool.running.runners import CrewRunner
+from refinetool.running.runners import CrewRunner, Team
 from refinetool.running.threads import Finished, Result
 
 MILLION = 1_000_000
@@ -78,7 +78,7 @@ def main() -> None:
         count = len(dataset)
         opened = time.perf_counter()
         crew = InstantCrew(arguments.workers)
-        runner = CrewRunner(crew, arguments.workers, unit_size(count, workers=arguments.workers))  # type: ignore[arg-type]
+        runner = CrewRunner(Team(crew, arguments.workers, unit_size(count, workers=arguments.workers)))  # type: ignore[arg-type]
         with Journal(folder / "journal", job={}, fresh=True) as journal:
             run(
                 dataset.samples(),

@@ -15,7 +15,7 @@ from refinetool.records import Sample
 from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.running.journal import Journal
 from refinetool.running.run import run
-from refinetool.running.runners import CrewRunner, RefineUnits
+from refinetool.running.runners import CrewRunner, RefineUnits, Team
 from refinetool.running.summary import Summary
 
 HERE = str(Path(__file__).parent)
@@ -65,7 +65,7 @@ def crew_of(load: object, workers: int = WORKERS, cpus: int = 1) -> object:
 def crewed(samples: Sequence[Sample], load: object, path: Path, *, unit: int = 4) -> Summary:
     """Run samples on a crew, with a journal."""
     with crew_of(load) as crew, Journal(path, job={}, fresh=False) as journal:  # type: ignore[attr-defined]
-        runner = CrewRunner(crew, WORKERS, unit)
+        runner = CrewRunner(Team(crew, WORKERS, unit))
         with stop_on_interrupt(after="the model has answered") as stop:
             return run(samples, runner, journal=journal, total=len(samples), on_progress=lambda _: None, stop=stop)
 

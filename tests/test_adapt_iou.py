@@ -1,6 +1,7 @@
 """IoU adaption: the arithmetic against slow spellings of it, the features against direct answers, runs against runs."""
 
 import json
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -24,12 +25,16 @@ from refinetool.formats import open_dataset
 from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, merged, read_adapter, serialise
 from refinetool.records import Prompts, Sample
 from refinetool.refine import Refiner, load_refiner
+from refinetool.running import runners
 from refinetool.running.run import refine_dataset
+from refinetool.running.runners import LoadedJob
 from refinetool.settings import ADAPT_RECIPES, METHODS, AdaptSettings, PromptSettings, RefineSettings
 from refinetool.train.iou import adapt as iou
 from refinetool.train.iou import features as iou_features
+from refinetool.train.iou import gathering
 from refinetool.train.iou.adapt import AdaptSummary, Head, adapt_iou, compare, drawn, fit, ranking_loss, split
 from refinetool.train.iou.features import QUESTIONS, FeatureFile, Features, features_path
+from refinetool.train.iou.gathering import Prompter
 
 WIDTH, TOKENS = 12, 4
 RANDOM = "random:0"
@@ -432,8 +437,9 @@ def test_features_are_those_of_direct_answers(folder: Path, backend: SquareBacke
     path = tmp_path / "out.features.jsonl"
     with FeatureFile(path, job={}, fresh=False) as cache:
         samples = samples_of(folder)
-        found = iou_features.gather(
-            samples, backend, settings=chosen, cache=cache, threads=2, total=3, on_progress=lambda *_: None
+        prompter = Prompter(LoadedJob(Refiner(backend, chosen), {}, 1), threads=2)
+        found = gathering.gather(
+            samples, prompter, cache=cache, total=3, on_progress=lambda *_: None, stop=threading.Event()
         )
         assert found.keys == tuple(sample.key for sample in samples)
         assert (found.masks, found.reused, found.failed) == (3, 0, 0)
@@ -532,13 +538,13 @@ def test_an_interrupted_run_ends_as_an_uninterrupted_one(folder: Path, monkeypat
     with pytest.raises(UsageError, match="--resume continues"):
         run(folder)
     asked: list[int] = []
-    real = iou_features.answers
+    real = gathering.answers
 
     def counted(*arguments: object, **more: object) -> Features:
         asked.append(1)
         return real(*arguments, **more)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(iou_features, "answers", counted)
+    monkeypatch.setattr(gathering, "answers", counted)
     summary = run(folder, resume=True)
     assert (summary.reused, len(asked)) == (2, 1)
     assert (folder / "a.safetensors").read_bytes() == (folder / "whole.safetensors").read_bytes()
@@ -603,7 +609,8 @@ def test_outputs_in_the_way(folder: Path, arguments: dict[str, object], says: st
 # --- the command
 
 
-def test_the_command(command: Command, folder: Path) -> None:
+def test_the_command(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "load_refiner", load_refiner)  # the fake of `command` has no layer to train
     words = ("adapt-iou", folder / "coarse.json", "--images", folder / "images", "--checkpoint", RANDOM)
     words = (*words, "--device", "cpu", "-o", folder / "a.safetensors")
     said = command(*words, "--learning-rate", "0")
@@ -619,6 +626,8 @@ def test_the_command(command: Command, folder: Path) -> None:
     assert "--keep" in said.err
     said = command(*words)
     assert said.code == 2 and "exists already" in said.err
+    said = command(*words[:-1], folder / "b.safetensors", "--workers", "none")
+    assert said.code == 2 and "--workers is 'none'" in said.err
     said = command("adapt-iou", folder / "coarse.json", "-o", folder / "b.safetensors", "--model", "sam-vit-x")
     assert said.code == 2 and "there is no model" in said.err
 

@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
+from threading import Lock, get_ident
 from typing import Any, Literal, TypeAlias, TypeVar
 
 import numpy as np
@@ -35,6 +36,9 @@ PIXELS_AT_ONCE = 2**25
 
 LARGEST_LOGIT = 32.0
 """Bound of logits that are used as a mask prompt, as in the official predictors."""
+
+HOOKS = Lock()
+"""Held while a hook is added or removed, since torch numbers hooks without a lock."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -359,15 +363,19 @@ class SquareBackend(ABC):
 
     def _answer_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> list[tuple[Tensor, ...]]:
         features: list[Tensor] = []
+        thread = get_ident()
 
         def store_inputs(_layer: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            features.append(inputs[0].float())
+            if get_ident() == thread:  # others may be in the same layer
+                features.append(inputs[0].float())
 
-        handle = self._iou_head.layers[-1].register_forward_pre_hook(store_inputs)
+        with HOOKS:
+            handle = self._iou_head.layers[-1].register_forward_pre_hook(store_inputs)
         try:
             logits, scores = self._decode_tokens(embeddings, question)
         finally:
-            handle.remove()
+            with HOOKS:
+                handle.remove()
         return list(zip(features[0], logits.float(), self._scored(scores, question).float(), strict=True))
 
     # --- prompts

@@ -119,6 +119,8 @@ def adapt_iou(
     ] = False,
     resume: options.Resume = False,
     fresh: options.Fresh = False,
+    workers: options.Workers = str(JOB.workers),
+    ray_address: options.RayAddress = None,
     threads: options.Threads = None,
     quiet: options.Quiet = False,
     as_json: options.AsJson = False,
@@ -158,7 +160,9 @@ def adapt_iou(
             overwrite=overwrite,
             keep=keep,
             keep_features=keep_features,
-            threads=threads or JOB.threads,
+            workers=options.worker_count(workers),
+            ray_address=ray_address,
+            threads=threads,
             on_progress=listener,
         )
     if as_json:
@@ -201,6 +205,8 @@ def tell(summary: "AdaptSummary") -> None:
     console.say(
         f"features took {console.duration(summary.gather_seconds)}, training {console.duration(summary.train_seconds)}"
     )
+    for crash in summary.crashes:
+        console.say(f"died and was replaced: {crash}", markup=False)
     single = summary.of("single")
     if summary.helps:
         gain = 100 * (single.top1_after - single.top1_before)

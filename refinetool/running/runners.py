@@ -1,16 +1,17 @@
 """Where the model runs: in this process, or in worker processes on one machine or on many.
 
 A `Runner` maps samples to results. `open_runner` returns the one that suits the number of workers. With a single one,
-Ray is not even imported.
+Ray is not even imported. `open_team` starts workers for anything: refining, or gathering features for training.
 """
 
 import pickle
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from threading import Semaphore
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
 
 from refinetool.cores import cores, limited_threads, use_threads, wait_passively
 from refinetool.errors import UsageError
@@ -25,6 +26,12 @@ from refinetool.statuses import Reason
 if TYPE_CHECKING:
     from refinetool.candidates import Answer, Job
     from refinetool.running.ray import Loaded, RayCrew
+
+T = TypeVar("T")
+U = TypeVar("U")
+
+WorkerCount: TypeAlias = int | Literal["auto"]
+"""Number of processes that run the model; `auto` is one per GPU, or per four cores where there is none."""
 
 JOB = JobSettings()
 CORES_PER_WORKER = 4
@@ -63,10 +70,10 @@ class RefineJob:
     precision: str
     settings: RefineSettings
     iou_adapter: Path | None
-    embeddings: Path | None
-    embeddings_gigabytes: float
-    compiled: bool
     format: str
+    embeddings: Path | None = None
+    embeddings_gigabytes: float = JOB.embeddings_gigabytes
+    compiled: bool = False
 
     def load(self) -> tuple[Refiner, Mapping[str, object]]:
         """Load the model into this process; returns it with the identity of the job."""
@@ -94,44 +101,117 @@ class RefineJob:
 
 @contextmanager
 def open_runner(
-    job: RefineJob, *, workers: int | Literal["auto"], address: str | None, threads: int | None, total: int
+    job: RefineJob, *, workers: WorkerCount, address: str | None, threads: int | None, total: int
 ) -> Iterator[Runner]:
-    """Load the model where it will run, and yield the runner.
+    """Load the model where it will run, and yield the runner. Arguments and errors are those of `open_team`."""
+    if is_here(workers, address):
+        with loaded_here(job) as here:
+            yield ThreadRunner(here.refiner, threads or JOB.threads, here.identity, here.batches)
+        return
+    load = partial(_WorkerJob, job)
+    with open_team(load, device=job.device, workers=workers, address=address, threads=threads, total=total) as team:
+        yield CrewRunner(team)
+
+
+def is_here(workers: WorkerCount, address: str | None) -> bool:
+    """Whether the model is to run in this process, without Ray."""
+    return workers == 1 and address is None
+
+
+@dataclass(frozen=True, slots=True)
+class LoadedJob:
+    """A job in the process that runs the model.
+
+    batches: Number of batches that the model should run at a time, each on its part of the cores.
+    """
+
+    refiner: Refiner
+    identity: Mapping[str, object]
+    batches: int
+
+
+@contextmanager
+def loaded_here(job: RefineJob) -> Iterator[LoadedJob]:
+    """Load a job into this process, and use all its cores within the context."""
+    refiner, identity = job.load()
+    batches = batches_at_once(refiner, identity, cpus=cores())
+    with limited_threads(cores() // batches):
+        yield LoadedJob(refiner, identity, batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Share:
+    """What a worker gets of its machine: `cpu` or its own GPU (`cuda`), cores, and threads that read images."""
+
+    device: str
+    cpus: int
+    threads: int
+
+    def load(self, job: RefineJob) -> LoadedJob:
+        """Load a job into this process, the worker, which then uses no more than its share."""
+        wait_passively()
+        refiner, identity = replace(job, device=self.device).load()
+        batches = batches_at_once(refiner, identity, cpus=self.cpus)
+        use_threads(self.cpus // batches)
+        return LoadedJob(refiner, identity, batches)
+
+
+@dataclass(frozen=True, slots=True)
+class Team(Generic[T, U]):
+    """A crew with the number of its workers, and the number of items in the units that it is handed."""
+
+    crew: "RayCrew[T, U]"
+    workers: int
+    unit: int
+
+    def results(
+        self, items: Iterable[T], *, give_up: Callable[[T, str], U], stopped: Callable[[], bool]
+    ) -> Generator[tuple[int, U], None, None]:
+        """Map items to (worker, result); see `crew.share_out`."""
+        return share_out(items, self.crew, size=self.unit, workers=self.workers, give_up=give_up, stopped=stopped)
+
+
+@contextmanager
+def open_team(
+    load_for: "Callable[[Share], Callable[[], Loaded[T, U]]]",
+    *,
+    device: str,
+    workers: WorkerCount,
+    address: str | None,
+    threads: int | None,
+    total: int,
+) -> Iterator[Team[T, U]]:
+    """Start workers, and yield them. Leaving the context stops them.
 
     Args:
-        workers: Number of processes that run the model; `auto` is one per GPU, or per four cores where there is none.
+        load_for: Returns, for the share of each worker, what it calls once to load its work; that must be picklable.
+        device: As given by the user: `auto`, `cpu` or `cuda`.
+        workers: Number of workers.
         address: The address of a Ray cluster to use; None starts workers on this machine.
         threads: Threads per worker that read and finish images; None means up to eight, divided among the workers.
-        total: Number of samples.
+        total: Number of items.
 
     Raises:
         UsageError: The device does not exist, or there is no such cluster, or not enough of it.
         WeightsError: The weights can't be loaded.
     """
-    if workers == 1 and address is None:
-        refiner, identity = job.load()
-        batches = batches_at_once(refiner, identity, cpus=cores())
-        with limited_threads(cores() // batches):
-            yield ThreadRunner(refiner, threads or JOB.threads, identity, batches)
-        return
     from refinetool.running import ray
 
-    if job.device.startswith("cuda:"):
+    if device.startswith("cuda:"):
         raise UsageError(
-            f"--device {job.device} names a single GPU, and every worker has its own; use --device cuda, and choose "
+            f"--device {device} names a single GPU, and every worker has its own; use --device cuda, and choose "
             "GPUs with CUDA_VISIBLE_DEVICES"
         )
     with ray.cluster(address, cpus=cores() if workers == "auto" else max(cores(), workers)) as cluster:
-        on_gpu = cluster.gpus > 0 if job.device == "auto" else job.device == "cuda"
+        on_gpu = cluster.gpus > 0 if device == "auto" else device == "cuda"
         one_each = max(1, cluster.gpus if on_gpu else cluster.cpus // CORES_PER_WORKER)
         count = one_each if workers == "auto" else workers
-        share = max(1, cluster.cpus // count)
-        job = replace(job, device="cuda" if on_gpu else "cpu")
-        load = _WorkerJob(job, threads or min(JOB.threads, share), share)
+        cpus = max(1, cluster.cpus // count)
+        share = Share("cuda" if on_gpu else "cpu", cpus, threads or min(JOB.threads, cpus))
         # A GPU worker asks for one core only: what it needs most is its GPU, and cores are not alike on all machines.
-        place = ray.Place(cpus=1, gpus=1) if on_gpu else ray.Place(cpus=share, gpus=0)
-        with ray.RayCrew(load, workers=count, place=place, folder=Path.cwd()) as crew:
-            yield CrewRunner(crew, count, unit_size(total, workers=count))
+        place = ray.Place(cpus=1, gpus=1) if on_gpu else ray.Place(cpus=cpus, gpus=0)
+        with ray.RayCrew(load_for(share), workers=count, place=place, folder=Path.cwd()) as crew:
+            yield Team(crew, count, unit_size(total, workers=count))
 
 
 def batches_at_once(refiner: Refiner, identity: Mapping[str, object], *, cpus: int) -> int:
@@ -158,34 +238,36 @@ class ThreadRunner:
 class CrewRunner:
     """Runs the model in worker processes. Samples and run-length encoded masks travel; pixels stay in the worker."""
 
-    crew: "RayCrew[Sample, Result]"
-    workers: int
-    unit: int
+    team: Team[Sample, Result]
 
     @property
     def identity(self) -> Mapping[str, object]:
-        return self.crew.about
+        return self.team.crew.about
+
+    @property
+    def workers(self) -> int:
+        return self.team.workers
 
     @property
     def crashes(self) -> Sequence[str]:
-        return self.crew.crashes
+        return self.team.crew.crashes
 
     def results(self, samples: Iterable[Sample], *, stopped: Callable[[], bool]) -> Generator[Result, None, None]:
-        shared = share_out(samples, self.crew, size=self.unit, workers=self.workers, give_up=given_up, stopped=stopped)
-        try:
+        with closing(self.team.results(samples, give_up=given_up, stopped=stopped)) as shared:
             for worker, result in shared:
                 yield replace(result, worker=worker)
-        finally:
-            shared.close()
 
 
 def given_up(sample: Sample, why: str) -> Result:
     """Return the result of a sample whose worker died twice."""
-    sentence = (
-        f"{sample.image}: the worker process died twice while it refined this image ({why}); look at the image, and "
-        "run again with --resume, with fewer --workers if memory is short."
-    )
+    advice = "and run again with --resume, with fewer --workers if memory is short."
+    sentence = f"{died_twice(sample, why, did='refined')}, {advice}"
     return Finished(sample, stay_coarse(sample, reason=Reason.WORKER_DIED, error=sentence), 0.0)
+
+
+def died_twice(sample: Sample, why: str, *, did: str) -> str:
+    """Return the beginning of a sentence about a sample whose worker died twice while it `did` the image."""
+    return f"{sample.image}: the worker process died twice while it {did} this image ({why}); look at the image"
 
 
 # --- in the worker
@@ -193,20 +275,16 @@ def given_up(sample: Sample, why: str) -> Result:
 
 @dataclass(frozen=True, slots=True)
 class _WorkerJob:
-    """Loads the job in a worker that may use a number of cores."""
+    """Loads the job in a worker with its share of the machine."""
 
     job: RefineJob
-    threads: int
-    cpus: int
+    share: Share
 
     def __call__(self) -> "Loaded[Sample, Result]":
         from refinetool.running.ray import Loaded
 
-        wait_passively()
-        refiner, identity = self.job.load()
-        batches = batches_at_once(refiner, identity, cpus=self.cpus)
-        use_threads(self.cpus // batches)
-        return Loaded(RefineUnits(refiner, self.threads, batches), identity)
+        here = self.share.load(self.job)
+        return Loaded(RefineUnits(here.refiner, self.share.threads, here.batches), here.identity)
 
 
 class RefineUnits:
@@ -236,14 +314,17 @@ class RefineUnits:
 
 
 def _portable(result: Result) -> Result:
-    """Return a result that can be sent to another process; an exception keeps its traceback as a note."""
-    if not isinstance(result, Crashed):
-        return result
+    """Return a result that can be sent to another process."""
+    return portable(result) if isinstance(result, Crashed) else result
+
+
+def portable(crashed: Crashed) -> Crashed:
+    """Return a crash that can be sent to another process: the exception keeps its traceback as a note."""
     from refinetool.running.ray import with_traceback
 
-    error: Any = with_traceback(result.error)
+    error: Any = with_traceback(crashed.error)
     try:
         pickle.loads(pickle.dumps(error))
     except Exception:
-        error = with_traceback(RuntimeError(f"{type(result.error).__name__}: {result.error}"))
-    return replace(result, error=error)
+        error = with_traceback(RuntimeError(f"{type(crashed.error).__name__}: {crashed.error}"))
+    return replace(crashed, error=error)

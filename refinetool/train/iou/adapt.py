@@ -14,19 +14,18 @@ from typing import TypeAlias
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from refinetool.backends.models import load_backend
 from refinetool.backends.names import EMBEDDED
-from refinetool.backends.square import SquareBackend
 from refinetool.cores import limited_threads
 from refinetool.errors import DataError, Interrupted, UsageError
 from refinetool.formats import open_dataset
 from refinetool.formats.storage import IMAGE_FOLDER, new_file, refuse_clashes, refuse_existing
 from refinetool.locations import location
-from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, serialise
+from refinetool.modules.iou_adapter import IouAdapter, fresh_factors, serialise
 from refinetool.records import FloatArray, IntArray, Sample, seed_of
-from refinetool.running.identity import job_identity
+from refinetool.running.interrupts import stop_on_interrupt
+from refinetool.running.runners import RefineJob, WorkerCount
 from refinetool.settings import ADAPT_RECIPES, AdaptSettings, JobSettings, RefineSettings
 from refinetool.train.iou.features import (
     ALL,
@@ -37,9 +36,10 @@ from refinetool.train.iou.features import (
     FeatureFile,
     Features,
     features_path,
-    gather,
     holds_features,
 )
+from refinetool.train.iou.gathering import gather, open_gatherer
+from refinetool.train.iou.head import Head
 
 JOB, REFINE = JobSettings(), RefineSettings()
 SINGLE_NAME = "single"
@@ -79,6 +79,8 @@ class AdaptSummary:
     """Images whose features an earlier run gathered."""
     failed: int
     errors: tuple[str, ...]
+    crashes: tuple[str, ...]
+    """How workers died: a sentence each, and the end of the log."""
     model: str
     recipe: AdaptSettings
     figures: tuple[Figures, ...]
@@ -114,7 +116,9 @@ def adapt_iou(
     overwrite: bool = False,
     keep: bool = False,
     keep_features: bool = False,
-    threads: int = JOB.threads,
+    workers: WorkerCount = JOB.workers,
+    ray_address: str | None = None,
+    threads: int | None = None,
     on_progress: Callable[[int, int], None] = lambda *_: None,
 ) -> AdaptSummary:
     """Train an IoU adapter on coarse masks, without labels, and measure it on held-out images.
@@ -133,7 +137,8 @@ def adapt_iou(
         overwrite: Replace an existing output.
         keep: Write the adapter even if it does not help.
         keep_features: Keep the features in any case.
-        images, model, checkpoint, device, precision, format, sizes, threads: As for `running.run.refine_dataset`.
+        images, model, checkpoint, device, precision, format, sizes: As for `running.run.refine_dataset`.
+        workers, ray_address, threads: As for `running.run.refine_dataset`; the adapter is the same for any number.
         on_progress: Called after each image with (images done, images in total).
 
     Raises:
@@ -164,47 +169,43 @@ def adapt_iou(
         max_pixels=settings.max_pixels,
     )
     refuse_clashes(outputs, {}, images=dataset.image_paths())
-    backend = load_backend(
-        model,
-        checkpoint=checkpoint,
-        device=device,
-        precision=precision,
-        image_batch=settings.image_batch,
-        prompt_batch=settings.prompt_batch,
-    )
-    settings = settings.resolved(backend.defaults)
-    job = job_identity(backend, settings, model=model, device=device, precision=precision, format=dataset.format)
-    started = perf_counter()
-    with FeatureFile(kept_at, job=job, fresh=fresh) as cache:
-        try:
-            wanted = drawn(len(dataset), chosen.max_images, seed=chosen.seed)
-            found = gather(
-                _picked(dataset.samples(), wanted),
-                backend,
-                settings=settings,
-                cache=cache,
-                threads=threads,
-                total=len(wanted),
-                on_progress=on_progress,
-            )
+    job = RefineJob(model, checkpoint, device, precision, settings, iou_adapter=None, format=dataset.format)
+    wanted = drawn(len(dataset), chosen.max_images, seed=chosen.seed)
+    try:
+        with (
+            open_gatherer(job, workers=workers, address=ray_address, threads=threads, total=len(wanted)) as gatherer,
+            FeatureFile(kept_at, job=gatherer.identity, fresh=fresh) as cache,
+        ):
+            started = perf_counter()
+            with stop_on_interrupt(after="the model has answered") as stop:
+                found = gather(
+                    _picked(dataset.samples(), wanted),
+                    gatherer,
+                    cache=cache,
+                    total=len(wanted),
+                    on_progress=on_progress,
+                    stop=stop,
+                )
             gathered = perf_counter()
             fit_keys, held_out = split(found.keys, held_out=chosen.held_out, seed=chosen.seed, source=source)
-            head = Head.of(backend)
+            head = gatherer.head
             # On matrices this small, several threads only wait for each other.
             with limited_threads(1):
                 down, up = fit(fit_keys, cache.load, head, recipe=chosen)
                 figures = compare(held_out, cache.load, head, down=down, up=up, with_masks=chosen.with_masks)
-        except KeyboardInterrupt:
-            raise Interrupted(f"stopped; features are kept in {kept_at}: continue with --resume") from None
-        trained = perf_counter()
-        single = next(one for one in figures if one.prompts == SINGLE_NAME)
-        helps = single.top1_after > single.top1_before
-        if helps or keep:
-            about = {"recipe": asdict(chosen), "held_out": [asdict(one) for one in figures], "job": job}
-            with new_file(destination) as file:
-                file.write(serialise(IouAdapter(down, up, model, backend.fingerprint, chosen.with_masks, about)))
-            if not keep_features:
-                cache.remove()
+            trained = perf_counter()
+            single = next(one for one in figures if one.prompts == SINGLE_NAME)
+            helps = single.top1_after > single.top1_before
+            if helps or keep:
+                identity = gatherer.identity
+                about = {"recipe": asdict(chosen), "held_out": [asdict(one) for one in figures], "job": identity}
+                adapter = IouAdapter(down, up, model, str(identity["fingerprint"]), chosen.with_masks, about)
+                with new_file(destination) as file:
+                    file.write(serialise(adapter))
+                if not keep_features:
+                    cache.remove()
+    except KeyboardInterrupt:  # while the model was loaded or the adapter trained
+        raise Interrupted(f"stopped; features are kept in {kept_at}: continue with --resume") from None
     return AdaptSummary(
         images=len(found.keys),
         masks=found.masks,
@@ -213,6 +214,7 @@ def adapt_iou(
         reused=found.reused,
         failed=found.failed,
         errors=found.errors,
+        crashes=tuple(gatherer.crashes),
         model=model,
         recipe=chosen,
         figures=figures,
@@ -233,27 +235,6 @@ def recipe_for(model: str) -> AdaptSettings:
 
 
 # --- training
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Head:
-    """The frozen last layer of an IoU head, in float32 on the CPU, and whether a sigmoid follows it."""
-
-    layer: nn.Linear
-    sigmoid: bool
-
-    @classmethod
-    def of(cls, backend: SquareBackend) -> "Head":
-        """Copy the last layer of a backend's IoU head."""
-        given = backend.score_layer
-        layer = nn.Linear(given.in_features, given.out_features)
-        layer.load_state_dict({name: values.float().cpu() for name, values in given.state_dict().items()})
-        return cls(layer.requires_grad_(False), backend.scores_are_probabilities)
-
-    def scores(self, inputs: Tensor, *, down: Tensor, up: Tensor) -> Tensor:
-        """Predict scores of the alternatives, tokens 1 to C, with an adapter: (..., H) to (..., C)."""
-        every: Tensor = corrected(inputs, self.layer, down=down, up=up)
-        return (every.sigmoid() if self.sigmoid else every)[..., 1:]
 
 
 def ranking_loss(scores: Tensor, overlaps: Tensor, *, margin: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Gathers the training data of IoU adaption once, and stores them in a file.
+"""The training data of IoU adaption: what the model is asked for them, and the file that stores them.
 
 The frozen model is prompted three times for every coarse mask: with the points alone, the box alone, and all prompts.
 The input of the last layer of the IoU head and the IoU of each alternative with the coarse mask are stored, a few
@@ -8,7 +8,7 @@ The file is a `running.lines.JobLines`, like the journal of `refine`, with one l
 """
 
 import base64
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -18,14 +18,9 @@ import numpy as np
 
 from refinetool.backends.square import SquareBackend
 from refinetool.candidates import Job
-from refinetool.errors import DataError
 from refinetool.prompts import expand_boxes
-from refinetool.records import FloatArray, Prompts, Sample
-from refinetool.refine import Prepared, Refiner
-from refinetool.running.ahead import map_ahead
-from refinetool.running.journal import digest_of
+from refinetool.records import FloatArray, Prompts
 from refinetool.running.lines import JobLines, Kind, Place, holds_lines
-from refinetool.running.summary import ERRORS_TOLD
 from refinetool.settings import RefineSettings
 
 POINT, BOX, ALL = QUESTIONS = ("point", "box", "all")
@@ -47,71 +42,6 @@ class Features:
 
     def __len__(self) -> int:
         return len(self.inputs)
-
-
-@dataclass(frozen=True, slots=True)
-class Gathered:
-    """The result of gathering; `keys` are those of the images with masks, in the order of the file."""
-
-    keys: tuple[str, ...]
-    masks: int
-    reused: int
-    failed: int
-    errors: tuple[str, ...]
-    """Error messages of the first images that could not be read."""
-
-
-def gather(
-    samples: Iterable[Sample],
-    backend: SquareBackend,
-    *,
-    settings: RefineSettings,
-    cache: "FeatureFile",
-    threads: int,
-    total: int,
-    on_progress: Callable[[int, int], None],
-) -> Gathered:
-    """Run the model on every mask that is not in the file yet.
-
-    Args:
-        samples: Streamed: only a few are in memory at a time. Samples without a mask to refine are skipped.
-        settings: How views are chosen and prompts mined, as in `refine`.
-        threads: Number of threads that read images and mine prompts ahead of the model.
-        total: Number of samples.
-        on_progress: Called after each sample with (samples done, samples in total).
-    """
-    refiner = Refiner(backend, settings)
-    masks = reused = failed = 0
-    keys: list[str] = []
-    errors: list[str] = []
-
-    def prepare(sample: Sample) -> tuple[Sample, str, Prepared | DataError | Features | None]:
-        if all(region.keep is not None for region in sample.regions):
-            return sample, "", None
-        digest = digest_of(sample)  # before the image is read, so that a later change is always detected
-        try:
-            held = cache.find(sample.key, digest=digest)
-            return sample, digest, refiner.prepare(sample) if held is None else held
-        except DataError as error:
-            return sample, digest, error
-
-    prepared = map_ahead(prepare, samples, threads=threads, name="adapt")
-    for done, (sample, digest, found) in enumerate(prepared, 1):
-        if isinstance(found, DataError):
-            failed += 1
-            errors += [str(found)][: ERRORS_TOLD - len(errors)]
-        elif found is not None:
-            if isinstance(found, Features):
-                features = found
-                reused += 1
-            else:
-                features = answers(backend, found.jobs, settings=settings)
-                cache.append(sample.key, features, digest=digest)
-            if len(features):
-                keys.append(sample.key)
-                masks += len(features)
-        on_progress(done, total)
-    return Gathered(tuple(keys), masks, reused, failed, tuple(errors))
 
 
 def answers(backend: SquareBackend, jobs: Sequence[Job], *, settings: RefineSettings) -> Features:
@@ -159,6 +89,7 @@ class FeatureFile:
             UsageError: The file is something else, or another run is writing it.
             StorageError: The file can't be written.
         """
+        self.path = path
         self._places: dict[str, tuple[Place, str]] = {}  # with the digest of the sample
         self._lines = JobLines(path, FEATURES, job=job, fresh=fresh, on_line=self._index)
 
