@@ -56,10 +56,10 @@ class Load:
         return Loaded(RefineUnits(refiner, 2, 1), {"model": "shift"})  # type: ignore[arg-type]
 
 
-def crew_of(load: object, workers: int = WORKERS, cpus: int = 1) -> object:
+def crew_of(load: object, workers: int = WORKERS, cpus: int = 1, gpus: int = 0) -> object:
     from refinetool.running.ray import Place, RayCrew
 
-    return RayCrew(load, workers=workers, place=Place(cpus=cpus, gpus=0), folder=Path.cwd())  # type: ignore[arg-type]
+    return RayCrew(load, workers=workers, place=Place(cpus=cpus, gpus=gpus), folder=Path.cwd())  # type: ignore[arg-type]
 
 
 def crewed(samples: Sequence[Sample], load: object, path: Path, *, unit: int = 4) -> Summary:

@@ -132,6 +132,8 @@ def test_workers_that_are_not_alike_are_refused(tmp_path: Path) -> None:
 def test_workers_that_can_not_be_placed_are_refused_at_once() -> None:
     with pytest.raises(UsageError, match="3 workers need 3 CPUs, and the cluster has 2; name fewer --workers"):
         crew_of(len, workers=3)
+    with pytest.raises(UsageError, match="1 workers need 1 GPUs, and the cluster has 0; use --device cpu"):
+        crew_of(len, workers=1, cpus=0, gpus=1)
 
 
 @pytest.mark.usefixtures("cluster")

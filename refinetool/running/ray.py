@@ -277,11 +277,10 @@ def _check_resources(workers: int, place: Place) -> None:
     """Refuse workers that the cluster could never place, which Ray would wait for without end."""
     there = ray.cluster_resources()
     for name, each in (("GPU", place.gpus), ("CPU", place.cpus)):
-        if workers * each > there.get(name, 0):
-            raise UsageError(
-                f"{workers} workers need {workers * each} {name}s, and the cluster has {there.get(name, 0):.0f}; "
-                "name fewer --workers"
-            )
+        have = int(there.get(name, 0))
+        if workers * each > have:
+            advice = "name fewer --workers" if have else "use --device cpu"
+            raise UsageError(f"{workers} workers need {workers * each} {name}s, and the cluster has {have}; {advice}")
 
 
 def _cause(error: RayActorError, log: Sequence[str]) -> str:
