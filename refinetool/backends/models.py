@@ -59,7 +59,7 @@ MODELS: dict[str, Model] = {
                 selection="single",
                 snap="guided",
                 min_predicted_iou=0.76,
-                min_expected_gain=0.18,
+                min_expected_gain=0.22,
                 single_threaded=True,
             ),
         ),
