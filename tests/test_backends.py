@@ -28,6 +28,7 @@ from torch import nn
 
 from refinetool import masks
 from refinetool.backends import weights
+from refinetool.backends.batches import in_batches, power_of_two
 from refinetool.backends.embedded import EmbeddedBackend
 from refinetool.backends.frames import Frame, letterboxed, rasterise, squashed
 from refinetool.backends.models import MODELS, find_model, load_backend, pick_device, read_state
@@ -38,8 +39,6 @@ from refinetool.backends.square import (
     SquareBackend,
     SquareEmbedding,
     SquarePrediction,
-    in_batches,
-    power_of_two,
 )
 from refinetool.errors import UsageError, WeightsError
 from refinetool.masks import bounding_box

@@ -61,6 +61,16 @@ def test_kept_embeddings_give_the_same_answers_and_nothing_is_encoded(
     assert len(files(tmp_path / "kept")) == 3
 
 
+def test_embeddings_of_a_compiled_encoder_are_kept_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    plain, compiled = (load_backend("embedded", checkpoint=None, device="cpu", precision="fp32") for _ in range(2))
+    monkeypatch.setattr(torch, "compile", lambda call, **_: call)
+    compiled.compile()
+    for backend in (plain, compiled):
+        backend.remember(tmp_path, limit=10**9)
+        backend.embed([image(0)])
+    assert len(files(tmp_path)) == 2, "they differ by rounding"
+
+
 def test_what_is_kept_comes_back_for_these_pixels_and_this_model_only(tmp_path: Path) -> None:
     cache = EmbeddingCache(tmp_path, limit=10**6, about=ABOUT)
     cache.keep(image(1), tensors(1))

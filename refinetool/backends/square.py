@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock, get_ident
-from typing import Any, Literal, TypeAlias, TypeVar
+from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
@@ -19,15 +19,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.backends import Embedding, Prediction
+from refinetool.backends.batches import in_batches, power_of_two
 from refinetool.backends.cache import EmbeddingCache
 from refinetool.backends.frames import Frame, in_view, pick_cells, rasterise, sample
-from refinetool.errors import UsageError, is_out_of_memory
+from refinetool.errors import UsageError
 from refinetool.modules.iou_adapter import IouAdapter, merged
 from refinetool.records import FloatArray, FloatMaps, ImageArray, IntArray, Masks, Prompts, Size
 from refinetool.settings import ModelDefaults
-
-T = TypeVar("T")
-U = TypeVar("U")
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
@@ -184,7 +182,7 @@ class SquareBackend(ABC):
     """A promptable model with square inputs of a fixed side: the `Backend` protocol, apart from the model itself.
 
     Encoder and decoder are called with batches of a fixed size, so that the rounding of a view or a region does not
-    depend on the rest of the batch: see `in_batches`.
+    depend on the rest of the batch: see `batches.in_batches`.
     """
 
     mixes_images = True
@@ -211,6 +209,7 @@ class SquareBackend(ABC):
         self.precision = precision
         self.image_batch, self.prompt_batch = power_of_two(image_batch), power_of_two(prompt_batch)
         self._cache: EmbeddingCache | None = None
+        self._compiled = False
         if precision == "bf16":
             # Autocast would convert the weights in every call.
             for layer in model.get_submodule("image_encoder").modules():
@@ -228,7 +227,8 @@ class SquareBackend(ABC):
         Raises:
             StorageError: The folder can't be made.
         """
-        about = (self.fingerprint, self.precision, self.device.type, str(self.image_batch), version("torch"))
+        encoder = "compiled" if self._compiled else "plain"  # they round differently
+        about = (self.fingerprint, encoder, self.precision, self.device.type, str(self.image_batch), version("torch"))
         self._cache = EmbeddingCache(folder, limit=limit, about=(*about, version("refinetool")))
 
     def compile(self) -> None:
@@ -238,6 +238,7 @@ class SquareBackend(ABC):
             UsageError: It can't be compiled here, for example because there is no C++ compiler.
         """
         self._encode = torch.compile(self._encode, dynamic=False)  # type: ignore[method-assign]
+        self._compiled = True
         try:
             self.embed([np.zeros((64, 64, 3), dtype=np.uint8)])
         except Exception as error:
@@ -456,42 +457,6 @@ class _TwoLayers(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         return torch.cat((self.without_mask(features), self.with_mask(features)), dim=-1)
-
-
-def power_of_two(count: int) -> int:
-    """Round down to a power of two.
-
-    Vectorised kernels treat the elements left over from their last full step in another way, which can change the last
-    bit of a row by its place in the batch. Powers of two leave nothing over.
-    """
-    return 1 << (count.bit_length() - 1)
-
-
-def in_batches(rows: Sequence[T], *, size: int, call: Callable[[Sequence[T]], Sequence[U]]) -> list[U]:
-    """Map rows in batches of a fixed size; the last batch is padded with copies of its first row.
-
-    All calls then have the same shapes, and the result of a row does not depend on how many other rows there are. A
-    batch that does not fit into memory is mapped in halves, whose results may differ in the last bits.
-
-    Raises:
-        Exception: Any exception of a call; out of memory only if a single row does not fit.
-    """
-    found: list[U] = []
-    for start in range(0, len(rows), size):
-        batch = rows[start : start + size]
-        filler = [batch[0]] * (size - len(batch))
-        found += _halved_until_it_fits([*batch, *filler], call)[: len(batch)]
-    return found
-
-
-def _halved_until_it_fits(batch: Sequence[T], call: Callable[[Sequence[T]], Sequence[U]]) -> list[U]:
-    try:
-        return list(call(batch))
-    except Exception as error:
-        if len(batch) == 1 or not is_out_of_memory(error):
-            raise
-    half = len(batch) // 2  # outside the except block, so that the failed call's tensors are freed
-    return [row for part in (batch[:half], batch[half:]) for row in _halved_until_it_fits(part, call)]
 
 
 def _own(embedding: Embedding) -> SquareEmbedding:
