@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import pytest
 from fake_refiner import Shift
 from test_runners import Job, journalled
 
@@ -18,6 +19,14 @@ from refinetool.running.run import run
 from refinetool.running.runners import CrewRunner, RefineUnits, Team
 from refinetool.running.summary import Summary
 
+MARKS = [
+    pytest.mark.ray,
+    # Ray leaves its pipes and subprocesses to the garbage collector.
+    pytest.mark.filterwarnings("ignore::ResourceWarning"),
+    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
+    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
+]
 HERE = str(Path(__file__).parent)
 WORKERS = 2
 

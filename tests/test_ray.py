@@ -10,20 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 from fake_refiner import samples_of
-from ray_workers import HERE, WORKERS, Dangerous, Load, crew_of, crewed, in_one_process
+from ray_workers import HERE, MARKS, WORKERS, Dangerous, Load, crew_of, crewed, in_one_process
 from test_runners import journalled
 
 from refinetool.errors import RefinetoolError, UsageError, WeightsError
 from refinetool.running.runners import RefineUnits
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray leaves its pipes and subprocesses to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
-]
+pytestmark = MARKS
 
 
 @pytest.fixture(scope="module")

@@ -10,19 +10,12 @@ from pathlib import Path
 
 import pytest
 from fake_refiner import expected, samples_of
-from ray_workers import HERE, WORKERS, Load, crewed, in_one_process
+from ray_workers import HERE, MARKS, WORKERS, Load, crewed, in_one_process
 from test_runners import Job, journalled
 
 from refinetool.errors import Interrupted, UsageError
 
-pytestmark = [
-    pytest.mark.ray,
-    # Ray leaves its pipes and subprocesses to the garbage collector.
-    pytest.mark.filterwarnings("ignore::ResourceWarning"),
-    pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning"),
-    pytest.mark.filterwarnings("ignore::DeprecationWarning:ray"),
-    pytest.mark.filterwarnings("ignore::FutureWarning:ray"),
-]
+pytestmark = MARKS
 
 
 def driver(folder: str) -> None:

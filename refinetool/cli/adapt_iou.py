@@ -205,8 +205,7 @@ def tell(summary: "AdaptSummary") -> None:
     console.say(
         f"features took {console.duration(summary.gather_seconds)}, training {console.duration(summary.train_seconds)}"
     )
-    for crash in summary.crashes:
-        console.say(f"died and was replaced: {crash}", markup=False)
+    console.say_crashes(summary.crashes)
     single = summary.of("single")
     if summary.helps:
         gain = 100 * (single.top1_after - single.top1_before)

@@ -291,8 +291,7 @@ def summarise(summary: "Summary") -> None:
     reused = f", {summary.reused} of them from an earlier run" if summary.reused else ""
     rate = f" ({summary.images_per_second:.3g} images/s)" if summary.images_per_second else ""
     say(f"{summary.images} images{reused}, {duration(summary.seconds)}{rate}")
-    for crash in summary.crashes:
-        say(f"died and was replaced: {crash}", markup=False)
+    say_crashes(summary.crashes)
     for note in summary.notes:
         say(note, markup=False)
     if summary.journal is not None:
@@ -316,6 +315,12 @@ def complain_of_images(summary: "Summary") -> None:
         complain(sentence)
     if summary.failed > len(summary.errors):
         complain(f"... and {summary.failed - len(summary.errors)} more images")
+
+
+def say_crashes(crashes: Sequence[str]) -> None:
+    """Print how worker processes died, with the ends of their logs."""
+    for crash in crashes:
+        say(f"died and was replaced: {crash}", markup=False)
 
 
 def _say_kept(summary: "Summary") -> None:
