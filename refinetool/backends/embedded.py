@@ -61,6 +61,12 @@ class EmbeddedBackend(Sam2Backend):
             sides = (logits > 0).float() * 2 - 1
         return replace(question, extras=(sides,))
 
+    def _token_question(self, tokens: Tensor) -> Question:
+        """Prepare tokens, with no mask for the detail head to see."""
+        cells = 2 * self.mask_cells
+        sides = torch.zeros((len(tokens), cells, cells), device=self.device)
+        return replace(super()._token_question(tokens), extras=(sides,))
+
     def _decode(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
         decoded, scores = super()._decode(embeddings, question)
         decoded, scores = decoded.float(), scores.float()

@@ -5,11 +5,11 @@ torch and the segmentation packages are imported when a model is loaded, not wit
 
 import hashlib
 import pkgutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
 
 from refinetool.backends import weights
 from refinetool.backends.names import EMBEDDED, suggest
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from refinetool.backends.square import Precision, SquareBackend
+
+T = TypeVar("T")
 
 RANDOM_PREFIX = "random:"
 MAX_DIGITS = 20
@@ -191,6 +193,16 @@ def is_random(checkpoint: str | None) -> TypeGuard[str]:
 
 
 def _random(backend: "type[SquareBackend]", model: Model, checkpoint: str) -> "tuple[nn.Module, str]":
+    network = seeded(lambda: backend.network(model.variant), checkpoint)
+    return network, state_digest(network.state_dict())
+
+
+def seeded(build: "Callable[[], T]", checkpoint: str) -> "T":
+    """Build a network whose weights are random and the same on every call.
+
+    Raises:
+        UsageError: The checkpoint is not `random:SEED`, or there is no such seed.
+    """
     import torch
 
     seed = checkpoint.removeprefix(RANDOM_PREFIX)
@@ -198,8 +210,7 @@ def _random(backend: "type[SquareBackend]", model: Model, checkpoint: str) -> "t
         raise UsageError(f"{checkpoint!r} has no seed; write a whole number of up to 63 bits, as in random:0")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
-        network = backend.network(model.variant)
-    return network, state_digest(network.state_dict())
+        return build()
 
 
 def _loaded(backend: "type[SquareBackend]", model: Model, checkpoint: str | None) -> "tuple[nn.Module, str]":

@@ -68,6 +68,11 @@ class Sam2Backend(SquareBackend):
         return [(features[i], tuple(level[i] for level in fine)) for i in range(len(features))]
 
     @property
+    def _no_mask(self) -> Tensor:
+        weight: Tensor = self.model.sam_prompt_encoder.no_mask_embed.weight
+        return weight
+
+    @property
     def _iou_head(self) -> Any:
         return self.model.sam_mask_decoder.iou_prediction_head
 
@@ -76,8 +81,10 @@ class Sam2Backend(SquareBackend):
         return embedding.extras
 
     def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
-        # Outside autocast: bf16 is too imprecise for coordinates.
-        sparse, dense = self.model.sam_prompt_encoder(points=_tokens(question), boxes=None, masks=question.masks)
+        if question.tokens is not None:
+            sparse, dense = question.tokens, self._dense_of_tokens(embeddings)
+        else:  # outside autocast: bf16 is too imprecise for coordinates
+            sparse, dense = self.model.sam_prompt_encoder(points=_tokens(question), boxes=None, masks=question.masks)
         fine = [torch.stack(level) for level in zip(*map(self._fine_maps, embeddings), strict=True)]
         position = self.model.sam_prompt_encoder.get_dense_pe()
         with self._autocast():
