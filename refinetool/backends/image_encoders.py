@@ -15,7 +15,15 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.backends import weights
-from refinetool.backends.models import embedded_weights, is_random, misfit, pick_device, read_state, seeded, state_digest
+from refinetool.backends.models import (
+    embedded_weights,
+    is_random,
+    misfit,
+    pick_device,
+    read_state,
+    seeded,
+    state_digest,
+)
 from refinetool.backends.names import suggest
 from refinetool.errors import UsageError, WeightsError
 from refinetool.modules.embedded import IMAGE_SIZE, build_embedded
@@ -62,6 +70,8 @@ class ImageEncoder(nn.Module, ABC):
     name: str
     fingerprint: str
     """Hash of the name and the weights."""
+    network: Any
+    """What has weights."""
 
     def pixels(self, image: ImageArray) -> Tensor:
         """Squash an image, uint8 (H, W, 3), to the input of the network, float32 (3, T, T), on its device."""

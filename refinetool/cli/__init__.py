@@ -7,6 +7,7 @@ command; `--help` lists the commands in the order of the imports here.
 from refinetool.cli.app import app, main  # isort: skip
 from refinetool.cli import refine  # isort: skip
 from refinetool.cli import adapt_iou  # isort: skip
+from refinetool.cli import label  # isort: skip
 from refinetool.cli import demo  # isort: skip
 from refinetool.cli import evaluate  # isort: skip
 from refinetool.cli import corrupt  # isort: skip
@@ -14,4 +15,4 @@ from refinetool.cli import ablate  # isort: skip
 from refinetool.cli import models  # isort: skip
 from refinetool.cli import train  # isort: skip
 
-__all__ = ["ablate", "adapt_iou", "app", "corrupt", "demo", "evaluate", "main", "models", "refine", "train"]
+__all__ = ["ablate", "adapt_iou", "app", "corrupt", "demo", "evaluate", "label", "main", "models", "refine", "train"]

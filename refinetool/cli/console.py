@@ -288,6 +288,11 @@ def summarise(summary: "Summary") -> None:
     change = "" if summary.mean_change is None else f", mean change {100 * summary.mean_change:.1f} % (1 - IoU)"
     say(f"[bold]{summary.refined} of {summary.masks} masks refined[/bold]{percent}{change}")
     _say_kept(summary)
+    say_run(summary)
+
+
+def say_run(summary: "Summary") -> None:
+    """Print the last lines of a summary: how long a run took, what it noticed and where its output is."""
     reused = f", {summary.reused} of them from an earlier run" if summary.reused else ""
     rate = f" ({summary.images_per_second:.3g} images/s)" if summary.images_per_second else ""
     say(f"{summary.images} images{reused}, {duration(summary.seconds)}{rate}")

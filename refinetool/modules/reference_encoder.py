@@ -120,7 +120,7 @@ class _Attention(nn.Module):
 
 def masked_mean(features: Tensor, mask: Tensor) -> Tensor:
     """Return the mean of features (B, C, h, w) weighted by a mask (B, 1, h, w): (B, C, 1, 1); eq. 1."""
-    total = (features * mask).sum(dim=(2, 3), keepdim=True)
+    total: Tensor = (features * mask).sum(dim=(2, 3), keepdim=True)
     return total / (mask.sum(dim=(2, 3), keepdim=True) + PROTOTYPE_EPSILON)
 
 
@@ -138,7 +138,7 @@ def pseudo_mask(target: Tensor, reference: Tensor, *, normalise: bool) -> Tensor
     cells, annotated = target.flatten(2), reference.flatten(2)
     lengths = cells.norm(dim=1, keepdim=True).transpose(1, 2) * annotated.norm(dim=1, keepdim=True)
     cosine = cells.transpose(1, 2) @ annotated / (lengths + SIMILARITY_EPSILON)
-    similar = cosine.amax(dim=2)
+    similar: Tensor = cosine.amax(dim=2)
     if normalise:
         low, high = similar.amin(dim=1, keepdim=True), similar.amax(dim=1, keepdim=True)
         similar = (similar - low) / (high - low + SIMILARITY_EPSILON)
@@ -152,8 +152,10 @@ def on_grid(annotation: Tensor, size: Size, *, resize: AnnotationResize) -> Tens
     authors' release, looks at one pixel per cell, and loses most points.
     """
     if resize == "max":
-        return F.adaptive_max_pool2d(annotation[:, None], size)
-    return F.interpolate(annotation[:, None], size, mode="nearest")
+        pooled: Tensor = F.adaptive_max_pool2d(annotation[:, None], size)
+        return pooled
+    picked: Tensor = F.interpolate(annotation[:, None], size, mode="nearest")
+    return picked
 
 
 def sine_positions(size: Size, *, channels: int) -> Tensor:

@@ -176,7 +176,9 @@ def _of_dataset(path: Path, *, images: Path | None, validation_share: float, max
     for sample in samples:
         areas: dict[str, int] = {}
         for region in sample.regions:
-            if region.mask is not None and region.keep is None and region.category in names:
+            if region.mask is not None and region.keep is None and region.category is not None:
+                if region.category not in names:
+                    continue
                 name = class_name(names[region.category])
                 areas[name] = areas.get(name, 0) + masks.area(region.mask)
         if areas:
@@ -191,7 +193,7 @@ def _read_sample(sample: Sample, names: Mapping[int, str], *, max_pixels: int) -
     void = np.zeros(sample.size, np.bool_) if sample.void is None else masks.decode(sample.void)
     found: dict[str, Mask] = {}
     for region in sample.regions:
-        if region.mask is None or region.category not in names:
+        if region.mask is None or region.category is None or region.category not in names:
             continue
         mask = masks.decode(region.mask)
         if region.keep is not None:  # a crowd

@@ -60,15 +60,10 @@ def index_classes(
     wanted = set(classes)
     by_target, by_reference = (_by_class(pictures, wanted, min_area) for pictures in (targets, references))
     usable = sorted(
-        name
-        for name, found in by_target.items()
-        if any(set(by_reference.get(name, ())) - {target} for target in found)
+        name for name, found in by_target.items() if any(set(by_reference.get(name, ())) - {target} for target in found)
     )
     return ClassIndex(
-        {
-            name: tuple(target for target in by_target[name] if set(by_reference[name]) - {target})
-            for name in usable
-        },
+        {name: tuple(target for target in by_target[name] if set(by_reference[name]) - {target}) for name in usable},
         {name: tuple(by_reference[name]) for name in usable},
     )
 
@@ -106,7 +101,9 @@ def read_episodes(path: Path) -> list[Episode]:
     try:
         content = json.loads(path.read_text())
         if content["version"] != VERSION:
-            raise DataError(f"{path}: holds episodes of version {content['version']}, expected {VERSION}; draw them anew.")
+            raise DataError(
+                f"{path}: holds episodes of version {content['version']}, expected {VERSION}; draw them anew."
+            )
         return [_episode(one) for one in content["episodes"]]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: can't be read as a list of episodes ({error}); name another file.") from error

@@ -55,7 +55,9 @@ def episode_logits(
     truth = as_tensor([one.mask(episode.name) for episode, one in zip(episodes, targets, strict=True)], device)
     counted = 1 - as_tensor([one.ignored for one in targets], device)
     # The decoder's grid covers the square; a view that doesn't fill it is in the upper left.
-    covered = [_covering(row, one.embedding.frame.extent(row.shape[-1])) for row, one in zip(logits, targets, strict=True)]
+    covered = [
+        _covering(row, one.embedding.frame.extent(row.shape[-1])) for row, one in zip(logits, targets, strict=True)
+    ]
     full = [F.interpolate(row, truth.shape[-2:], mode="bilinear", align_corners=False)[0, 0] for row in covered]
     return torch.stack(full), truth, counted
 
