@@ -221,7 +221,7 @@ def load_image_encoder(name: str, *, checkpoint: str | None, device: str) -> Ima
     else:
         encoder = kind()
         path = _source(name, kind, checkpoint)
-        state = _renamed(name, read_state(path))
+        state = _renamed(encoder, name, read_state(path))
         problem = misfit(expected=encoder.network.state_dict(), found=state)
         if problem:
             raise WeightsError(f"{path} does not fit the image encoder {name}: {problem}. Name another file")
@@ -244,7 +244,7 @@ def _source(name: str, kind: type[ImageEncoder], checkpoint: str | None) -> Any:
     return weights.cached(name)[0]
 
 
-def _renamed(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
+def _renamed(encoder: ImageEncoder, name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors of a published file under the names of our network."""
     if name == "embedded":
         return {key.removeprefix(TRUNK): value for key, value in state.items() if key.startswith(TRUNK)}
@@ -253,5 +253,5 @@ def _renamed(name: str, state: dict[str, Tensor]) -> dict[str, Tensor]:
             warnings.simplefilter("ignore")
             from timm.models.vision_transformer import checkpoint_filter_fn
         kept = {key: value for key, value in state.items() if key != "mask_token"}
-        return dict(checkpoint_filter_fn(kept, find_image_encoder(name)().network))
+        return dict(checkpoint_filter_fn(kept, encoder.network))
     return state
