@@ -46,6 +46,7 @@ from refinetool.train.reference.weights import write_reference_encoder
 torch.set_num_threads(1)
 SETTINGS = ReferenceSettings()
 BACKENDS = ("sam", "sam-hq", "sam2", "embedded")
+OFFICIAL = ("resnet50", "vgg16", "dinov2-b14")
 
 
 def pairs(count: int, *, channels: int = 12, grid: tuple[int, int] = (6, 8), seed: int = 0) -> tuple[Tensor, ...]:
@@ -172,6 +173,11 @@ def seen(backend: SquareBackend, size: tuple[int, int], seed: int = 0) -> Square
     return embedding
 
 
+def trainable(embedding: SquareEmbedding) -> SquareEmbedding:
+    """The same values in tensors that may be part of a graph."""
+    return replace(embedding, features=embedding.features.clone(), extras=tuple(e.clone() for e in embedding.extras))
+
+
 def official_logits(kind: str, embedding: SquareEmbedding, tokens: Tensor) -> Tensor:
     """What the package's own decoder makes of tokens without a mask: the single-mask output, (1, m, m)."""
     with torch.random.fork_rng():
@@ -251,9 +257,7 @@ def test_gradients_reach_the_reference_encoder_alone(kind: str) -> None:
     annotation[..., 2:5, 2:5] = 1
     with torch.inference_mode(False):
         embedding = seen(backend, (48, 64))
-        embedding = replace(
-            embedding, features=embedding.features.clone(), extras=tuple(extra.clone() for extra in embedding.extras)
-        )
+        embedding = trainable(embedding)
     pseudo = pseudo_mask(features.high, encoder.annotated(features, annotation), normalise=True)
     backend.model.requires_grad_(False)
     logits = backend.decode_tokens([embedding], model(features.mid, annotation, features.mid, pseudo))
@@ -290,7 +294,13 @@ class Blocks(ImageEncoder):
 
 
 @pytest.mark.parametrize(
-    ("name", "grid", "high"), [("resnet50", 8, 2048), ("vgg16", 4, 512), ("dinov2-b14", 37, 768), ("embedded", 4, 256)]
+    ("name", "grid", "high"),
+    [
+        ("resnet50", 8, 2048),
+        ("vgg16", 4, 512),
+        pytest.param("dinov2-b14", 37, 768, marks=pytest.mark.slow),
+        ("embedded", 4, 256),
+    ],
 )
 def test_image_encoders_have_all_maps_on_one_grid(name: str, grid: int, high: int) -> None:
     encoder = load_image_encoder(name, checkpoint="random:0", device="cpu")
@@ -353,7 +363,7 @@ def test_weights_of_another_network_are_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("name", ["vgg16", "dinov2-b14"])
 def test_encoders_without_a_known_checksum_say_where_their_weights_are(name: str) -> None:
-    with pytest.raises(WeightsError, match="download https://.*--encoder-checkpoint"):
+    with pytest.raises(WeightsError, match=r"download https://.*--encoder-checkpoint"):
         load_image_encoder(name, checkpoint=None, device="cpu")
 
 
@@ -363,6 +373,7 @@ def test_missing_weights_of_resnet_50_say_how_to_fetch_them(monkeypatch: pytest.
         load_image_encoder("resnet50", checkpoint=None, device="cpu")
 
 
+@pytest.mark.slow
 def test_a_published_dinov2_file_can_be_read(tmp_path: Path) -> None:
     """The published file has a mask token and names of its own for a few tensors."""
     encoder = load_image_encoder("dinov2-b14", checkpoint="random:0", device="cpu")
@@ -373,15 +384,7 @@ def test_a_published_dinov2_file_can_be_read(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("kind", BACKENDS)
-@pytest.mark.parametrize(
-    "encoder",
-    [
-        "embedded",
-        pytest.param("resnet50", marks=pytest.mark.slow),
-        pytest.param("vgg16", marks=pytest.mark.slow),
-        pytest.param("dinov2-b14", marks=pytest.mark.slow),
-    ],
-)
+@pytest.mark.parametrize("encoder", ["embedded", *(pytest.param(name, marks=pytest.mark.slow) for name in OFFICIAL)])
 def test_every_image_encoder_works_with_every_decoder(encoder: str, kind: str) -> None:
     """Random weights: five shots of a class, one of another; masks come out at the size of the target."""
     assert encoder in IMAGE_ENCODERS
@@ -487,9 +490,7 @@ def test_it_learns_one_pair_of_pictures() -> None:
     features = [encoder(encoder.pixels(image)[None]) for image in images]
     (embedding,) = backend.embed([images[1]])
     assert isinstance(embedding, SquareEmbedding)
-    embedding = replace(
-        embedding, features=embedding.features.clone(), extras=tuple(e.clone() for e in embedding.extras)
-    )
+    embedding = trainable(embedding)
     annotation = on_grid(torch.from_numpy(shapes[0])[None].float(), features[0].grid, resize="max")
     pseudo = pseudo_mask(features[1].high, encoder.annotated(features[0], annotation), normalise=True)
     truth = F.adaptive_avg_pool2d(torch.from_numpy(shapes[2])[None].float(), (64, 64))

@@ -120,7 +120,7 @@ def _of_coco(path: Path, request: Request) -> tuple[dict[int, str], tuple[Refere
         entry, category = entries.get(str(record.get("image_id"))), record.get("category_id")
         if entry is None:
             raise DataError(f"{where}: its image_id {record.get('image_id')!r} is not listed; add the image.")
-        if category not in names:
+        if not isinstance(category, int) or category not in names:
             raise DataError(f"{where}: its category_id {category!r} is not listed; add the category.")
         size = entry.size or header_size(entry.path, within=found.within)
         if size is None:
@@ -130,7 +130,7 @@ def _of_coco(path: Path, request: Request) -> tuple[dict[int, str], tuple[Refere
         mask, kind = _marked(record, size, where, max_pixels=request.max_pixels)
         if not mask.any():
             raise DataError(f"{where}: its {kind} covers no pixel of the image; correct or remove it.")
-        marks.setdefault((entry.key, int(category)), []).append((mask, kind))
+        marks.setdefault((entry.key, category), []).append((mask, kind))
     shots = []
     for (key, category), drawn in marks.items():
         whole: Mask = np.logical_or.reduce([mask for mask, _ in drawn])
