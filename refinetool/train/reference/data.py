@@ -15,9 +15,10 @@ from typing import Any
 import numpy as np
 
 from refinetool import masks
-from refinetool.errors import DataError
+from refinetool.backends.names import suggest
+from refinetool.errors import DataError, UsageError
 from refinetool.formats import COCO, VOC_CLASS, open_dataset
-from refinetool.formats.class_names import VOC_CLASSES, coco_category_names
+from refinetool.formats.class_names import COCO_CLASSES, VOC_CLASSES, coco_category_names
 from refinetool.images import read_image, read_sample
 from refinetool.records import VOID, ImageArray, Mask, Sample
 from refinetool.train.data.objects import read_ids
@@ -32,6 +33,8 @@ SAME_CLASS = {
     "tvmonitor": "tv",
 }
 """Names of VOC for classes that COCO names in another way."""
+SCHEMES = ("pascal-5i", "coco-20i")
+"""Published ways to hold out classes, in four folds each."""
 BACKGROUND_NAMES = {"background", "_background_", "null", "void", "__background__"}
 
 
@@ -209,8 +212,6 @@ def _read_sample(sample: Sample, names: Mapping[int, str], *, max_pixels: int) -
 
 def fold_classes(scheme: str, fold: int) -> tuple[str, ...]:
     """Return the classes that a fold holds out: `pascal-5i` (5 classes in VOC's order) or `coco-20i` (every fourth)."""
-    from refinetool.formats.class_names import COCO_CLASSES
-
     if scheme == "pascal-5i":
         return tuple(class_name(name) for name in VOC_CLASSES[1 + 5 * fold : 6 + 5 * fold])
     return tuple(class_name(name) for name in COCO_CLASSES[fold::4])
@@ -219,3 +220,23 @@ def fold_classes(scheme: str, fold: int) -> tuple[str, ...]:
 def classes_of(pictures: Sequence[ClassPicture]) -> list[str]:
     """Return the names of all classes, sorted."""
     return sorted({name for picture in pictures for name in picture.areas})
+
+
+def named_classes(given: Sequence[str], *, known: Sequence[str]) -> list[str]:
+    """Return the classes that are given by names, or as folds such as `coco-20i:0`.
+
+    Raises:
+        UsageError: A name is that of no class, or a fold does not exist.
+    """
+    wanted: set[str] = set()
+    for text in given:
+        scheme, colon, number = text.partition(":")
+        if colon and scheme in SCHEMES:
+            if number not in ("0", "1", "2", "3"):
+                raise UsageError(f"there is no fold {text!r}; the folds are {scheme}:0 to {scheme}:3")
+            wanted |= set(fold_classes(scheme, int(number)))
+        elif class_name(text) in known:
+            wanted.add(class_name(text))
+        else:
+            raise UsageError(f"there is no class {text!r} in the data; {suggest(class_name(text), known)}")
+    return sorted(wanted)
