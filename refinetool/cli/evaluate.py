@@ -83,10 +83,12 @@ def evaluate(
         ),
     ] = None,
     kinds: Annotated[
-        list[Literal["point", "scribble", "box", "mask"]] | None,
+        list[str] | None,
         typer.Option(
             "--kind",
-            help="Kind of annotation; may be given several times. [dim]\\[default: all four][/dim]",
+            metavar="KIND",
+            help="Kind of annotation: point, scribble, box or mask; may be given several times. "
+            "[dim]\\[default: all four][/dim]",
             rich_help_panel=FEW_SHOT_PANEL,
             show_default=False,
         ),
@@ -146,7 +148,7 @@ def evaluate(
             episodes=episodes,
             count=count,
             shots=shots or (1, 5),
-            kinds=kinds or ("point", "scribble", "box", "mask"),
+            kinds=kinds or (),
             classes=classes or (),
             seed=seed,
             refine=refine,

@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 from refinetool.cli import console
 from refinetool.errors import DataError, UsageError
@@ -16,8 +16,6 @@ FEW_SHOT = FewShotSettings()
 BASELINES = ("prototype", "grabcut")
 SHIPPED = "embedded"
 
-KindName = Literal["point", "scribble", "box", "mask"]
-
 
 def evaluate_few_shot(
     method: str,
@@ -27,7 +25,7 @@ def evaluate_few_shot(
     episodes: Path | None,
     count: int,
     shots: Sequence[int],
-    kinds: Sequence[KindName],
+    kinds: Sequence[str],
     classes: Sequence[str],
     seed: int,
     refine: bool,
@@ -44,6 +42,7 @@ def evaluate_few_shot(
     from refinetool.backends.reference import load_prompter
     from refinetool.refine import Refiner
     from refinetool.settings import ReferenceSettings
+    from refinetool.train.reference.annotations import named_kinds
     from refinetool.train.reference.data import classes_of, list_class_pictures, named_classes
     from refinetool.train.reference.episodes import fixed_episodes, index_classes, read_episodes, write_episodes
     from refinetool.train.reference.few_shot import ByEncoder, ByGrabCut, ByPrototype, FewShotMethod, run_episodes
@@ -65,14 +64,14 @@ def evaluate_few_shot(
         )
         if not index.targets:
             raise DataError(
-                f"{data}: no class has a validation picture and another picture of it; name other --classes."
+                f"{data}: no class has a validation picture and another picture; name others with --classes."
             )
         asked = fixed_episodes(index, count=settings.episodes, shots=max(shots), kinds=("mask",), seed=settings.seed)
         if episodes is not None:
             write_episodes(asked, episodes)
     backend = load_backend(model, checkpoint=checkpoint, device=device, precision="auto")
     prompter = load_prompter(
-        None if method in (*BASELINES, SHIPPED) else method,
+        weights_of(method),
         image_encoder=None,
         encoder_checkpoint=encoder_checkpoint,
         backend=backend,
@@ -91,13 +90,20 @@ def evaluate_few_shot(
             pictures,
             run,
             prompter,
-            kinds=kinds,
+            kinds=named_kinds(kinds),
             shots=sorted(set(shots)),
             refiner=Refiner(backend, RefineSettings()) if refine else None,
             on_progress=tell,
         )
     trained = sorted(set(asked_classes(asked)) - set(prompter.recipe.held_out))
     report(rows, trained=() if method in BASELINES else trained, as_json=as_json, as_markdown=as_markdown)
+
+
+def weights_of(method: str) -> str | None:
+    """Return the weights of the reference encoder: baselines use none, and so any."""
+    if method in BASELINES:
+        return "random:0"
+    return None if method == SHIPPED else method
 
 
 def asked_classes(episodes: Sequence[Any]) -> list[str]:

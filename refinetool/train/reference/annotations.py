@@ -5,6 +5,7 @@ random walk with inertia, cut off at the outline; the box around all of the clas
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal, TypeAlias, get_args
 
@@ -13,6 +14,7 @@ import numpy as np
 from numpy.random import Generator
 from numpy.typing import NDArray
 
+from refinetool.errors import UsageError
 from refinetool.masks import tight_box
 from refinetool.records import Mask
 
@@ -41,6 +43,14 @@ class Strokes:
 
 CURVES = Strokes((10, 29), 20, 15, (3, 9), 3, 6)
 SMALL_CURVES = Strokes((6, 21), 12, 8, (2, 4), 1.5, 3)
+
+
+def named_kinds(given: Sequence[str]) -> tuple[Kind, ...]:
+    """Return kinds by name, all of them if none is given; raises UsageError for an unknown name."""
+    unknown = sorted(set(given) - set(KINDS))
+    if unknown:
+        raise UsageError(f"there is no kind of annotation {unknown[0]!r}; the kinds are {', '.join(KINDS)}")
+    return tuple(kind for kind in KINDS if kind in given or not given)
 
 
 def simulate(mask: Mask, kind: Kind, *, rng: Generator, most: bool) -> Mask:

@@ -150,19 +150,20 @@ def run_episodes(
     """
     by_key = {picture.key: picture for picture in pictures}
     seen = _Pictures(by_key, prompter)
-    found = {(kind, count): (FewShotScores(), FewShotScores()) for kind in kinds for count in shots}
-    done, total = 0, len(episodes) * len(found)
+    asked = [(kind, count) for kind in kinds for count in shots]
+    found = {key: [FewShotScores(), FewShotScores()] for key in asked}
+    done, total = 0, len(episodes) * len(asked)
     for episode in episodes:
         target, features = seen[episode.target]
         truth = target.masks[episode.name]
-        for kind, count in found:
-            asked = replace(episode, kind=kind, references=episode.references[:count])
-            mask = method(target.image, features, _shots(asked, seen, prompter))
-            plain, better = found[kind, count]
-            plain += score_episode(episode.name, mask, truth, void=target.void)
+        for kind, count in asked:
+            one = replace(episode, kind=kind, references=episode.references[:count])
+            mask = method(target.image, features, _shots(one, seen, prompter))
+            scores = found[kind, count]
+            scores[0] += score_episode(episode.name, mask, truth, void=target.void)
             if refiner is not None:
-                better += score_episode(episode.name, refined(mask, target.image, refiner), truth, void=target.void)
-            found[kind, count] = plain, better
+                after = refined(mask, target.image, refiner)
+                scores[1] += score_episode(episode.name, after, truth, void=target.void)
             done += 1
             on_progress(done, total)
     return [
