@@ -14,5 +14,19 @@ from refinetool.cli import corrupt  # isort: skip
 from refinetool.cli import ablate  # isort: skip
 from refinetool.cli import models  # isort: skip
 from refinetool.cli import train  # isort: skip
+from refinetool.cli import train_reference  # isort: skip
 
-__all__ = ["ablate", "adapt_iou", "app", "corrupt", "demo", "evaluate", "label", "main", "models", "refine", "train"]
+__all__ = [
+    "ablate",
+    "adapt_iou",
+    "app",
+    "corrupt",
+    "demo",
+    "evaluate",
+    "label",
+    "main",
+    "models",
+    "refine",
+    "train",
+    "train_reference",
+]

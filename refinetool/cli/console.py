@@ -263,7 +263,7 @@ def _training_bar(console: Console) -> Iterator[TrainingListeners]:
 
         def tell(progress: "TrainProgress") -> None:
             if progress.validation:
-                last["dev IoU"] = progress.validation["full"]
+                last["dev IoU"] = progress.validation.get("full", progress.validation.get("mean_iou", 0.0))
                 bar.console.print(_describe_training(progress, progress.validation), highlight=False)
             bar.update(task, completed=progress.share, description=_describe_training(progress, last))
 
