@@ -13,5 +13,18 @@ from refinetool.cli import corrupt  # isort: skip
 from refinetool.cli import ablate  # isort: skip
 from refinetool.cli import models  # isort: skip
 from refinetool.cli import train  # isort: skip
+from refinetool.cli import train_head  # isort: skip
 
-__all__ = ["ablate", "adapt_iou", "app", "corrupt", "demo", "evaluate", "main", "models", "refine", "train"]
+__all__ = [
+    "ablate",
+    "adapt_iou",
+    "app",
+    "corrupt",
+    "demo",
+    "evaluate",
+    "main",
+    "models",
+    "refine",
+    "train",
+    "train_head",
+]
