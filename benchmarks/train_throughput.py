@@ -7,7 +7,6 @@ All three are measured in turn, several times, in one process, so that their rat
 """
 
 import argparse
-import copy
 import statistics
 import time
 from collections.abc import Callable
@@ -22,8 +21,10 @@ from refinetool.train.data.examples import Example
 from refinetool.train.data.pack import read_pack
 from refinetool.train.data.sampler import Sampler
 from refinetool.train.data.store import load_store
-from refinetool.train.embedded.run import drawing_thread
-from refinetool.train.embedded.step import Trainee, build_optimizer, train_step
+from refinetool.train.embedded.whole import Whole
+from refinetool.train.loop import drawing_thread
+from refinetool.train.ranks import ALONE
+from refinetool.train.step import Learner
 
 
 def measure(
@@ -31,16 +32,14 @@ def measure(
 ) -> dict[str, float]:
     """Return the median images per second of each part over the rounds."""
     sampler = Sampler(load_store(read_pack(pack), "train", device=device), settings=settings, seed=0)
-    trainee = Trainee(side, part=settings.part).to(device)
-    average = copy.deepcopy(trainee.model).eval()
-    optimizer = build_optimizer(trainee, settings=settings)
+    learner = Learner(Whole(settings=settings).to(device), settings=settings, ranks=ALONE)
     size = settings.images_per_step
 
     def draw(number: int) -> Example:
         return sampler.batch(number * size + torch.arange(size), side=side)
 
     def learn(batch: Example) -> None:
-        train_step(trainee, average, optimizer, batch, step=1, learning_rate=1e-6, settings=settings)
+        learner.step(batch, step=1, learning_rate=1e-6)
 
     with drawing_thread(device) as thread:
         held = thread.submit(draw, 0).result()

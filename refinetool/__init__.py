@@ -32,6 +32,7 @@ def load(
     checkpoint: str | None = None,
     device: str = _JOB.device,
     precision: str = _JOB.precision,
+    head: str = _JOB.head,
     settings: RefineSettings = _REFINE,
     iou_adapter: "Path | str | None" = None,
 ) -> "Refiner":
@@ -42,6 +43,7 @@ def load(
         checkpoint: A weights file, `random:SEED`, or None for the published weights of the model.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
+        head: For SAM 2 models: `auto`, `none`, `detail`, `sam2refiner`, or a file that `refinetool train head` wrote.
         settings: How to refine.
         iou_adapter: A file that `refinetool adapt-iou` wrote for this model, or None.
 
@@ -58,6 +60,7 @@ def load(
         checkpoint=checkpoint,
         device=device,
         precision=precision,
+        head=head,
         settings=settings,
         iou_adapter=None if iou_adapter is None else Path(iou_adapter),
     )

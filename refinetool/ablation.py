@@ -95,6 +95,7 @@ def ablate(
     checkpoint: str | None,
     device: str,
     precision: str,
+    head: str,
     iou_adapter: Path | None,
     base: RefineSettings,
     format: str | None,
@@ -111,6 +112,7 @@ def ablate(
     Args:
         coarse, truth: Masks of the same images in the same format, with the same ids.
         tables: Names of tables; None for those of the paper: 1, 2a, 2b and 7 for objects, 2c for class maps.
+        head: As for `running.run.refine_dataset`.
         iou_adapter: A file that `adapt-iou` wrote; every row is then measured without and with it.
         base: The settings that the rows change; `settings.ABLATION` is the model alone.
         follow_links: Whether links in the folders of images and masks may lead out of these folders.
@@ -124,11 +126,8 @@ def ablate(
     open_masks = partial(open_dataset, images=images, format=format, sizes=sizes, follow_links=follow_links)
     given, known = open_masks(coarse), open_masks(truth, need_images=False)
     total = len(given) if limit is None else min(limit, len(given))
-    backends = [load_backend(model, checkpoint=checkpoint, device=device, precision=precision)]
-    if iou_adapter is not None:
-        backends.append(
-            load_backend(model, checkpoint=checkpoint, device=device, precision=precision, iou_adapter=iou_adapter)
-        )
+    load = partial(load_backend, model, checkpoint=checkpoint, device=device, precision=precision, head=head)
+    backends = [load()] if iou_adapter is None else [load(), load(iou_adapter=iou_adapter)]
     tables = tables or (("split",) if given.format == VOC_CLASS else ("prompts", "points", "boxes", "methods"))
     steps = sum(1 if name == "split" else len(backends) for name in tables) * total
     count = itertools.count(1)

@@ -256,6 +256,7 @@ def load_refiner(
     device: str,
     precision: str,
     settings: RefineSettings,
+    head: str = JOB.head,
     iou_adapter: Path | None = None,
     embeddings: Path | None = None,
     embeddings_gigabytes: float = JOB.embeddings_gigabytes,
@@ -267,6 +268,7 @@ def load_refiner(
         checkpoint: A weights file, `random:SEED`, or None for the published weights.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
+        head: For SAM 2 models: `auto`, `none`, a kind of head, or a file that `refinetool train head` wrote.
         iou_adapter: A file that `refinetool adapt-iou` wrote for this model, or None.
         embeddings: A folder in which to keep the embeddings of images, and to find those of earlier runs, or None.
         embeddings_gigabytes: What that folder may take.
@@ -284,6 +286,7 @@ def load_refiner(
         checkpoint=checkpoint,
         device=device,
         precision=precision,
+        head=head,
         iou_adapter=iou_adapter,
         image_batch=settings.image_batch,
         prompt_batch=settings.prompt_batch,

@@ -26,6 +26,8 @@ GeneratorName: TypeAlias = Literal[
     "blobs",
     "compose",
 ]
+HeadKind: TypeAlias = Literal["detail", "sam2refiner"]
+"""Kinds of heads on SAM 2 models, see `modules.heads`."""
 BandName: TypeAlias = Literal["easy", "default", "hard", "extreme"]
 
 MAX_PIXELS = 178_956_970
@@ -270,6 +272,8 @@ class JobSettings:
     model: str = "embedded"
     device: str = "auto"
     precision: Literal["auto", "fp32", "bf16"] = "auto"
+    head: str = "auto"
+    """The head of a SAM 2 model: `auto`, `none`, a kind, or a file."""
     threads: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
     """Threads that read images and mine prompts ahead of the model, and encode masks behind it."""
     workers: int = 1
@@ -430,6 +434,22 @@ class FewShotSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class RefinerOptions:
+    """Which SAM2Refiner head is built; the defaults are the paper's."""
+
+    la: bool = True
+    """Localization Augment."""
+    pr: bool = True
+    """Prompt Retargeting."""
+    mr: bool = True
+    """Mask Refinement. Without it, masks come from SAM 2's own upscaling."""
+    residual: bool = False
+    """Whether the decoder's mask is added to the logits of MR, so that an untrained head returns it."""
+    cues: bool = False
+    """Whether MR also sees the coarse mask, and the detail head's colour and place cues. Neither is in the paper."""
+
+
+@dataclass(frozen=True, slots=True)
 class PackSettings:
     """How training data are packed into a few files."""
 
@@ -505,6 +525,8 @@ class TrainSettings:
     prompts_per_image: int = 4
     learning_rate: float = 1e-3
     weight_decay: float = 0.05
+    second_beta: float = 0.98
+    """AdamW's decay of the squared gradients."""
     warmup_steps: int = 200
     decay_share: float = 7 / 17
     """Fraction of the run, at the end, over which the learning rate falls to `final_rate` times its plateau."""
@@ -535,6 +557,13 @@ class TrainSettings:
     """Weight of the auxiliary loss that makes the image features predict edges, independently of the prompts."""
     harm_loss: float = 2.0
     """Weight of the loss of the detail head's masks that are worse than their coarse masks."""
+    prompts: Literal["mined", "mixed"] = "mined"
+    """Prompts of an example: those of the method, some of them left out; or as in SAM2Refiner also boxes, clicks and
+    coarse masks alone."""
+    mask_loss: Literal["weighted", "points"] = "weighted"
+    """The loss of a head's masks: over all cells, with more weight at the edge; or as in HQ-SAM at uncertain points."""
+    auxiliary_loss: float = 0.3
+    """Weight of the loss of each of SAM2Refiner's intermediate masks (the paper's lambda_i)."""
     save_every: int = 250
     validate_every: int = 500
     validation_examples: int = 160
@@ -551,6 +580,40 @@ TRAIN_ON_GPU = TrainSettings(
     validation_examples=512,
 )
 """Defaults of training on a GPU: larger batches."""
+
+TRAIN_HEAD = TrainSettings(
+    part="detail",
+    steps=27_700,
+    side=1024,
+    small_share=0.0,
+    images_per_step=32,
+    learning_rate=1e-3,
+    weight_decay=0.0,
+    second_beta=0.999,
+    decay_share=0.2,
+    frame_share=0.5,
+    harm_loss=0.0,
+    prompts="mixed",
+    mask_loss="points",
+    save_every=500,
+    validate_every=1000,
+)
+"""The recipe of SAM2Refiner: 20 epochs of the 44,320 images of HQSeg-44K, 32 at a time, with Adam."""
+
+TRAIN_EMBEDDED_HEAD = replace(
+    TRAIN_HEAD,
+    steps=1_000,
+    side=256,
+    small_side=192,
+    small_share=0.5,
+    images_per_step=8,
+    warmup_steps=20,
+    decay_share=0.4,
+    frame_share=0.12,
+    save_every=100,
+    validate_every=250,
+)
+"""The same for the embedded model, on a CPU: crops of its size, smaller at first, and an hour or two."""
 
 FINE_TUNE_RATE = 0.2
 """Learning rate of a run that starts from weights, relative to a run that starts from random weights."""

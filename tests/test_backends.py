@@ -42,7 +42,9 @@ from refinetool.backends.square import (
 )
 from refinetool.errors import UsageError, WeightsError
 from refinetool.masks import bounding_box
-from refinetool.modules.embedded import build_embedded, encode
+from refinetool.modules.embedded import EmbeddedModel, build_embedded
+from refinetool.modules.head_files import build_head
+from refinetool.modules.heads import Decoded, Prompted, normalised, see
 from refinetool.records import BoolArray, FloatArray, ImageArray, Outcome, Prompts, Region, Sample, Size
 from refinetool.refine import Refiner
 from refinetool.running.journal import Journal
@@ -118,10 +120,25 @@ def build(kind: str) -> tuple[type[SquareBackend], nn.Module]:
         case "sam-hq":
             modeling = import_hq_sam().modeling
             return HqSamBackend, small_sam(modeling, modeling.MaskDecoderHQ, vit_dim=WIDTH)
-        case "sam2":
+        case "sam2" | "sam2 + detail" | "sam2 + sam2refiner":
             return Sam2Backend, small_sam2()
         case _:
             return EmbeddedBackend, build_embedded(image_size=SIDE)
+
+
+def head_of(kind: str, model: nn.Module) -> nn.Module | None:
+    """The head of a SAM 2 model, with weights that matter, as after training."""
+    _, _, name = kind.partition(" + ")
+    if not name:
+        return model.detail if isinstance(model, EmbeddedModel) else None
+    assert name in ("detail", "sam2refiner")
+    head = build_head(name, {}, model)
+    for parameter in head.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape))
+    return head
+
+
+HEADED = ("sam2 + detail", "sam2 + sam2refiner", "embedded + sam2refiner")
 
 
 @cache
@@ -133,8 +150,12 @@ def backend_of(kind: str, precision: Precision = "fp32", device: str = "cpu") ->
             # Plain initial weights ignore prompts almost entirely.
             if parameter.ndim > 1:
                 parameter.data.mul_(2)
+        options = {}
+        if issubclass(adapter, Sam2Backend):
+            options["head"] = head_of(kind, model)
     return adapter(
         model,
+        **options,
         name=kind,
         defaults=ModelDefaults(selection="single"),
         fingerprint="-",
@@ -145,7 +166,7 @@ def backend_of(kind: str, precision: Precision = "fp32", device: str = "cpu") ->
     )
 
 
-@pytest.fixture(params=["sam", "sam-hq", "sam2", "embedded"])
+@pytest.fixture(params=["sam", "sam-hq", "sam2", "embedded", *HEADED])
 def backend(request: pytest.FixtureRequest) -> SquareBackend:
     return backend_of(request.param)
 
@@ -222,11 +243,11 @@ def test_a_batch_equals_singles_to_the_last_bit(backend: SquareBackend) -> None:
 
 def test_all_batches_have_one_size(backend: SquareBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     seen: dict[str, list[int]] = {"encoder": [], "decoder": []}
-    encode, decode = backend._encode, backend._decode_tokens
+    encode, decode = backend._encode, backend._decode
     monkeypatch.setattr(backend, "_encode", lambda pixels: (seen["encoder"].append(len(pixels)), encode(pixels))[1])
     monkeypatch.setattr(
         backend,
-        "_decode_tokens",
+        "_decode",
         lambda embeddings, question: (seen["decoder"].append(len(embeddings)), decode(embeddings, question))[1],
     )
     embeddings = backend.embed([picture((20, 30), n) for n in range(5)])
@@ -337,7 +358,7 @@ def test_the_method_tight_box_is_the_official_box_prompt(kind: str) -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.parametrize("kind", ["sam", "sam-hq", "sam2", "embedded"])
+@pytest.mark.parametrize("kind", ["sam", "sam-hq", "sam2", "embedded", *HEADED])
 def test_on_a_gpu_a_batch_equals_singles_within_a_tolerance(kind: str) -> None:
     backend = backend_of(kind, device="cuda")
     images = [picture(size, seed) for seed, size in enumerate(SIZES)]
@@ -431,7 +452,7 @@ def test_coordinates_of_absent_points_mean_nothing(backend: SquareBackend) -> No
     torch.testing.assert_close(one.grid, two.grid, rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("kind", ["sam", "sam-hq", "sam2", "embedded"])
+@pytest.mark.parametrize("kind", ["sam", "sam-hq", "sam2", "embedded", *HEADED])
 def test_bf16_is_near_fp32(kind: str) -> None:
     size = (48, 64)
     precise, fast = (answer(backend_of(kind, p), picture(size), prompts_for(size, 3)) for p in ("fp32", "bf16"))
@@ -543,15 +564,15 @@ def test_sam2_as_its_own_predictor(kind: str, layout: str) -> None:
 
 def test_the_embedded_model_sees_what_it_was_trained_on() -> None:
     backend, image = backend_of("embedded"), picture((SIDE, SIDE))
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     colours = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
     with torch.no_grad():
-        encoded = encode(backend.model, (colours - mean) / std, colours)
+        features = see(backend.model, normalised(colours))
+        maps = backend.model.detail.look(features).maps
     embedding = seen(backend, image)
-    torch.testing.assert_close(embedding.features, encoded.embedding[0])
+    torch.testing.assert_close(embedding.features, features.embedding[0])
     # The image at S/2 is further on than in the plain head; what comes of it is compared below.
-    of_the_head = (encoded.seen[0], None, *encoded.seen[2:])
-    for ours, theirs in zip(embedding.extras, (*encoded.fine_maps, *of_the_head), strict=True):
+    of_the_head = (maps[0], None, *maps[2:])
+    for ours, theirs in zip(embedding.extras, (*features.fine_maps, *of_the_head), strict=True):
         if theirs is not None:
             torch.testing.assert_close(ours, theirs[0], rtol=1e-4, atol=1e-5)
 
@@ -565,7 +586,6 @@ def test_the_detail_head_corrects_the_single_mask_only(layout: str) -> None:
     assert found.grid.shape == (3, 4, SIDE // 2, SIDE // 2)
     np.testing.assert_allclose(found.scores[:, 1:], tokens.scores[:, 1:], atol=1e-5)
 
-    mean, std = (torch.tensor(v).view(1, 3, 1, 1) for v in ((0.485, 0.456, 0.406), (0.229, 0.224, 0.225)))
     colours = torch.tensor(image).permute(2, 0, 1)[None].float() / 255
     coarse = torch.zeros(3, SIDE // 2, SIDE // 2)
     if prompts.masks is not None:
@@ -574,8 +594,13 @@ def test_the_detail_head_corrects_the_single_mask_only(layout: str) -> None:
         )[0]
         coarse = torch.where(share > 0.5, 1.0, -1.0)
     with torch.no_grad():
-        owned = encode(backend.model, (colours - mean) / std, colours).rows(torch.zeros(3, dtype=torch.long))
-        refined, score = backend.model.detail(owned.seen, coarse, tokens.grid[:, 0])
+        maps = [
+            one.expand(3, -1, -1, -1) for one in backend.model.detail.look(see(backend.model, normalised(colours))).maps
+        ]
+        nothing = torch.zeros(3, 0, 0)
+        decoded = Decoded(tokens.grid, nothing, nothing, nothing, nothing, ())
+        refined, score, _ = backend.model.detail(maps, Prompted(None, coarse), decoded)
+        assert score is not None
     torch.testing.assert_close(found.grid[:, 0], refined, rtol=1e-3, atol=1e-3 * float(refined.abs().max()))
     np.testing.assert_allclose(found.scores[:, 0], score, atol=1e-4)
     assert (found.grid[:, 0] - F.interpolate(tokens.grid, scale_factor=2, mode="bilinear")[:, 0]).abs().max() > 0.01

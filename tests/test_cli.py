@@ -62,7 +62,19 @@ def test_help_imports_nothing_heavy() -> None:
 
 @pytest.mark.parametrize(
     "path",
-    ["", "refine", "demo", "eval", "models", "models list", "models fetch", "models verify", "train", "train embedded"],
+    [
+        "",
+        "refine",
+        "demo",
+        "eval",
+        "models",
+        "models list",
+        "models fetch",
+        "models verify",
+        "train",
+        "train embedded",
+        "train head",
+    ],
 )
 def test_every_command_has_help(command: Command, path: str) -> None:
     said = command(*path.split(), "--help")
@@ -129,6 +141,7 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         "checkpoint": None,
         "device": job.device,
         "precision": job.precision,
+        "head": job.head,
         "settings": RefineSettings(),
         "format": None,
         "sizes": None,

@@ -11,6 +11,7 @@ from torch import Tensor
 
 from refinetool.modules.cues import BINS, RARE, colour_cue, place_cue
 from refinetool.modules.detail import DetailHead
+from refinetool.modules.heads import Decoded, Features, Prompted
 
 SIDE = 32
 
@@ -42,10 +43,14 @@ def inputs(count: int, generator: torch.Generator) -> tuple[list[Tensor], Tensor
 
 
 def ask(made: DetailHead, given: tuple[list[Tensor], Tensor, Tensor]) -> tuple[Tensor, Tensor]:
-    (colours, *fine, embedding), coarse, logits = given
+    (images, *fine, embedding), coarse, logits = given
+    none = torch.zeros(len(logits), 0, 0)
+    decoded = Decoded(logits[:, None], none, none, none, none, ())
     with torch.no_grad():
-        answer: tuple[Tensor, Tensor] = made(made.look(colours, colours, embedding, fine), coarse, logits)
-    return answer
+        maps = made.look(Features(images, (), embedding, fine)).maps
+        answer = made(maps, Prompted(None, coarse), decoded)
+    assert answer.scores is not None
+    return answer.logits, answer.scores
 
 
 def test_an_untrained_head_gives_the_decoders_mask_back() -> None:

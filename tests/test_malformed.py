@@ -330,7 +330,7 @@ def test_adapters_of_another_shape(tmp_path: Path, metadata: str | None) -> None
 
 
 def test_damaged_lines_of_a_metrics_log_are_left_out(tmp_path: Path) -> None:
-    from refinetool.train.embedded.checkpoint import read_metrics
+    from refinetool.train.files import read_metrics
 
     (tmp_path / "m.jsonl").write_bytes(f'{{"step": 1}}\n[]\n7\n{{}}\n{{"step": "x"}}\n{DEEP}\n'.encode() + b"\xff\n")
     assert read_metrics(tmp_path / "m.jsonl") == [{"step": 1}]

@@ -15,14 +15,16 @@ from safetensors.torch import load_file, save_file
 from training_data import PACKING, QUICK, packed_folder, paint_folder
 
 from refinetool.errors import DataError, Interrupted, StorageError, UsageError, WeightsError
-from refinetool.modules.embedded import DETAIL_PREFIX, build_embedded, decode, encode, set_image_size
+from refinetool.modules.embedded import DETAIL_PREFIX, build_embedded
+from refinetool.modules.heads import Prompted, decode, see, set_image_size
 from refinetool.settings import TrainSettings
-from refinetool.train.embedded.checkpoint import MetricsLog, read_metrics, read_run
-from refinetool.train.embedded.curves import draw_curves
-from refinetool.train.embedded.losses import dice_loss, hard_iou, harm_loss, mask_loss
-from refinetool.train.embedded.run import TrainProgress, train_embedded
-from refinetool.train.embedded.schedule import learning_rate_at, seconds_left, share_done, side_at
-from refinetool.train.embedded.step import FULL, prompt_groups
+from refinetool.train.curves import draw_curves
+from refinetool.train.embedded.run import train_embedded
+from refinetool.train.files import MetricsLog, read_metrics, read_run
+from refinetool.train.loop import TrainProgress
+from refinetool.train.losses import dice_loss, hard_iou, harm_loss, mask_loss
+from refinetool.train.questions import FULL, mined_groups
+from refinetool.train.schedule import learning_rate_at, seconds_left, share_done, side_at
 
 
 def test_losses_against_worked_values() -> None:
@@ -101,7 +103,7 @@ def test_the_side_grows_once() -> None:
 
 @pytest.mark.parametrize("count", [1, 4, 6])
 def test_prompt_groups_share_out_every_prompt_once(count: int) -> None:
-    groups = prompt_groups(count, torch.Generator().manual_seed(2))
+    groups = mined_groups(count, torch.Generator().manual_seed(2))
     assert sorted(row for rows, _ in groups for row in rows) == list(range(count))
     assert groups[0][1] == FULL
 
@@ -110,14 +112,18 @@ def test_the_architecture_runs_at_other_sides_with_the_same_weights() -> None:
     model = build_embedded(image_size=256).eval()
     set_image_size(model, 64)
     with torch.no_grad():
-        encoded = encode(model, torch.zeros(1, 3, 64, 64), torch.zeros(1, 3, 64, 64))
+        features = see(model, torch.zeros(1, 3, 64, 64))
         points = (torch.tensor([[[8.0, 8.0], [40.0, 40.0]]]), torch.tensor([[2, 3]], dtype=torch.int32))
-        logits, scores = decode(model, encoded, points=points, masks=torch.zeros(1, 1, 16, 16))
-        refined, score = model.detail(encoded.seen, torch.ones(1, 32, 32), logits[:, 0])
-    assert logits.shape == (1, 4, 16, 16)
+        encoder = model.sam_prompt_encoder
+        sparse, dense = encoder(points=points, boxes=None, masks=torch.zeros(1, 1, 16, 16))
+        positions = encoder.get_dense_pe()
+        decoded = decode(model, features.embedding, features.fine_maps, sparse=sparse, dense=dense, positions=positions)
+        seen = model.detail.look(features).maps
+        refined, score, _ = model.detail(seen, Prompted(points, torch.ones(1, 32, 32)), decoded)
+    assert decoded.logits.shape == (1, 4, 16, 16)
     assert refined.shape == (1, 32, 32)
     assert 0 <= score.item() <= 1
-    assert ((scores >= 0) & (scores <= 1)).all()
+    assert ((decoded.scores >= 0) & (decoded.scores <= 1)).all()
     stored = sum(tensor.numel() * 2 for tensor in model.state_dict().values())
     assert stored < 16e6
 

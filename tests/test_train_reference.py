@@ -21,7 +21,8 @@ from refinetool.formats.class_names import COCO_CLASSES, VOC_CLASSES
 from refinetool.masks import tight_box
 from refinetool.records import BoolArray
 from refinetool.settings import FewShotSettings, ReferenceSettings, ReferenceTrainSettings
-from refinetool.train.embedded.run import TrainProgress
+from refinetool.train.files import CHECKPOINT_FILE
+from refinetool.train.loop import TrainProgress
 from refinetool.train.reference.annotations import CURVES, KINDS, Kind, draw_points, simulate, walk
 from refinetool.train.reference.data import (
     class_name,
@@ -38,7 +39,6 @@ from refinetool.train.reference.episodes import (
 )
 from refinetool.train.reference.few_shot import ByPrototype, grab_cut, run_episodes
 from refinetool.train.reference.run import (
-    CHECKPOINT_FILE,
     ReferenceRun,
     rate_at,
     read_record,

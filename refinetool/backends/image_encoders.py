@@ -15,18 +15,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.backends import weights
-from refinetool.backends.models import (
-    embedded_weights,
-    is_random,
-    misfit,
-    pick_device,
-    read_state,
-    seeded,
-    state_digest,
-)
+from refinetool.backends.models import embedded_weights, is_random, misfit, pick_device, read_state, seeded
 from refinetool.backends.names import suggest
 from refinetool.errors import UsageError, WeightsError
 from refinetool.modules.embedded import IMAGE_SIZE, build_embedded
+from refinetool.modules.head_files import state_digest
 from refinetool.records import ImageArray, Size
 
 IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
@@ -217,7 +210,7 @@ def load_image_encoder(name: str, *, checkpoint: str | None, device: str) -> Ima
     """
     kind = find_image_encoder(name)
     if is_random(checkpoint):
-        encoder = seeded(kind, checkpoint)
+        encoder = seeded(checkpoint, kind)
     else:
         encoder = kind()
         path = _source(name, kind, checkpoint)

@@ -6,15 +6,15 @@ torch and the segmentation packages are imported when a model is loaded, not wit
 import hashlib
 import pkgutil
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_args
 
 from refinetool.backends import weights
 from refinetool.backends.names import EMBEDDED, suggest
 from refinetool.errors import UsageError, WeightsError
-from refinetool.settings import BATCHES, MAX_SEED, ModelDefaults
+from refinetool.settings import BATCHES, MAX_SEED, UNBOUNDED, HeadKind, ModelDefaults
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -24,6 +24,8 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 RANDOM_PREFIX = "random:"
+DEFAULT_HEAD, NO_HEAD = "auto", "none"
+HEAD_KINDS: tuple[HeadKind, ...] = get_args(HeadKind)
 MAX_DIGITS = 20
 """Longer numbers in a name are refused before they are converted, for which Python has a limit of its own."""
 
@@ -35,6 +37,7 @@ class Model:
     backend: The `SquareBackend` that builds and runs it, as `module:class`; imported when the model is loaded.
     variant: The name of the model within that backend.
     defaults: The settings used where the user chose nothing.
+    head: The head used where the user chose nothing, which is part of the weights; `none` for none.
     """
 
     name: str
@@ -42,6 +45,19 @@ class Model:
     backend: str
     variant: str
     defaults: ModelDefaults = field(default_factory=ModelDefaults)
+    head: str = NO_HEAD
+
+    def backend_class(self) -> "type[SquareBackend]":
+        """Import the class of the backend, and torch with it."""
+        found: type[SquareBackend] = pkgutil.resolve_name(self.backend)
+        return found
+
+    @property
+    def takes_heads(self) -> bool:
+        """Whether the model is of SAM 2's kind, and so can have a head."""
+        from refinetool.backends.sam2 import Sam2Backend
+
+        return issubclass(self.backend_class(), Sam2Backend)
 
 
 SAM = "refinetool.backends.sam:SamBackend"
@@ -64,6 +80,7 @@ MODELS: dict[str, Model] = {
                 min_expected_gain=0.22,
                 single_threaded=True,
             ),
+            head="detail",
         ),
         Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", SAM, "vit_b"),
         Model("sam-vit-l", "SAM, ViT-L encoder, 312 M parameters", SAM, "vit_l"),
@@ -91,6 +108,7 @@ def load_backend(
     checkpoint: str | None,
     device: str,
     precision: str,
+    head: str = DEFAULT_HEAD,
     iou_adapter: Path | None = None,
     image_batch: int | None = None,
     prompt_batch: int | None = None,
@@ -103,23 +121,30 @@ def load_backend(
             the package (`embedded`) or in the cache.
         device: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`.
         precision: `fp32`, `bf16`, or `auto`: bf16 on GPUs that support it.
-        iou_adapter: A file that `adapt-iou` wrote for this model and these weights; it becomes part of the fingerprint.
+        head: For SAM 2 models: `none`, a kind of head, a file that `train head` wrote for this model and these weights,
+            or `auto` for the model's default. Heads other than that become part of the fingerprint.
+        iou_adapter: A file that `adapt-iou` wrote for this model, these weights and this head; it becomes part of the
+            fingerprint.
         image_batch, prompt_batch: Views per encoder call and regions per decoder call; None for the device's default.
 
     Raises:
-        UsageError: The name, device, precision or seed does not exist.
-        WeightsError: The weights are missing, unreadable, not the published ones, or do not fit the model; or the
-            adapter is unreadable or for another model.
+        UsageError: The name, device, precision, seed or head does not exist.
+        WeightsError: The weights are missing, unreadable, not the published ones, or do not fit the model; or the head
+            or the adapter is unreadable or for another model.
     """
     model = find_model(name)
     place = pick_device(device)
     chosen_precision = pick_precision(precision, place)
-    backend_class: type[SquareBackend] = pkgutil.resolve_name(model.backend)
-    if is_random(checkpoint):
-        network, digest = _random(backend_class, model, checkpoint)
-    else:
-        network, digest = _loaded(backend_class, model, checkpoint)
+    network, digest = load_network(model, checkpoint)
     fingerprint = _hash(f"{model.name} {digest}")
+    defaults, options = model.defaults, {}
+    if model.takes_heads:
+        options["head"], head_digest = load_model_head(model, network, head, checkpoint=checkpoint)
+        if head_digest is not None:
+            fingerprint = _hash(f"{fingerprint} {head_digest}")
+            defaults = _with_another_head(defaults)
+    elif head not in (DEFAULT_HEAD, NO_HEAD):
+        raise UsageError(f"{name} can't have a head: heads are for SAM 2 models; drop --head {head}")
     correction = None
     if iou_adapter is not None:
         from refinetool.modules.iou_adapter import read_adapter
@@ -127,19 +152,66 @@ def load_backend(
         correction = read_adapter(weights.user_path(iou_adapter), model=model.name, fingerprint=fingerprint)
         fingerprint = _hash(f"{fingerprint} {correction.digest}")
     views, prompts = BATCHES[place.partition(":")[0]]
-    backend = backend_class(
+    backend = model.backend_class()(
         network,
         name=model.name,
-        defaults=model.defaults,
+        defaults=defaults,
         fingerprint=fingerprint,
         device=place,
         precision=chosen_precision,
         image_batch=image_batch or views,
         prompt_batch=prompt_batch or prompts,
+        **options,
     )
     if correction is not None:
         backend.adapt(correction)
     return backend
+
+
+# --- heads
+
+
+def load_model_head(
+    model: Model, network: "nn.Module", head: str, *, checkpoint: str | None
+) -> "tuple[nn.Module | None, str | None]":
+    """Return the head of a SAM 2 model, and a digest that tells it from the model's default; see `load_backend`.
+
+    With random weights, heads that are named by their kind have random weights, too.
+    """
+    from refinetool.modules.head_files import build_head, load_head, state_digest
+
+    if head in (DEFAULT_HEAD, model.head):
+        return (None if model.head == NO_HEAD else network.get_submodule(model.head)), None
+    if head == NO_HEAD:
+        return None, NO_HEAD
+    if head in HEAD_KINDS:
+        if is_random(checkpoint):
+            built = seeded(checkpoint, lambda: build_head(head, {}, network))
+            return built, state_digest(built.state_dict())
+        packaged = head_weights(model, head)
+        if not packaged.is_file():
+            raise UsageError(
+                f"there is no {head} head for {model.name} yet; train one with refinetool train head --model "
+                f"{model.name}, and name its file with --head"
+            )
+        path = packaged
+    else:
+        path = weights.user_path(head)
+        if not path.is_file():
+            names = ", ".join((DEFAULT_HEAD, NO_HEAD, *HEAD_KINDS))
+            raise UsageError(f"there is no head {head!r}, and no such file; the choices are {names}, or a file's path")
+    found, file = load_head(path, network, model=model.name)
+    return found, file.digest
+
+
+def head_weights(model: Model, kind: str) -> Path:
+    """Return the path of a head that comes with refinetool; there need not be one."""
+    return Path(str(files("refinetool").joinpath("assets", f"{model.name}-{kind}.safetensors")))
+
+
+def _with_another_head(defaults: ModelDefaults) -> ModelDefaults:
+    """Return a model's defaults for a head with which the guard was not measured."""
+    return replace(defaults, selection="single", min_predicted_iou=UNBOUNDED, min_expected_gain=UNBOUNDED)
 
 
 def _hash(text: str) -> str:
@@ -187,22 +259,19 @@ def pick_precision(precision: str, device: str) -> "Precision":
 # --- loading weights
 
 
+def load_network(model: Model, checkpoint: str | None) -> "tuple[nn.Module, str]":
+    """Build the network of a model and load its weights, see `load_backend`; returns it with a digest of them."""
+    backend = model.backend_class()
+    return _random(backend, model, checkpoint) if is_random(checkpoint) else _loaded(backend, model, checkpoint)
+
+
 def is_random(checkpoint: str | None) -> TypeGuard[str]:
     """Whether a checkpoint is `random:SEED` instead of a file."""
     return checkpoint is not None and checkpoint.startswith(RANDOM_PREFIX)
 
 
-def _random(backend: "type[SquareBackend]", model: Model, checkpoint: str) -> "tuple[nn.Module, str]":
-    network = seeded(lambda: backend.network(model.variant), checkpoint)
-    return network, state_digest(network.state_dict())
-
-
-def seeded(build: "Callable[[], T]", checkpoint: str) -> "T":
-    """Build a network whose weights are random and the same on every call.
-
-    Raises:
-        UsageError: The checkpoint is not `random:SEED`, or there is no such seed.
-    """
+def seeded(checkpoint: str, build: "Callable[[], T]") -> "T":
+    """Build a module with the random weights that `random:SEED` stands for; raises UsageError without a seed."""
     import torch
 
     seed = checkpoint.removeprefix(RANDOM_PREFIX)
@@ -211,6 +280,13 @@ def seeded(build: "Callable[[], T]", checkpoint: str) -> "T":
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(int(seed))
         return build()
+
+
+def _random(backend: "type[SquareBackend]", model: Model, checkpoint: str) -> "tuple[nn.Module, str]":
+    from refinetool.modules.head_files import state_digest
+
+    network = seeded(checkpoint, lambda: backend.network(model.variant))
+    return network, state_digest(network.state_dict())
 
 
 def _loaded(backend: "type[SquareBackend]", model: Model, checkpoint: str | None) -> "tuple[nn.Module, str]":
@@ -305,15 +381,3 @@ def misfit(*, expected: "Mapping[str, Tensor]", found: "Mapping[str, Tensor]") -
     if not problems:
         return None
     return f"of {len(found)} tensors found and {len(expected)} expected, " + ", ".join(problems)
-
-
-def state_digest(state: "Mapping[str, Tensor]") -> str:
-    """Compute the SHA-256 of names, shapes and values of tensors, independent of their order."""
-    import torch
-
-    digest = hashlib.sha256()
-    for name in sorted(state):
-        values = state[name].detach().cpu().contiguous()
-        digest.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        digest.update(values.flatten().view(torch.uint8).numpy().data)
-    return digest.hexdigest()

@@ -181,7 +181,7 @@ def load_prompter(
     if is_random(weights):
         encoder = load_image_encoder(image_encoder or EMBEDDED, checkpoint=encoder_checkpoint, device=device)
         recipe = recipe_for(encoder, backend, settings=settings)
-        return Prompter(seeded(recipe.build, weights), encoder, recipe, device=backend.device)
+        return Prompter(seeded(weights, recipe.build), encoder, recipe, device=backend.device)
     if weights is None and backend.name != EMBEDDED:
         raise WeightsError(
             f"there are no reference encoder's weights for {backend.name} in the package: train some with refinetool "

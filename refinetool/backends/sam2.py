@@ -1,23 +1,27 @@
-"""Backend of SAM2 and SAM2.1 (`sam2`).
+"""Backend of SAM2 and SAM2.1 (`sam2`), with a head or without.
 
 All sizes are read from the model. Images are resized to S x S with torch's antialiased bilinear filter, as in
 `SAM2Transforms`, without padding. Candidates are the four mask tokens: 0 the single-mask output, 1 to 3 the
-alternatives.
+alternatives. A head replaces the single-mask output; the alternatives, which are for ambiguous prompts, stay as they
+are.
 """
 
+from dataclasses import replace
 from importlib.resources import files
-from typing import Any
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from refinetool.backends.frames import Frame, squashed
+from refinetool.backends.frames import Frame, rasterise, squashed
 from refinetool.backends.square import Question, SquareBackend, SquareEmbedding
+from refinetool.modules.detail import DetailHead
+from refinetool.modules.folded import FoldedHead
+from refinetool.modules.heads import Decoded, Features, Head, Prompted, decode, encode, normalised, see
 from refinetool.modules.two_way import TwoWay
-from refinetool.records import ABSENT, ImageArray, Size
+from refinetool.records import ABSENT, ImageArray, Prompts, Size
 
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 BOX_CORNERS = (2, 3)
 """Labels of the upper left and lower right corner of a box among SAM2's points."""
 
@@ -28,10 +32,23 @@ class Sam2Backend(SquareBackend):
     Variants are packaged configurations, such as `sam2.1/sam2.1_hiera_t`.
     """
 
-    def __init__(self, model: nn.Module, **options: Any) -> None:
+    def __init__(self, model: nn.Module, *, head: nn.Module | None, **options: Any) -> None:
         super().__init__(model, **options)
+        self.head = None if head is None else self._prepared(head)
         decoder = self.model.sam_mask_decoder
         decoder.transformer = TwoWay(decoder.transformer, self.model.sam_prompt_encoder.get_dense_pe())
+        self._fine_maps = 2 if self.model.use_high_res_features_in_sam else 0
+
+    def _prepared(self, head: nn.Module) -> Head:
+        """Put a head on the device, in the precision of the backend."""
+        dtype = torch.bfloat16 if self.precision == "bf16" else torch.float32
+        head = head.to(self.device).eval().requires_grad_(False)
+        if isinstance(head, DetailHead):
+            return FoldedHead(head, dtype=dtype)
+        for layer in head.modules():
+            if isinstance(layer, nn.Linear | nn.Conv2d | nn.ConvTranspose2d):
+                layer.to(dtype)
+        return cast("Head", head)
 
     @staticmethod
     def network(variant: str) -> nn.Module:
@@ -56,16 +73,25 @@ class Sam2Backend(SquareBackend):
         return squashed(view, side=self.model.image_size)
 
     def _pixels(self, image: ImageArray, frame: Frame) -> Tensor:
-        mean, std = (torch.tensor(values, device=self.device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         pixels = self._on_device(image).permute(2, 0, 1).float() / 255
         resized = F.interpolate(pixels[None], frame.filled, mode="bilinear", align_corners=False, antialias=True)[0]
-        return (resized - mean) / std
+        return normalised(resized)
 
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
-        *fine, features = self.model.forward_image(pixels)["backbone_fpn"][-self.model.num_feature_levels :]
-        if self.model.directly_add_no_mem_embed:
-            features = features + self.model.no_mem_embed.reshape(1, -1, 1, 1)
-        return [(features[i], tuple(level[i] for level in fine)) for i in range(len(features))]
+        features = self._see(pixels)
+        extras = list(features.fine_maps)
+        if self.head is not None:
+            seen = self.head.look(features, self._encode_again)
+            extras += [*([] if seen.embedding is None else [seen.embedding]), *seen.maps]
+        return [(embedding, tuple(level[i] for level in extras)) for i, embedding in enumerate(features.embedding)]
+
+    def _see(self, images: Tensor) -> Features:
+        """Compute the features of images (B, 3, S, S), ImageNet-normalised."""
+        return see(self.model, images)
+
+    def _encode_again(self, images: Tensor) -> Tensor:
+        """Compute the features at S/16 of further images (B, 3, S, S)."""
+        return encode(self.model, images)
 
     @property
     def _no_mask(self) -> Tensor:
@@ -76,26 +102,64 @@ class Sam2Backend(SquareBackend):
     def _iou_head(self) -> Any:
         return self.model.sam_mask_decoder.iou_prediction_head
 
-    def _fine_maps(self, embedding: SquareEmbedding) -> tuple[Tensor, ...]:
-        """Return the decoder's maps at S/4 and S/8, or none."""
-        return embedding.extras
+    def _question(self, embedding: SquareEmbedding, prompts: Prompts) -> Question:
+        """Prepare the prompts of a view; with a head, also the sides of its masks, see `heads.Prompted`."""
+        question = super()._question(embedding, prompts)
+        if self.head is None:
+            return question
+        cells = 2 * self.mask_cells
+        if prompts.masks is None:
+            sides = torch.zeros((len(prompts), cells, cells), device=self.device)
+        else:
+            logits = rasterise(torch.tensor(prompts.masks).to(self.device), embedding.frame, cells=cells)
+            sides = (logits > 0).float() * 2 - 1
+        return replace(question, extras=(sides,))
 
-    def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
+    def _token_question(self, tokens: Tensor) -> Question:
+        """Prepare tokens; with a head, there is no mask for it to see."""
+        question = super()._token_question(tokens)
+        if self.head is None:
+            return question
+        cells = 2 * self.mask_cells
+        return replace(question, extras=(torch.zeros((len(tokens), cells, cells), device=self.device),))
+
+    def _run_decoder(
+        self, embeddings: list[SquareEmbedding], question: Question
+    ) -> tuple[Decoded, tuple[Tensor, Tensor], list[Tensor]]:
+        """Run the decoder; returns its output, its points, and the head's maps of the images, one row per prompt."""
         if question.tokens is not None:
+            points = _no_points(len(question.tokens), self.device)
             sparse, dense = question.tokens, self._dense_of_tokens(embeddings)
         else:  # outside autocast: bf16 is too imprecise for coordinates
-            sparse, dense = self.model.sam_prompt_encoder(points=_tokens(question), boxes=None, masks=question.masks)
-        fine = [torch.stack(level) for level in zip(*map(self._fine_maps, embeddings), strict=True)]
-        position = self.model.sam_prompt_encoder.get_dense_pe()
+            points = _tokens(question)
+            sparse, dense = self.model.sam_prompt_encoder(points=points, boxes=None, masks=question.masks)
+        extras = [torch.stack(level) for level in zip(*(embedding.extras for embedding in embeddings), strict=True)]
+        fine, maps = extras[: self._fine_maps], extras[self._fine_maps :]
+        if self.head is not None and self.head.augments:
+            features = maps.pop(0)
+        else:
+            features = torch.stack([embedding.features for embedding in embeddings])
+        positions = self.model.sam_prompt_encoder.get_dense_pe()
         with self._autocast():
-            logits, scores, _, _ = self.model.sam_mask_decoder.predict_masks(
-                image_embeddings=torch.stack([embedding.features for embedding in embeddings]),
-                image_pe=position,
-                sparse_prompt_embeddings=sparse,
-                dense_prompt_embeddings=dense,
-                repeat_image=False,
-                high_res_features=fine or None,
-            )
+            decoded = decode(self.model, features, fine, sparse=sparse, dense=dense, positions=positions)
+        return decoded, points, maps
+
+    def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
+        decoded, _, _ = self._run_decoder(embeddings, question)
+        return decoded.logits, decoded.scores
+
+    def _decode(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
+        decoded, points, maps = self._run_decoder(embeddings, question)
+        logits, scores = decoded.logits, self._scored(decoded.scores, question)
+        if self.head is None:
+            return logits, scores
+        (sides,) = question.extras
+        with self._autocast():
+            answer = self.head(maps, Prompted(points, sides), decoded)
+        logits = F.interpolate(logits.float(), answer.logits.shape[-2:], mode="bilinear", align_corners=False)
+        logits[:, 0] = answer.logits.float()
+        if answer.scores is not None:
+            scores = torch.cat((answer.scores.float()[:, None], scores[:, 1:].float()), 1)
         return logits, scores
 
 
@@ -115,6 +179,10 @@ def _tokens(question: Question) -> tuple[Tensor, Tensor]:
         labels.append(question.points[1])
     if not coordinates:
         assert question.masks is not None
-        n, device = len(question.masks), question.masks.device
-        return torch.zeros((n, 1, 2), device=device), torch.full((n, 1), ABSENT, device=device)
+        return _no_points(len(question.masks), question.masks.device)
     return torch.cat(coordinates, dim=1), torch.cat(labels, dim=1)
+
+
+def _no_points(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return one absent point for each of some rows."""
+    return torch.zeros((count, 1, 2), device=device), torch.full((count, 1), ABSENT, device=device)

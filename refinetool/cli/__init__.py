@@ -15,6 +15,7 @@ from refinetool.cli import ablate  # isort: skip
 from refinetool.cli import models  # isort: skip
 from refinetool.cli import train  # isort: skip
 from refinetool.cli import train_reference  # isort: skip
+from refinetool.cli import train_head  # isort: skip
 
 __all__ = [
     "ablate",
@@ -28,5 +29,6 @@ __all__ = [
     "models",
     "refine",
     "train",
+    "train_head",
     "train_reference",
 ]

@@ -40,6 +40,7 @@ def ablate(
     checkpoint: options.Checkpoint = None,
     device: options.Device = JOB.device,
     precision: options.Precision = JOB.precision,
+    head: options.Head = JOB.head,
     iou_adapter: options.IouAdapter = None,
     tables: Annotated[
         list[str] | None,
@@ -79,6 +80,7 @@ def ablate(
             checkpoint=checkpoint,
             device=device,
             precision=precision,
+            head=head,
             iou_adapter=iou_adapter,
             base=base,
             format=None if file_format == "auto" else file_format,

@@ -46,6 +46,7 @@ def adapt_iou(
     checkpoint: options.Checkpoint = None,
     device: options.Device = JOB.device,
     precision: options.Precision = JOB.precision,
+    head: options.Head = JOB.head,
     recipe: Annotated[
         Literal["auto", "paper", "release", "single"],
         typer.Option(
@@ -150,6 +151,7 @@ def adapt_iou(
             checkpoint=checkpoint,
             device=device,
             precision=precision,
+            head=head,
             recipe=chosen,
             settings=settings,
             format=None if file_format == "auto" else file_format,

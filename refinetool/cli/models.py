@@ -7,12 +7,13 @@ import typer
 
 from refinetool.cli import console, options
 from refinetool.cli.app import app
+from refinetool.cli.options import JOB
 
 if TYPE_CHECKING:
     from refinetool.backends.weights import Status
 
 models = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
-app.add_typer(models, name="models", help="List models, and fetch and verify their weights.")
+app.add_typer(models, name="models", help="List and describe models, and fetch and verify their weights.")
 
 
 @models.command("list")
@@ -44,6 +45,40 @@ def _model_record(name: str, states: "Mapping[str, Status]") -> dict[str, object
         origin = {"url": weights.url, "bytes": weights.size, "sha256": weights.sha256, "sha256_from": weights.origin}
         record |= {"state": status.state, "path": str(status.path), **origin}
     return record
+
+
+@models.command("info")
+def models_info(
+    name: Annotated[str, typer.Argument(metavar="NAME", help="Name of a model from `models list`.")],
+    head: options.Head = JOB.head,
+    checkpoint: options.Checkpoint = None,
+    as_json: options.AsJson = False,
+) -> None:
+    """Show the parameters of a model and its head, and what an image and a mask cost in operations and memory."""
+    from refinetool.backends.costs import costs_of
+
+    costs = costs_of(name, head=head, checkpoint=checkpoint)
+    if as_json:
+        console.dump(console.as_json(costs))
+        return
+    million, giga, mega = 1e6, 1e9, 1e6
+    rows = [
+        ("parameters of the model (frozen)", f"{costs.parameters / million:.2f} M"),
+        (
+            "parameters of the head (trainable)",
+            f"{costs.head_parameters / million:.2f} M" if costs.head_parameters else "no head",
+        ),
+        ("input", f"{costs.side} x {costs.side} px"),
+        ("grid of masks", f"{costs.mask_side} x {costs.mask_side}"),
+        ("operations per image", f"{costs.image_flops / giga:,.1f} GFLOP"),
+        ("operations per mask", f"{costs.mask_flops / giga:,.1f} GFLOP"),
+        ("weights", f"{costs.weight_bytes / mega:,.0f} MB"),
+        ("memory per image, most", f"{costs.image_bytes / mega:,.0f} MB"),
+        ("memory per image, kept", f"{costs.kept_bytes / mega:,.0f} MB"),
+        ("memory per mask, most", f"{costs.mask_bytes / mega:,.0f} MB"),
+    ]
+    console.table(f"{costs.name}, head: {costs.head}", ("", "in float32"), rows, numbers=(1,))
+    console.say("Images are encoded and masks decoded in batches, which multiplies memory.")
 
 
 @models.command("fetch")

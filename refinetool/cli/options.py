@@ -117,6 +117,15 @@ Precision: TypeAlias = Annotated[
     Literal["auto", "fp32", "bf16"],
     typer.Option("--precision", help="Precision of the model; auto is bf16 on a GPU.", rich_help_panel=MODEL),
 ]
+Head: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--head",
+        help="Head of a SAM 2 model: auto, none, detail, sam2refiner, or a file that refinetool train head wrote.",
+        metavar="HEAD",
+        rich_help_panel=MODEL,
+    ),
+]
 IouAdapter: TypeAlias = Annotated[
     Path | None,
     _given("--iou-adapter", metavar="PATH", text="File that refinetool adapt-iou wrote for this model.", panel=MODEL),

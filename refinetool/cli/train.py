@@ -21,7 +21,7 @@ app.add_typer(train, name="train", help="Train a model on your own images.")
 SOURCES = "Folder with images/, masks/ and split.json, COCO JSON file, or VOC root. May be given several times."
 
 
-def _setting(name: str, text: str, *, default: object, **more: Any) -> Any:
+def setting(name: str, text: str, *, default: object, **more: Any) -> Any:
     """Make an option that is None unless given; `default` is only shown in the help."""
     shown = "" if default is None else f" [dim]\\[default: {default}][/dim]"
     return typer.Option(name, help=text + shown, show_default=False, **more)
@@ -48,7 +48,7 @@ def pack_data(
     ] = PACK.side,
     max_megabytes: Annotated[
         float | None,
-        _setting(
+        setting(
             "--max-megabytes",
             "Maximum size of the pack; picture quality, then picture size are lowered to reach it. 0 means no limit.",
             default=PACK.max_megabytes,
@@ -92,18 +92,18 @@ def train_embedded_model(
     ] = None,
     part: Annotated[
         Literal["all", "detail"] | None,
-        _setting("--part", "What to train: all, or only the detail head on top of --from.", default=TRAIN.part),
+        setting("--part", "What to train: all, or only the detail head on top of --from.", default=TRAIN.part),
     ] = None,
-    steps: Annotated[int | None, _setting("--steps", "Optimiser steps.", default=_both("steps"), min=1)] = None,
+    steps: Annotated[int | None, setting("--steps", "Optimiser steps.", default=_both("steps"), min=1)] = None,
     minutes: Annotated[
-        float | None, _setting("--minutes", "Training time in minutes, instead of --steps.", default=None, min=0.01)
+        float | None, setting("--minutes", "Training time in minutes, instead of --steps.", default=None, min=0.01)
     ] = None,
     batch: Annotated[
-        int | None, _setting("--batch", "Images per step.", default=_both("images_per_step"), min=1)
+        int | None, setting("--batch", "Images per step.", default=_both("images_per_step"), min=1)
     ] = None,
     learning_rate: Annotated[
         float | None,
-        _setting(
+        setting(
             "--learning-rate",
             "Learning rate before it decays.",
             default=f"{_both('learning_rate')}; with --from {FINE_TUNE_RATE:g} of that",
@@ -112,10 +112,10 @@ def train_embedded_model(
     ] = None,
     side: Annotated[
         int | None,
-        _setting("--side", "Side of the model's input in pixels, a multiple of 32.", default=TRAIN.side, min=64),
+        setting("--side", "Side of the model's input in pixels, a multiple of 32.", default=TRAIN.side, min=64),
     ] = None,
     seed: Annotated[
-        int | None, _setting("--seed", "Random seed of weights and examples.", default=TRAIN.seed, min=0, max=MAX_SEED)
+        int | None, setting("--seed", "Random seed of weights and examples.", default=TRAIN.seed, min=0, max=MAX_SEED)
     ] = None,
     device: options.Device = JOB.device,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the output.")] = False,
@@ -123,8 +123,8 @@ def train_embedded_model(
 ) -> None:
     """Train the embedded model, from scratch or from weights."""
     from refinetool.backends.models import pick_device
-    from refinetool.train.embedded.checkpoint import read_run
     from refinetool.train.embedded.run import train_embedded
+    from refinetool.train.files import read_run
 
     place = pick_device(device)
     if resume:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.modules.cues import colour_cue, place_cue
+from refinetool.modules.heads import Decoded, Encode, Features, HeadAnswer, Prompted, Seen, colours_of
 
 FULL, HALF, QUARTER, EIGHTH = 16, 32, 64, 128
 """Channels at S/2, S/4, S/8 and S/16."""
@@ -23,15 +24,18 @@ HEADS = 4
 
 
 class DetailHead(nn.Module):
-    """Corrects the decoder's mask on a grid of S/2 and predicts the IoU of the result.
+    """A `Head` that corrects the decoder's mask on a grid of S/2 and predicts the IoU of the result.
 
-    The features of the image are computed once per image (`look`), the rest once per prompt (`forward`). An untrained
-    head returns the decoder's mask, upsampled.
+    An untrained head returns the decoder's mask, upsampled.
 
     Args:
         fine_channels: Channels of the decoder's fine maps at S/4 and S/8.
         channels: Channels of the embedding at S/16.
     """
+
+    wants_pyramid = False
+    augments = False
+    reads_tokens = False
 
     def __init__(self, *, fine_channels: tuple[int, int], channels: int) -> None:
         super().__init__()
@@ -76,33 +80,18 @@ class DetailHead(nn.Module):
         with torch.no_grad():
             self.leave.weight[0, DECODERS_ANSWER, 1, 1] = LOGIT_SCALE
 
-    def look(self, images: Tensor, colours: Tensor, embedding: Tensor, fine_maps: list[Tensor]) -> list[Tensor]:
-        """Compute the head's features of each image.
+    def look(self, features: Features, encode: Encode | None = None) -> Seen:  # noqa: ARG002
+        """Compute colours at S/2, then maps at S/2, S/4, S/8 and S/16, one row per image each."""
+        colours = F.avg_pool2d(colours_of(features.images), 2)
+        maps = zip(self.features, (*features.fine_maps, features.embedding), strict=True)
+        return Seen(None, [colours, self.stem(features.images), *(project(level) for project, level in maps)])
 
-        Args:
-            images: float (B, 3, S, S), normalised.
-            colours: float (B, 3, S, S), the same as RGB in 0..1.
-            embedding: float (B, C, S/16, S/16).
-            fine_maps: float (B, C0, S/4, S/4) and (B, C1, S/8, S/8).
-
-        Returns:
-            Colours at S/2, then maps at S/2, S/4, S/8 and S/16, one row per image each.
-        """
-        maps = zip(self.features, (*fine_maps, embedding), strict=True)
-        return [F.avg_pool2d(colours, 2), self.stem(images), *(project(features) for project, features in maps)]
-
-    def forward(self, seen: list[Tensor], coarse: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
-        """Return mask logits (N, S/2, S/2) and predicted IoUs (N,) in 0..1.
-
-        Args:
-            seen: The output of `look`, one row per prompt.
-            coarse: float32 (N, S/2, S/2): 1 inside the coarse mask, -1 outside, or 0 everywhere if there is none.
-            logits: float (N, S/4, S/4), the decoder's output.
-        """
+    def forward(self, seen: list[Tensor], prompted: Prompted, decoded: Decoded) -> HeadAnswer:
+        """Return mask logits (N, S/2, S/2) and predicted IoUs (N,) in 0..1."""
         colours, image, *features = seen
-        given = mask_maps(colours, coarse, logits).to(image.dtype)
+        given = mask_maps(colours, prompted.sides, decoded.logits[:, 0]).to(image.dtype)
         x, deepest = self.correct(self.enter(torch.cat((image, given), 1)), features)
-        return self.leave(torch.cat((x, given), 1))[:, 0], self.score(deepest)
+        return HeadAnswer(self.leave(torch.cat((x, given), 1))[:, 0], self.score(deepest), [])
 
     def correct(self, entered: Tensor, features: list[Tensor]) -> tuple[Tensor, Tensor]:
         """Run the U-Net itself on maps at S/2: returns maps at S/2 (N, FULL, h, w), and the deepest ones at S/16."""
@@ -129,7 +118,7 @@ def mask_maps(colours: Tensor, coarse: Tensor, logits: Tensor) -> Tensor:
 
     Args:
         colours: (N, 3, h, w), RGB in 0..1.
-        coarse: float32 (N, h, w): 1, -1 or 0, see `DetailHead.forward`.
+        coarse: float32 (N, h, w): 1, -1 or 0, see `heads.Prompted`.
         logits: (N, h/2, w/2), the decoder's output.
     """
     with torch.no_grad(), torch.autocast(coarse.device.type, enabled=False):

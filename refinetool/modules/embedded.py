@@ -8,14 +8,14 @@ At input side S = 256 the embedding is 16 x 16, the decoder predicts on a 64 x 6
 The weights do not depend on S (any multiple of 32 works), because Hiera's position embeddings are interpolated.
 """
 
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from sam2.modeling.backbones.hieradet import Hiera
 from sam2.modeling.backbones.image_encoder import FpnNeck, ImageEncoder
 from sam2.modeling.position_encoding import PositionEmbeddingSine
 from sam2.modeling.sam2_base import SAM2Base
-from torch import Tensor, nn
+from torch import nn
 
 from refinetool.modules.detail import DetailHead
 
@@ -34,23 +34,6 @@ class EmbeddedModel(SAM2Base):  # type: ignore[misc]
         detail = DetailHead(fine_channels=(CHANNELS // 8, CHANNELS // 4), channels=CHANNELS)
         # Twice as fast on a CPU.
         self.detail = detail.to(memory_format=torch.channels_last)
-
-
-class Encoded(NamedTuple):
-    """The features of B images of side S.
-
-    embedding: (B, C, S/16, S/16).
-    fine_maps: the decoder's maps, (B, C/8, S/4, S/4) and (B, C/4, S/8, S/8).
-    seen: the detail head's maps, see `DetailHead.look`.
-    """
-
-    embedding: Tensor
-    fine_maps: list[Tensor]
-    seen: list[Tensor]
-
-    def rows(self, owner: Tensor) -> "Encoded":
-        """Return one row per prompt; `owner` is the image index of each prompt."""
-        return Encoded(self.embedding[owner], [m[owner] for m in self.fine_maps], [m[owner] for m in self.seen])
 
 
 def build_embedded(*, image_size: int) -> EmbeddedModel:
@@ -92,53 +75,3 @@ def build_embedded(*, image_size: int) -> EmbeddedModel:
         pred_obj_scores=False,
         use_obj_ptrs_in_encoder=False,
     )
-
-
-def set_image_size(model: EmbeddedModel, image_size: int) -> None:
-    """Set the side of a model's square inputs, a multiple of 32; the weights do not depend on it."""
-    cells = image_size // model.backbone_stride
-    prompt_encoder = model.sam_prompt_encoder
-    model.image_size = image_size
-    prompt_encoder.input_image_size = (image_size, image_size)
-    prompt_encoder.image_embedding_size = (cells, cells)
-    prompt_encoder.mask_input_size = (4 * cells, 4 * cells)
-    model.sam_image_embedding_size = cells
-
-
-def encode(model: EmbeddedModel, images: Tensor, colours: Tensor) -> Encoded:
-    """Embed images as in SAM2's image predictor, and compute the detail head's features of them.
-
-    Args:
-        images: float (B, 3, S, S), ImageNet-normalised.
-        colours: float (B, 3, S, S), the same as RGB in 0..1.
-    """
-    fine, middle, coarse = model.forward_image(images)["backbone_fpn"]
-    embedding = coarse + model.no_mem_embed.reshape(1, -1, 1, 1)
-    return Encoded(embedding, [fine, middle], model.detail.look(images, colours, embedding, [fine, middle]))
-
-
-def decode(
-    model: EmbeddedModel, encoded: Encoded, *, points: tuple[Tensor, Tensor] | None, masks: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Predict all four mask tokens for one prompt per row.
-
-    Args:
-        encoded: One row per prompt.
-        points: coordinates float (N, P, 2) in model pixels and labels int (N, P): 1, 0, -1 for points, 2 and 3 for the
-            corners of a box. With None the prompt encoder gets no points at all.
-        masks: float (N, 1, S/4, S/4) logits, or None.
-
-    Returns:
-        Mask logits (N, 4, S/4, S/4), token 0 being the single-mask output, and predicted IoUs (N, 4) in 0..1.
-    """
-    n = len(encoded.embedding)
-    sparse, dense = model.sam_prompt_encoder(points=points, boxes=None, masks=masks)
-    logits, predicted_iou, _, _ = model.sam_mask_decoder.predict_masks(
-        image_embeddings=encoded.embedding,
-        image_pe=model.sam_prompt_encoder.get_dense_pe(),
-        sparse_prompt_embeddings=sparse.expand(n, -1, -1),
-        dense_prompt_embeddings=dense.expand(n, -1, -1, -1),
-        repeat_image=False,
-        high_res_features=encoded.fine_maps,
-    )
-    return logits, predicted_iou

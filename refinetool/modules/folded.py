@@ -1,6 +1,6 @@
 """The embedded model prepared for inference: everything that depends on weights alone is computed once.
 
-The functions are those of `modules.embedded.encode` and `modules.detail.DetailHead`, up to rounding:
+The functions are those of `modules.heads.see` and `modules.detail.DetailHead`, up to rounding:
 
 * Position embeddings of the trunk are added ready-made, instead of being interpolated for every call.
 * Feature pyramid and the decoder's projections of it are linear with nothing between them, so their matrices are
@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from refinetool.modules.detail import FULL, DetailHead, mask_maps
-from refinetool.modules.embedded import EmbeddedModel, Encoded
+from refinetool.modules.embedded import EmbeddedModel
+from refinetool.modules.heads import Decoded, Encode, Features, HeadAnswer, Prompted, Seen
 
 
 class _Affine(NamedTuple):
@@ -43,19 +44,15 @@ class _Affine(NamedTuple):
 
 
 class FoldedEncoder:
-    """Computes what `modules.embedded.encode` computes, for one size of input.
-
-    The image part of the detail head's first convolution comes in the place of the image features at S/2: its maps fit
-    `FoldedHead` and not `DetailHead`.
+    """Computes what `modules.heads.see` computes, for one size of input, apart from the pyramid.
 
     Args:
         model: In evaluation mode; shares its trunk.
         dtype: Of the products.
     """
 
-    def __init__(self, model: EmbeddedModel, head: "FoldedHead", *, dtype: torch.dtype) -> None:
+    def __init__(self, model: EmbeddedModel, *, dtype: torch.dtype) -> None:
         self.trunk = model.image_encoder.trunk
-        self.head = head
         cells = model.image_size // 4
         with torch.no_grad():
             self.position = self.trunk._get_pos_embed((cells, cells))
@@ -72,29 +69,46 @@ class FoldedEncoder:
             self.at_4 = zero.after(laterals[0]).to(dtype)
             self.no_memory = model.no_mem_embed.detach().flatten()
 
-    def __call__(self, images: Tensor, colours: Tensor) -> Encoded:
-        """Embed images (B, 3, S, S), normalised, and the same as RGB in 0..1. Maps have channels last in memory."""
+    def see(self, images: Tensor) -> Features:
+        """Embed images (B, 3, S, S), ImageNet-normalised. Maps have channels last in memory."""
+        stages = self._stages(images)
+        features = self._coarsest(stages)
+        at_8 = _onto(self.down(features), self.at_8(stages[1]))
+        fine = _onto(at_8[..., self.middle :], self.at_4(stages[0]))
+        embedding = (features + self.no_memory).permute(0, 3, 1, 2)
+        return Features(images, (), embedding, [fine.permute(0, 3, 1, 2), at_8[..., : self.middle].permute(0, 3, 1, 2)])
+
+    def encode(self, images: Tensor) -> Tensor:
+        """Compute the features at S/16 alone, (B, C, S/16, S/16), without the embedding for "no memory"."""
+        return self._coarsest(self._stages(images)).permute(0, 3, 1, 2)
+
+    def _stages(self, images: Tensor) -> list[Tensor]:
         x = self.trunk.patch_embed(images) + self.position
         stages = []
         for number, block in enumerate(self.trunk.blocks):
             x = block(x)
             if number in self.trunk.stage_ends:
                 stages.append(x)
-        features = _onto(self.at_32(stages[3]), self.at_16(stages[2]))
-        at_8 = _onto(self.down(features), self.at_8(stages[1]))
-        fine = _onto(at_8[..., self.middle :], self.at_4(stages[0]))
-        embedding = (features + self.no_memory).permute(0, 3, 1, 2)
-        fine_maps = [fine.permute(0, 3, 1, 2), at_8[..., : self.middle].permute(0, 3, 1, 2)]
-        return Encoded(embedding, fine_maps, self.head.look(images, colours, embedding, fine_maps))
+        return stages
+
+    def _coarsest(self, stages: list[Tensor]) -> Tensor:
+        return _onto(self.at_32(stages[3]), self.at_16(stages[2]))
 
 
 class FoldedHead:
     """A detail head without batch normalisation, for inference only.
 
+    The image part of its first convolution comes in the place of the image features at S/2: its maps do not fit
+    `DetailHead`.
+
     Args:
         head: In evaluation mode; it is copied.
         dtype: Of the convolutions.
     """
+
+    wants_pyramid = False
+    augments = False
+    reads_tokens = False
 
     def __init__(self, head: DetailHead, *, dtype: torch.dtype) -> None:
         head = _without_norms(copy.deepcopy(head)).requires_grad_(False)
@@ -111,21 +125,21 @@ class FoldedHead:
             if isinstance(convolution, nn.Conv2d):
                 convolution.to(dtype).to(memory_format=torch.channels_last)
 
-    def look(self, images: Tensor, colours: Tensor, embedding: Tensor, fine_maps: list[Tensor]) -> list[Tensor]:
+    def look(self, features: Features, encode: Encode | None = None) -> Seen:
         """Do the same as `DetailHead.look`, apart from the maps at S/2, which the first convolution has processed."""
-        colours, image, *features = self.head.look(images, colours, embedding, fine_maps)
-        return [colours, self.enter_image(image), *features]
+        colours, image, *levels = self.head.look(features, encode).maps
+        return Seen(None, [colours, self.enter_image(image), *levels])
 
-    def __call__(self, seen: list[Tensor], coarse: Tensor, logits: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, seen: list[Tensor], prompted: Prompted, decoded: Decoded) -> HeadAnswer:
         """Return mask logits (N, S/2, S/2) and predicted IoUs (N,), see `DetailHead.forward`."""
         colours, image, *features = seen
-        given = mask_maps(colours, coarse, logits)
+        given = mask_maps(colours, prompted.sides, decoded.logits[:, 0])
         x = self.enter_given(given.to(memory_format=torch.channels_last)).add_(image).relu_()
         refined, deepest = self.head.correct(x, features)
         # One output channel is too few for a convolution kernel: multiply for all nine offsets, then add shifted maps.
         taps = self.leave_image.T @ refined.flatten(2).float() + self.leave_given.T @ given.flatten(2)
-        logits = F.fold(taps, coarse.shape[-2:], 3, padding=1)[:, 0] + self.leave_bias
-        return logits, self.head.score(deepest)
+        logits = F.fold(taps, given.shape[-2:], 3, padding=1)[:, 0] + self.leave_bias
+        return HeadAnswer(logits, self.head.score(deepest), [])
 
 
 def _onto(coarse: Tensor, fine: Tensor) -> Tensor:

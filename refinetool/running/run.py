@@ -40,6 +40,7 @@ def refine_dataset(
     checkpoint: str | None = None,
     device: str = JOB.device,
     precision: str = JOB.precision,
+    head: str = JOB.head,
     settings: RefineSettings = REFINE,
     format: str | None = None,
     sizes: Path | str | None = None,
@@ -74,6 +75,7 @@ def refine_dataset(
         checkpoint: A weights file, `random:SEED`, or None for the published weights of the model.
         device: `auto`, `cpu`, `cuda` or `cuda:N`.
         precision: `auto`, `fp32` or `bf16`.
+        head: For SAM 2 models: `auto`, `none`, `detail`, `sam2refiner`, or a file that `train head` wrote.
         settings: How to refine.
         format: A name in `formats.FORMATS`, None to detect it.
         sizes: A COCO file that lists the images, for COCO results, which don't.
@@ -114,6 +116,7 @@ def refine_dataset(
         "list of images": location(sizes),
         "ground truth": location(truth),
         "checkpoint": location(checkpoint),
+        "head": location(head),
         "IoU adapter": location(iou_adapter),
     }
     refuse_clashes(outputs, inputs)
@@ -155,6 +158,7 @@ def refine_dataset(
         device,
         precision,
         settings,
+        head=head,
         iou_adapter=location(iou_adapter),
         embeddings=location(cache_embeddings),
         embeddings_gigabytes=cache_gigabytes,

@@ -97,6 +97,7 @@ class RefineJob:
     settings: RefineSettings
     iou_adapter: Path | None
     format: str
+    head: str = JOB.head
     embeddings: Path | None = None
     embeddings_gigabytes: float = JOB.embeddings_gigabytes
     compiled: bool = False
@@ -113,6 +114,7 @@ class RefineJob:
             device=self.device,
             precision=self.precision,
             settings=self.settings,
+            head=self.head,
             iou_adapter=self.iou_adapter,
             embeddings=self.embeddings,
             embeddings_gigabytes=self.embeddings_gigabytes,

@@ -17,6 +17,7 @@ class Example(NamedTuple):
     weights: uint8 (B, K, S/2, S/2), 40 times the loss weight: 1 far from the true edge, 4 on it, 0 where ignored.
     edges: uint8 (B, S/4, S/4), 1 where two annotated regions meet.
     coarse_iou: float32 (B, K), IoU of the coarse mask with the ground truth.
+    truth: bool (B, K, S, S), the object.
     """
 
     image: Tensor
@@ -28,3 +29,4 @@ class Example(NamedTuple):
     weights: Tensor
     edges: Tensor
     coarse_iou: Tensor
+    truth: Tensor

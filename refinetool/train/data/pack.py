@@ -24,7 +24,8 @@ from refinetool.errors import DataError, StorageError, UsageError
 from refinetool.formats.storage import IMAGE_FOLDER, new_folder, refuse_clashes
 from refinetool.records import Size
 from refinetool.settings import PackSettings
-from refinetool.train.data.sources import IdMap, SourcePicture, fingerprint, id_map, list_pictures
+from refinetool.train.data.pictures import SourcePicture
+from refinetool.train.data.sources import IdMap, fingerprint, id_map, list_pictures
 
 INDEX_FILE, PICTURE_FILE = "pack.json", "pictures.safetensors"
 VERSION = 1

@@ -74,7 +74,8 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
         draws: On the CPU, one row per crop.
     """
     device, count, k = image.device, len(image), settings.prompts_per_image
-    covered = F.avg_pool2d(torch.stack((crops.target, companion(crops)), 1).float(), 2)  # (B, 2, S/2, S/2)
+    things = torch.stack((crops.target, companion(crops)), 1)
+    covered = F.avg_pool2d(things.float(), 2)  # (B, 2, S/2, S/2)
     good = at_least_half(covered)
     depth = signed_distance(good.flatten(0, 1), reach=REACH).view(count, 2, *good.shape[2:])
     low, high = (math.log(bound) for bound in SUPERPIXEL_COUNTS)
@@ -112,6 +113,7 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
         weights=_per_crop((weights * 40).round().byte(), count),
         edges=meeting_lines(crops.ids, cell=CELL),
         coarse_iou=_per_crop(overlap(coarse, scene.masks), count),
+        truth=_per_crop(things[crop, which], count),
     )
 
 

@@ -6,7 +6,7 @@ Listing the pictures of a source is quick; the pixels of each are read on demand
 import hashlib
 import json
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,34 +19,18 @@ from refinetool import masks
 from refinetool.errors import DataError
 from refinetool.formats import VOC_OBJECT, open_dataset
 from refinetool.images import read_image, read_sample
-from refinetool.records import VOID, ImageArray, Mask, Sample
+from refinetool.records import VOID, Mask, Sample
+from refinetool.train.data.hqseg import is_hqseg, list_hqseg
 from refinetool.train.data.objects import find_objects, object_mask, read_ids
+from refinetool.train.data.pictures import AnnotatedPicture, SourcePicture
 
 SPLIT_FILE = "split.json"
 LARGEST_WHOLE_CLASS = 3
 """A class with more components than this is not used as a whole object, only in parts."""
 
 
-@dataclass(frozen=True, slots=True)
-class AnnotatedPicture:
-    """An image, uint8 (H, W, 3) RGB, its objects, bool (H, W) each, and its void pixels, bool (H, W)."""
-
-    image: ImageArray
-    objects: tuple[Mask, ...]
-    void: Mask
-
-
-@dataclass(frozen=True, slots=True)
-class SourcePicture:
-    """One picture of a source: its name, whether it is for validation, and the function that reads it."""
-
-    key: str
-    validation: bool
-    read: Callable[[], AnnotatedPicture]
-
-
 def list_pictures(path: Path, *, images: Path | None, validation_share: float, max_pixels: int) -> list[SourcePicture]:
-    """List the pictures of a folder with `split.json`, a COCO file, a VOC root, or a folder of mask PNGs.
+    """List the pictures of a folder with `split.json`, HQSeg-44K, a COCO file, a VOC root, or a folder of mask PNGs.
 
     Args:
         images: Folder of the images; None looks in the usual places beside the annotations.
@@ -61,6 +45,8 @@ def list_pictures(path: Path, *, images: Path | None, validation_share: float, m
         raise DataError(f"{path}: no such file or folder; expected a data folder, a COCO file or a VOC root.")
     if (path / SPLIT_FILE).is_file():
         return _of_folder(path, max_pixels=max_pixels)
+    if path.is_dir() and is_hqseg(path):
+        return list_hqseg(path, max_pixels=max_pixels)
     if path.is_dir() and (path / "images").is_dir() and (path / "masks").is_dir():
         raise DataError(f"{path}: has no {SPLIT_FILE}; expected {{'train': [names], 'val': [names]}} in it.")
     return _of_dataset(path, images=images, validation_share=validation_share, max_pixels=max_pixels)

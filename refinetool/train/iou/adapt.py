@@ -106,6 +106,7 @@ def adapt_iou(
     checkpoint: str | None = None,
     device: str = JOB.device,
     precision: str = JOB.precision,
+    head: str = JOB.head,
     recipe: AdaptSettings | None = None,
     settings: RefineSettings = REFINE,
     format: str | None = None,
@@ -137,7 +138,7 @@ def adapt_iou(
         overwrite: Replace an existing output.
         keep: Write the adapter even if it does not help.
         keep_features: Keep the features in any case.
-        images, model, checkpoint, device, precision, format, sizes: As for `running.run.refine_dataset`.
+        images, model, checkpoint, device, precision, head, format, sizes: As for `running.run.refine_dataset`.
         workers, ray_address, threads: As for `running.run.refine_dataset`; the adapter is the same for any number.
         on_progress: Called after each image with (images done, images in total).
 
@@ -155,6 +156,7 @@ def adapt_iou(
         IMAGE_FOLDER: location(images),
         "list of images": location(sizes),
         "checkpoint": location(checkpoint),
+        "head": location(head),
     }
     outputs = {"adapter": destination, "file of features": kept_at}
     refuse_clashes(outputs, inputs)
@@ -169,7 +171,7 @@ def adapt_iou(
         max_pixels=settings.max_pixels,
     )
     refuse_clashes(outputs, {}, images=dataset.image_paths())
-    job = RefineJob(model, checkpoint, device, precision, settings, iou_adapter=None, format=dataset.format)
+    job = RefineJob(model, checkpoint, device, precision, settings, iou_adapter=None, format=dataset.format, head=head)
     wanted = drawn(len(dataset), chosen.max_images, seed=chosen.seed)
     try:
         with (
@@ -188,11 +190,11 @@ def adapt_iou(
                 )
             gathered = perf_counter()
             fit_keys, held_out = split(found.keys, held_out=chosen.held_out, seed=chosen.seed, source=source)
-            head = gatherer.head
+            scorer = gatherer.head
             # On matrices this small, several threads only wait for each other.
             with limited_threads(1):
-                down, up = fit(fit_keys, cache.load, head, recipe=chosen)
-                figures = compare(held_out, cache.load, head, down=down, up=up, with_masks=chosen.with_masks)
+                down, up = fit(fit_keys, cache.load, scorer, recipe=chosen)
+                figures = compare(held_out, cache.load, scorer, down=down, up=up, with_masks=chosen.with_masks)
             trained = perf_counter()
             single = next(one for one in figures if one.prompts == SINGLE_NAME)
             helps = single.top1_after > single.top1_before

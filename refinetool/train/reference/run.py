@@ -27,15 +27,14 @@ from refinetool.modules.reference_encoder import ReferenceEncoder
 from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.settings import ReferenceSettings, ReferenceTrainSettings
 from refinetool.train.data.sources import fingerprint
-from refinetool.train.embedded.checkpoint import MetricsLog
-from refinetool.train.embedded.run import TrainProgress
+from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, MetricsLog
+from refinetool.train.loop import TrainProgress
 from refinetool.train.reference.data import ClassPicture, classes_of, list_class_pictures, named_classes
 from refinetool.train.reference.episodes import ClassIndex, Episode, fixed_episodes, index_classes
 from refinetool.train.reference.step import episode_logits, mask_loss
 from refinetool.train.reference.store import SeenPictures
 from refinetool.train.reference.weights import write_reference_encoder
 
-RUN_FILE, CHECKPOINT_FILE, METRICS_FILE = "run.json", "checkpoint.pt", "metrics.jsonl"
 WEIGHTS_FILE = "reference.safetensors"
 LOG_EVERY = 50
 MEASURED_AT_ONCE = 16

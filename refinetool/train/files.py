@@ -1,26 +1,21 @@
 """Reads and writes the files of a training run: its record, checkpoint, metrics and weights."""
 
 import json
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from refinetool.errors import DataError, StorageError
 from refinetool.formats.storage import new_file
-from refinetool.modules.embedded import EmbeddedModel
 from refinetool.settings import TrainSettings
-from refinetool.train.embedded.step import Trainee
+from refinetool.train.step import Learner
 
-RUN_FILE, CHECKPOINT_FILE, METRICS_FILE, WEIGHTS_FILE = (
-    "run.json",
-    "checkpoint.pt",
-    "metrics.jsonl",
-    "embedded.safetensors",
-)
+RUN_FILE, CHECKPOINT_FILE, METRICS_FILE = "run.json", "checkpoint.pt", "metrics.jsonl"
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,12 +29,17 @@ class Position:
 
 @dataclass(frozen=True, slots=True)
 class RunRecord:
-    """The arguments of a run."""
+    """The arguments of a run.
+
+    start: Weights to start from.
+    about: Further arguments, which depend on what is trained.
+    """
 
     data: tuple[Path, ...]
     images: Path | None
     start: Path | None
     settings: TrainSettings
+    about: dict[str, Any] = field(default_factory=dict)
 
 
 def write_run(output: Path, record: RunRecord) -> None:
@@ -49,6 +49,7 @@ def write_run(output: Path, record: RunRecord) -> None:
         "images": None if record.images is None else str(record.images.absolute()),
         "start": None if record.start is None else str(record.start.absolute()),
         "settings": asdict(record.settings),
+        "about": record.about,
     }
     with new_file(output / RUN_FILE) as file:
         file.write(json.dumps(content, indent=1).encode())
@@ -70,28 +71,25 @@ def read_run(output: Path) -> RunRecord:
             None if content["images"] is None else Path(content["images"]),
             None if content["start"] is None else Path(content["start"]),
             TrainSettings(**content["settings"]),
+            dict(content.get("about", {})),
         )
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise DataError(f"{path}: can't be read as the record of a run ({error}); start afresh.") from error
 
 
-def save_checkpoint(
-    path: Path, trainee: Trainee, average: EmbeddedModel, optimizer: torch.optim.Optimizer, position: Position
-) -> None:
+def save_checkpoint(path: Path, learner: Learner, position: Position) -> None:
     """Write everything a resumed run needs, atomically."""
     state = {
-        "trainee": trainee.state_dict(),
-        "average": average.state_dict(),
-        "optimizer": optimizer.state_dict(),
+        "trainee": learner.trained.module.state_dict(),
+        "average": learner.average.state_dict(),
+        "optimizer": learner.optimizer.state_dict(),
         "position": asdict(position),
     }
     with new_file(path) as file:
         torch.save(state, file)
 
 
-def load_checkpoint(
-    path: Path, trainee: Trainee, average: EmbeddedModel, optimizer: torch.optim.Optimizer, *, data: str
-) -> Position:
+def load_checkpoint(path: Path, learner: Learner, *, data: str) -> Position:
     """Restore a run and return its progress.
 
     Args:
@@ -102,13 +100,13 @@ def load_checkpoint(
     """
     if not path.is_file():
         raise DataError(f"{path} does not exist, so there is nothing to resume; leave --resume out to start afresh")
-    device = next(trainee.parameters()).device
+    device = next(learner.average.parameters()).device
     try:
         state: dict[str, Any] = torch.load(path, weights_only=True, map_location=device)
         position = Position(**state["position"])
-        trainee.load_state_dict(state["trainee"])
-        average.load_state_dict(state["average"])
-        optimizer.load_state_dict(state["optimizer"])
+        learner.trained.module.load_state_dict(state["trainee"])
+        learner.average.load_state_dict(state["average"])
+        learner.optimizer.load_state_dict(state["optimizer"])
     except Exception as error:
         raise DataError(f"{path}: can't be read as a checkpoint ({_first_line(error)}); start afresh.") from error
     if position.data != data:
@@ -120,15 +118,14 @@ def _first_line(error: Exception) -> str:
     return str(error).partition("\n")[0] or type(error).__name__
 
 
-def export(model: EmbeddedModel, path: Path, *, step: int, settings: TrainSettings, data: Sequence[str]) -> None:
-    """Write the weights as fp16 safetensors, with the recipe in the file's metadata."""
-    tensors = {
+def export(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str]) -> None:
+    """Write tensors as fp16 safetensors; those that are not floating-point keep their type."""
+    halves = {
         name: (tensor.half() if tensor.is_floating_point() else tensor).detach().contiguous().cpu()
-        for name, tensor in model.state_dict().items()
+        for name, tensor in tensors.items()
     }
-    recipe = {"step": str(step), "settings": json.dumps(asdict(settings)), "data": ", ".join(data)}
     with new_file(path) as file:
-        file.write(save(tensors, metadata=recipe))
+        file.write(save(halves, metadata=dict(metadata)))
 
 
 class MetricsLog:

@@ -88,3 +88,46 @@ def hard_iou(prediction: Tensor, target: Tensor, *, known: Tensor) -> Tensor:
 def edge_loss(logits: Tensor, edges: Tensor) -> Tensor:
     """Compute the cross-entropy of edge logits (B, 1, h, w) and edges (B, h, w) in 0..1; edges count three times."""
     return F.binary_cross_entropy_with_logits(logits[:, 0].float(), edges, pos_weight=edges.new_tensor(3.0))
+
+
+POINTS = 112 * 112
+"""Number of points at which masks are compared, as in HQ-SAM."""
+OVERSAMPLED = 3
+"""Points are chosen from this many times their number ..."""
+UNCERTAIN = 0.75
+"""... and this fraction of them are the most uncertain ones; the others are drawn anew."""
+
+
+def point_loss(logits: Tensor, truth: Tensor, weight: Tensor, *, generator: torch.Generator) -> Tensor:
+    """Compute cross-entropy + dice at uncertain points (eq. 3 of SAM2Refiner, for one output).
+
+    Points are positions in the square, so logits of any grid are compared with the same masks.
+
+    Args:
+        logits: (N, h, h).
+        truth: bool (N, S, S).
+        weight: (N, S/2, S/2); points where it is 0 do not count.
+    """
+    logits = logits[:, None].float()
+    n, device = len(logits), logits.device
+    with torch.no_grad():
+        many = torch.rand(n, OVERSAMPLED * POINTS, 2, generator=generator, device=device)
+        doubt = -_at(logits, many).abs()
+        certain = round(UNCERTAIN * POINTS)
+        chosen = doubt.topk(certain, dim=1).indices
+        rest = torch.rand(n, POINTS - certain, 2, generator=generator, device=device)
+        places = torch.cat((many.gather(1, chosen[..., None].expand(-1, -1, 2)), rest), 1)
+        target = _at(truth[:, None].float(), places)
+        known = _at((weight[:, None] > 0).float(), places) > 0.5
+    found = _at(logits, places)
+    entropy = F.binary_cross_entropy_with_logits(found, target, reduction="none")
+    entropy = (entropy * known).sum(1) / known.sum(1).clamp(min=1)
+    p, t = found.sigmoid() * known, target * known
+    dice = 1 - (2 * (p * t).sum(1) + 1) / (p.sum(1) + t.sum(1) + 1)
+    return (entropy + dice).mean()
+
+
+def _at(maps: Tensor, places: Tensor) -> Tensor:
+    """Sample maps (N, 1, h, w) bilinearly at places (N, P, 2) in 0..1, (x, y): (N, P)."""
+    # Near the border of a coarse grid there is no cell on the other side; zeros would pull logits towards doubt.
+    return F.grid_sample(maps, 2 * places[:, None] - 1, padding_mode="border", align_corners=False)[:, 0, 0]
