@@ -64,7 +64,10 @@ def models_info(
     million, giga, mega = 1e6, 1e9, 1e6
     rows = [
         ("parameters of the model (frozen)", f"{costs.parameters / million:.2f} M"),
-        ("parameters of the head (trainable)", f"{costs.head_parameters / million:.2f} M" if costs.head_parameters else "no head"),
+        (
+            "parameters of the head (trainable)",
+            f"{costs.head_parameters / million:.2f} M" if costs.head_parameters else "no head",
+        ),
         ("input", f"{costs.side} x {costs.side} px"),
         ("grid of masks", f"{costs.mask_side} x {costs.mask_side}"),
         ("operations per image", f"{costs.image_flops / giga:,.1f} GFLOP"),
