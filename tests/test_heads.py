@@ -1,6 +1,9 @@
 """Heads on SAM 2 models: their files, how they are chosen, and how they are trained."""
 
 import json
+import os
+import subprocess
+import sys
 from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
@@ -30,7 +33,7 @@ from refinetool.train.head.run import train_head
 from refinetool.train.loop import TrainProgress
 from refinetool.train.losses import point_loss
 from refinetool.train.questions import BOX_ONLY, FULL, draw_clicks, mixed_groups
-from refinetool.train.ranks import ALONE
+from refinetool.train.ranks import ALONE, Ranks
 
 RANDOM = "random:0"
 QUICK_HEAD = replace(
@@ -425,6 +428,65 @@ def test_the_recipes_differ_in_size_only() -> None:
     assert TRAIN_HEAD.steps == 20 * 44_320 // 32
     for name in ("prompts", "mask_loss", "auxiliary_loss", "learning_rate", "weight_decay", "second_beta"):
         assert getattr(TRAIN_HEAD, name) == getattr(TRAIN_EMBEDDED_HEAD, name)
+
+
+def test_processes_share_a_batch() -> None:
+    numbers = torch.arange(10, 18)
+    parts = [Ranks(rank, 4).share(numbers).tolist() for rank in range(4)]
+    assert parts == [[10, 11], [12, 13], [14, 15], [16, 17]]
+    assert torch.equal(ALONE.share(numbers), numbers)
+    with pytest.raises(UsageError, match="8 images can't be shared by 3 processes"):
+        Ranks(0, 3).share(numbers)
+
+
+AGREEING = """
+import torch
+from refinetool.train.ranks import join_ranks
+
+ranks, device = join_ranks("cpu")
+tensors = [torch.full((2,), float(ranks.rank)), torch.tensor([[10.0 * ranks.rank]])]
+ranks.average(tensors)
+assert ranks.count == 2
+assert tensors[0].tolist() == [0.5, 0.5]
+assert tensors[1].tolist() == [[5.0]]
+assert ranks.agree(7.0 + ranks.rank, device=device) == 7.0
+ranks.wait()
+"""
+
+
+def with_torchrun(*arguments: str) -> None:
+    """Run a program in two processes."""
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", *arguments]
+    done = subprocess.run(
+        torchrun, capture_output=True, text=True, check=False, env=os.environ | {"OMP_NUM_THREADS": "1"}
+    )
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.slow
+def test_processes_average_and_agree(tmp_path: Path) -> None:
+    (tmp_path / "agreeing.py").write_text(AGREEING)
+    with_torchrun(str(tmp_path / "agreeing.py"))
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_head(folder: Path, tmp_path: Path) -> None:
+    """From raw data, which only one of them packs; one writes what a single process would."""
+    arguments = ["--data", str(folder.parent / "data"), "--checkpoint", RANDOM, "--device", "cpu", "--side", "64"]
+    with_torchrun(
+        "-m", "refinetool", "train", "head", *arguments, "--steps", "2", "--batch", "2", "-o", str(tmp_path / "run")
+    )
+    left = {path.name for path in (tmp_path / "run").iterdir()}
+    assert left == {
+        "run.json",
+        "checkpoint.pt",
+        "metrics.jsonl",
+        "curves.png",
+        "head.safetensors",
+        "packed",
+        "samples-000002.png",
+    }
+    assert grids(load(str(tmp_path / "run" / "head.safetensors")))[0].shape[-1] == 256
 
 
 def test_hqseg_is_read_from_hq_sams_folders(tmp_path: Path) -> None:

@@ -10,6 +10,9 @@ from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
 from refinetool.train.ranks import Ranks
 
+RANK_SEED = 1 << 32
+"""Distance of the seeds of processes that train together."""
+
 
 class Loss(NamedTuple):
     """The loss of a batch, and the mean IoU of the masks for full prompts, for reporting. Both are on the device."""
@@ -50,8 +53,10 @@ class Learner:
     def step(self, batch: Example, *, step: int, learning_rate: float) -> Loss:
         """Train one step on a batch; the loss stays on the device, so that the next step need not wait for it."""
         settings, device = self.settings, batch.image.device
-        seed = settings.seed * 1_000_003 + step + self.ranks.rank * 7_919
-        host, noise = torch.Generator().manual_seed(seed), torch.Generator(device).manual_seed(seed)
+        seed = settings.seed * 1_000_003 + step
+        # Kinds of prompts are the same in all processes, so that none waits for another.
+        host = torch.Generator().manual_seed(seed)
+        noise = torch.Generator(device).manual_seed(seed + RANK_SEED * self.ranks.rank)
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate
         loss = self.trained.loss(batch, host=host, noise=noise)
