@@ -22,7 +22,6 @@ from refinetool.masks import tight_box
 from refinetool.records import BoolArray
 from refinetool.settings import FewShotSettings, ReferenceSettings, ReferenceTrainSettings
 from refinetool.train.files import CHECKPOINT_FILE
-from refinetool.train.loop import TrainProgress
 from refinetool.train.reference.annotations import CURVES, KINDS, Kind, draw_points, simulate, walk
 from refinetool.train.reference.data import (
     class_name,
@@ -46,6 +45,7 @@ from refinetool.train.reference.run import (
     train_reference,
 )
 from refinetool.train.reference.store import squashed
+from refinetool.train.steps import TrainProgress
 
 torch.set_num_threads(1)
 SIDE = 64

@@ -21,7 +21,7 @@ from refinetool.statuses import Reason
 
 if TYPE_CHECKING:
     from refinetool.running.summary import Progress, Summary
-    from refinetool.train.loop import TrainProgress
+    from refinetool.train.steps import TrainProgress
 
 LINE_EVERY_S = 10.0
 LINE_EVERY_FRACTION = 0.1

@@ -7,7 +7,6 @@ encoder is measured on fixed validation episodes; the best one so far is what is
 import hashlib
 import json
 import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -20,23 +19,23 @@ from refinetool.backends.image_encoders import ImageEncoder, load_image_encoder
 from refinetool.backends.models import load_backend
 from refinetool.backends.reference import Recipe, recipe_for
 from refinetool.backends.square import SquareBackend
-from refinetool.errors import DataError, Interrupted
+from refinetool.errors import DataError
 from refinetool.evaluate.few_shot import FewShotScores, score_episode
 from refinetool.formats.storage import new_file, refuse_clashes
 from refinetool.modules.reference_encoder import ReferenceEncoder
-from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.settings import ReferenceSettings, ReferenceTrainSettings
 from refinetool.train.data.sources import fingerprint
-from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, MetricsLog
-from refinetool.train.loop import TrainProgress
+from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, Position
+from refinetool.train.ranks import ALONE
 from refinetool.train.reference.data import ClassPicture, classes_of, list_class_pictures, named_classes
 from refinetool.train.reference.episodes import ClassIndex, Episode, fixed_episodes, index_classes
 from refinetool.train.reference.step import episode_logits, mask_loss
 from refinetool.train.reference.store import SeenPictures
 from refinetool.train.reference.weights import write_reference_encoder
+from refinetool.train.step import Loss
+from refinetool.train.steps import Pace, TrainProgress, take_steps
 
 WEIGHTS_FILE = "reference.safetensors"
-LOG_EVERY = 50
 MEASURED_AT_ONCE = 16
 
 
@@ -56,15 +55,6 @@ class ReferenceRun:
     image_encoder: str
     encoder_checkpoint: str | None
     settings: ReferenceTrainSettings
-
-
-@dataclass(slots=True)
-class _Position:
-    """The progress of a run. `best` is the best validation mIoU so far, -1 before the first."""
-
-    step: int = 0
-    seconds: float = 0.0
-    best: float = -1.0
 
 
 def train_reference(
@@ -101,7 +91,9 @@ def train_reference(
     if resume:
         trainer.restore(checkpoint)
     write_record(run, output / RUN_FILE)
-    trainer.go(on_progress)
+    settings = run.settings
+    pace = Pace(settings.steps, settings.episodes_per_step, settings.validate_every, settings.save_every)
+    take_steps(trainer, output, pace=pace, device=device, ranks=ALONE, on_progress=on_progress)
     return output / WEIGHTS_FILE
 
 
@@ -196,56 +188,38 @@ class _Trainer:
         self.optimizer = torch.optim.AdamW(
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
-        self.position = _Position()
+        self.position, self.best = Position(0, 0.0, self.digest), -1.0
 
-    def go(self, on_progress: Callable[[TrainProgress], None]) -> None:
-        """Take the remaining steps."""
-        settings, first = self.settings, self.position.step
-        log = MetricsLog(self.output / METRICS_FILE, step=first)
-        before, began, measuring = self.position.seconds, time.monotonic(), 0.0
-        with stop_on_interrupt(after="the step is taken") as stop:
-            while self.position.step < settings.steps:
-                loss, iou = self._step(self.position.step)
-                self.position.step += 1
-                step, seconds = self.position.step, time.monotonic() - began
-                self.position.seconds = before + seconds
-                last, stopping = step == settings.steps, stop.is_set()
-                figures = None
-                if last or step % settings.validate_every == 0:
-                    figures = self._measured()
-                    measuring += time.monotonic() - began - seconds
-                rate = (step - first) / max(seconds - measuring, 1e-6)
-                progress = TrainProgress(
-                    step,
-                    settings.steps,
-                    step / settings.steps,
-                    loss,
-                    iou,
-                    rate * settings.episodes_per_step,
-                    (settings.steps - step) / rate,
-                    figures,
-                )
-                if figures or step % LOG_EVERY == 0:
-                    log.write({**asdict(progress), "seconds": round(self.position.seconds, 1)})
-                on_progress(progress)
-                if last or stopping or step % settings.save_every == 0:
-                    self._save()
-                if stopping and not last:
-                    raise Interrupted(f"stopped after step {step}; the checkpoint is {self.output / CHECKPOINT_FILE}")
+    @property
+    def over(self) -> bool:
+        """Whether the run is complete."""
+        return self.position.step >= self.settings.steps
 
-    def _step(self, step: int) -> tuple[float, float]:
-        """Take a step, and return its loss and the mean IoU of its masks."""
+    def share(self) -> float:
+        """Return the completed fraction of the run."""
+        return self.position.step / self.settings.steps
+
+    def seconds_left(self, rate: float) -> float:
+        """Return the seconds to the end of the run at `rate` steps per second."""
+        return (self.settings.steps - self.position.step) / rate
+
+    def draw(self, step: int) -> list[Episode]:
+        """Draw the episodes of a step."""
+        return step_episodes(self.index, step, settings=self.settings)
+
+    def take(self, step: int, batch: list[Episode]) -> Loss:
+        """Take a step; its IoU is the mean over the episodes' masks."""
         for group in self.optimizer.param_groups:
-            group["lr"] = rate_at(step, settings=self.settings)
+            group["lr"] = rate_at(step - 1, settings=self.settings)
         torch.manual_seed(self.settings.seed * 1_000_003 + step)  # of dropout, so that a resumed run is the same
-        logits, truth, counted = self._logits(step_episodes(self.index, step, settings=self.settings), most=False)
+        logits, truth, counted = self._logits(batch, most=False)
         loss = mask_loss(logits, truth, counted)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
         found, true = (logits.detach() > 0) & (counted > 0), (truth > 0) & (counted > 0)
         either = (found | true).sum(dim=(1, 2)).clamp(min=1)
-        return float(loss.detach()), float(((found & true).sum(dim=(1, 2)) / either).mean())
+        return Loss(loss.detach(), ((found & true).sum(dim=(1, 2)) / either).mean())
 
     def _logits(self, episodes: Sequence[Episode], *, most: bool) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         self.model.train(not most)
@@ -260,7 +234,7 @@ class _Trainer:
             resize=self.recipe.resize,
         )
 
-    def _measured(self) -> dict[str, float]:
+    def measured(self, step: int) -> dict[str, float]:
         """Measure the mIoU at each threshold on the fixed episodes, and save the encoder if it is the best so far."""
         scores = {threshold: FewShotScores() for threshold in self.settings.thresholds}
         for start in range(0, len(self.fixed), MEASURED_AT_ONCE):
@@ -275,26 +249,27 @@ class _Trainer:
                     )
         means = {threshold: one.mean_iou for threshold, one in scores.items()}
         best = max(means, key=lambda threshold: means[threshold])
-        if means[best] > self.position.best:
-            self.position.best = means[best]
-            self._write(threshold=best)
+        if means[best] > self.best:
+            self.best = means[best]
+            self._write(step, threshold=best)
         return {"mean_iou": means[best], "threshold": best}
 
-    def _write(self, *, threshold: float) -> None:
+    def _write(self, step: int, *, threshold: float) -> None:
         trained = {
             "data": [path.name for path in self.run.data],
-            "steps": self.position.step,
-            "validation_mean_iou": round(self.position.best, 4),
+            "steps": step,
+            "validation_mean_iou": round(self.best, 4),
         }
         recipe = replace(self.recipe, threshold=threshold, trained=trained)
         write_reference_encoder(self.model, recipe, self.output / WEIGHTS_FILE)
 
-    def _save(self) -> None:
+    def save(self) -> None:
+        """Write a checkpoint; the weights of the best encoder are written when it is measured."""
         state = {
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "position": asdict(self.position),
-            "data": self.digest,
+            "best": self.best,
         }
         with new_file(self.output / CHECKPOINT_FILE) as file:
             torch.save(state, file)
@@ -305,11 +280,11 @@ class _Trainer:
             state: dict[str, Any] = torch.load(path, weights_only=True, map_location=self.backend.device)
             self.model.load_state_dict(state["model"])
             self.optimizer.load_state_dict(state["optimizer"])
-            self.position = _Position(**state["position"])
+            self.position, self.best = Position(**state["position"]), float(state["best"])
         except Exception as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             raise DataError(f"{path}: can't be read as a checkpoint ({reason}); start afresh.") from error
-        if state.get("data") != self.digest:
+        if self.position.data != self.digest:
             raise DataError(f"{path}: the run began with other data; put them back, or start afresh without --resume.")
 
 
