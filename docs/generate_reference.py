@@ -278,7 +278,8 @@ def differences(one: Mapping[str, Any], other: Mapping[str, Any], group: str = "
 def models_page() -> str:
     """Return the page with the table of models and the published files."""
     models = [
-        [code(model.name), model.about, *_defaults(model.defaults), _size(model.name)] for model in MODELS.values()
+        [code(model.name), model.about, model.head, *_defaults(model.defaults), _size(model.name)]
+        for model in MODELS.values()
     ]
     files = [
         [code(weights.model), weights.url, f"{weights.size:,}", code(weights.sha256), weights.origin]
@@ -287,12 +288,12 @@ def models_page() -> str:
     return page(
         [
             "# Models",
-            "These are the names that `--model` takes. View, selection and snap are what `auto` means for a model. The "
-            "two thresholds are the defaults of the [guard](../design/guard.md) for the model; a dash means that none "
+            "These are the names that `--model` takes. Head, view, selection and snap are what `auto` means for a model. "
+            "The two thresholds are the defaults of the [guard](../design/guard.md) for the model; a dash means that none "
             "was measured, so there is none. When to change these settings: [tuning](../how-to/tuning.md). Which model "
             "to use: [choosing a model](../how-to/choosing-a-model.md).",
             table(
-                ["name", "description", "view", "selection", "snap", "predicted IoU", "expected gain", "weights"],
+                ["name", "description", "head", "view", "selection", "snap", "predicted IoU", "expected gain", "weights"],
                 models,
             ),
             "## Published files",
