@@ -160,6 +160,46 @@ def test_sine_positions_are_those_written_out() -> None:
                     assert found[row * width + column, axis * channels // 2 + c] == pytest.approx(expected, abs=1e-5)
 
 
+def attended(layer: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention with four heads, a residual connection and a norm, for one pair, written out."""
+    width = queries.shape[1]
+    weights, biases = layer.attention.in_proj_weight.chunk(3), layer.attention.in_proj_bias.chunk(3)
+    q, k, v = (x @ w.T + b for x, w, b in zip((queries, keys, values), weights, biases, strict=True))
+    answers = []
+    for head in range(4):
+        own = slice(head * width // 4, (head + 1) * width // 4)
+        scores = (q[:, own] @ k[:, own].T / math.sqrt(width // 4)).softmax(dim=1)
+        answers.append(scores @ v[:, own])
+    summed = queries + torch.cat(answers, dim=1) @ layer.attention.out_proj.weight.T + layer.attention.out_proj.bias
+    centred = summed - summed.mean(dim=1, keepdim=True)
+    normed = centred / (centred.pow(2).mean(dim=1, keepdim=True) + 1e-5).sqrt()
+    return normed * layer.norm.weight + layer.norm.bias
+
+
+def test_tokens_are_those_written_out() -> None:
+    """Equations 1 to 5 for one pair: positions are added to keys alone, and the mask channel is ten times the mask."""
+    model = small()
+    reference, annotation, target, pseudo = pairs(1)
+    reduce, merge = (model.augmenter.reduce[0].weight[:, :, 0, 0], model.augmenter.merge[0].weight[:, :, 0, 0])
+    cells = [(reduce @ part[0].flatten(1)).relu() for part in (reference, target)]  # (C, L)
+    marks = [part[0].flatten(1) for part in (annotation, pseudo)]  # (1, L)
+    prototype = (cells[0] * marks[0]).sum(1, keepdim=True) / (marks[0].sum() + 5e-4)
+    augmented = [
+        (merge @ torch.cat((one, prototype.expand_as(one), 10 * mark))).relu().T
+        for one, mark in zip(cells, marks, strict=True)
+    ]
+    positions = sine_positions((6, 8), channels=16)
+    generator = model.generator
+    tokens: Tensor = generator.queries
+    for own, ask, exchange in (
+        (augmented[0], generator.ask_reference, generator.exchange_first),
+        (augmented[1], generator.ask_target, generator.exchange_second),
+    ):
+        tokens = attended(ask, tokens, own + positions, own)
+        tokens = attended(exchange, tokens, tokens, tokens)
+    assert torch.allclose(model(reference, annotation, target, pseudo)[0], tokens, atol=1e-4)
+
+
 # --- decoding
 
 
