@@ -6,13 +6,13 @@ masks. It is written by looking up one outcome at a time. Everything that is not
 
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from refinetool.errors import UsageError
 from refinetool.locations import check_reachable
-from refinetool.settings import MAX_PIXELS
+from refinetool.settings import MAX_PIXELS, PolygonSettings
 
 if TYPE_CHECKING:
     from refinetool.records import Outcome, Sample
@@ -49,6 +49,7 @@ class Request:
     need_images: Whether it is an error if no image is found; masks can be measured without images.
     follow_links: Whether links in the folders of images and masks may lead out of these folders.
     max_pixels: The masks of COCO images that claim more pixels are not decoded.
+    polygons: How refined masks are written in place of polygons.
     """
 
     images: Path | None = None
@@ -57,6 +58,7 @@ class Request:
     need_images: bool = True
     follow_links: bool = False
     max_pixels: int = MAX_PIXELS
+    polygons: PolygonSettings = field(default_factory=PolygonSettings)
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +111,14 @@ def open_dataset(
     need_images: bool = True,
     follow_links: bool = False,
     max_pixels: int = MAX_PIXELS,
+    polygons: PolygonSettings | None = None,
 ) -> Dataset:
     """Open coarse masks.
 
     Args:
         path: A COCO JSON file, a VOC root, or a folder of PNGs.
         format: One of FORMATS; None detects it.
-        images, sizes, include_crowd, need_images, follow_links, max_pixels: See `Request`.
+        images, sizes, include_crowd, need_images, follow_links, max_pixels, polygons: See `Request`.
 
     Raises:
         UsageError: The format does not exist, or can't be detected from the files, or a store can't be used.
@@ -130,4 +133,5 @@ def open_dataset(
     if format not in FORMATS:
         raise UsageError(f"there is no format {format!r}; choose one of {', '.join(FORMATS)}.")
     opener: Callable[[Path, Request], Dataset] = pkgutil.resolve_name(FORMATS[format])
-    return opener(path, Request(images, sizes, include_crowd, need_images, follow_links, max_pixels))
+    drawn = PolygonSettings() if polygons is None else polygons
+    return opener(path, Request(images, sizes, include_crowd, need_images, follow_links, max_pixels, drawn))

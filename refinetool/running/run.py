@@ -8,7 +8,7 @@ import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -129,6 +129,7 @@ def refine_dataset(
         include_crowd=settings.include_crowd,
         follow_links=follow_links,
         max_pixels=settings.max_pixels,
+        polygons=settings.polygons,
     )
     refuse_clashes(outputs, {}, images=dataset.image_paths())
     total = len(dataset) if limit is None else min(limit, len(dataset))
@@ -168,7 +169,8 @@ def refine_dataset(
         ):
             with stop_on_interrupt(after="the model has answered") as stop:
                 summary = run(samples, runner, journal=journal, total=total, on_progress=on_progress, stop=stop)
-            written = write(dataset, journal.find, destination, runner.identity)
+            notes = {**runner.identity, "polygons": asdict(settings.polygons)}
+            written = write(dataset, journal.find, destination, notes)
             if record is not None:
                 write_mask_record(dataset.samples(), journal.find, Path(record))
             if candidates is not None:
