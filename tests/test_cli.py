@@ -193,6 +193,10 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--view crop", "view.mode", "crop"),
     ("--view-margin 0.1", "view.margin", 0.1),
     ("--snap guided", "snap.mode", "guided"),
+    ("--speck-px 4", "specks.max_px", 4.0),
+    ("--speck-share 0.01", "specks.max_share", 0.01),
+    ("--polygon-tolerance 0.5", "polygons.tolerance_px", 0.5),
+    ("--holes fill", "polygons.holes", "fill"),
     ("--split-rule paper", "split.rule", "paper"),
     ("--split-rule off", "split.rule", "off"),
     ("--grid-points 8", "grid.points_per_side", 8),
@@ -372,6 +376,33 @@ def test_dry_run_touches_nothing(command: Command, folder: Path) -> None:
     assert "model embedded" in said.out
     assert "coarse.refined.json" in said.out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_dry_run_beside_an_output_foretells_it(command: Command, folder: Path) -> None:
+    arguments = ["refine", folder / "coarse.json", "--images", folder / "images", "--limit", 2]
+    assert command(*arguments).code == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    said = command(*arguments, "--dry-run", "--record", folder / "coarse.refined.json.csv")
+    assert said.code == 0, said.err
+    assert "coarse.refined.json, which exists already: the run will need --overwrite" in said.out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_a_finished_run_says_so(command: Command, folder: Path) -> None:
+    arguments = ["refine", folder / "coarse.json", "--images", folder / "images"]
+    assert command(*arguments).code == 0
+    said = command(*arguments, "--resume")
+    assert said.code == 2
+    assert "nothing is left to do; --overwrite refines again" in said.err
+
+
+def test_one_image_is_no_images(command: Command, folder: Path) -> None:
+    said = command("refine", folder / "coarse.json", "--images", folder / "images", "--limit", 1)
+    assert "1 of 1 mask refined" in said.out
+    assert "\n1 image, " in said.out
+    assert said.err.startswith("1/1 image, 1 mask, 0 kept")
+    said = command("refine", folder / "coarse.json", "--images", folder / "images", "--limit", 1, "--dry-run")
+    assert "1 of 1 mask would be refined, in 1 image\n" in said.out
 
 
 def test_a_limited_run_is_continued(command: Command, folder: Path) -> None:

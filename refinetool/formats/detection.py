@@ -9,6 +9,7 @@ from refinetool.errors import DataError, MaskError, UsageError
 from refinetool.formats import COCO, COCO_RESULTS, DAVIS, MASKS, VOC_CLASS, VOC_OBJECT
 from refinetool.formats.folders import mask_files
 from refinetool.formats.png import check_headers, mostly_black_and_white, read_header, read_values
+from refinetool.formats.voc import clips_folder
 
 _LOOKED_AT = 12
 """Number of PNGs, spread over the folder, whose values are examined."""
@@ -48,6 +49,8 @@ def _of_folder(folder: Path, *, follow_links: bool) -> str:
     for name, format in by_name.items():
         if folder.absolute().name.startswith(name):
             return format
+    if clips_folder(folder) != folder:
+        return DAVIS
     return _of_pixels(folder, mask_files(folder, follow_links=follow_links))
 
 

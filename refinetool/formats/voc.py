@@ -19,7 +19,7 @@ from pathlib import Path
 import numpy as np
 
 from refinetool import masks
-from refinetool.errors import DataError, MaskError
+from refinetool.errors import DataError, MaskError, UsageError
 from refinetool.formats import DAVIS, VOC_CLASS, VOC_OBJECT, Request, Written
 from refinetool.formats.folders import MaskFolder, find_images
 from refinetool.formats.image_files import existing_folder
@@ -30,25 +30,57 @@ from refinetool.statuses import Reason
 BACKGROUND = 0
 
 
+_FOLDERS = {VOC_CLASS: "SegmentationClass", VOC_OBJECT: "SegmentationObject"}
+
+
 def open_voc_class(path: Path, request: Request) -> "IndexMaps":
     """Open class maps of a VOC data set or any folder. Raises DataError without masks, or without images if needed."""
-    return _open(path, request, format=VOC_CLASS, layout="semantic", inner="SegmentationClass")
+    return _open(path, request, format=VOC_CLASS, layout="semantic", folder=_voc_folder(path, VOC_CLASS))
 
 
 def open_voc_object(path: Path, request: Request) -> "IndexMaps":
     """Open object maps of a VOC data set or any folder, with the same errors."""
-    return _open(path, request, format=VOC_OBJECT, layout="indexed", inner="SegmentationObject")
+    return _open(path, request, format=VOC_OBJECT, layout="indexed", folder=_voc_folder(path, VOC_OBJECT))
 
 
 def open_davis(path: Path, request: Request) -> "IndexMaps":
     """Open index PNGs in folders, one per clip, with the same errors."""
-    return _open(path, request, format=DAVIS, layout="indexed", inner="")
+    return _open(path, request, format=DAVIS, layout="indexed", folder=clips_folder(existing_folder(path)))
 
 
-def _open(path: Path, request: Request, *, format: str, layout: Layout, inner: str) -> "IndexMaps":
-    """Open index PNGs in a folder, or in its sub-folder `inner` if it exists."""
-    within = existing_folder(path) / inner
-    folder = within if within.is_dir() else path
+def _voc_folder(path: Path, format: str) -> Path:
+    """Return the folder of the maps in a VOC data set, or the path itself if it is no VOC data set."""
+    inner = existing_folder(path) / _FOLDERS[format]
+    if inner.is_dir():
+        return inner
+    for other, name in _FOLDERS.items():
+        if (path / name).is_dir():
+            raise DataError(f"{path}: has no folder {inner.name}, only {name}; name the format {other}.")
+    return path
+
+
+def clips_folder(path: Path) -> Path:
+    """Return the folder of the clips in a data set like DAVIS, or the path itself if it is no such data set.
+
+    Clips are in `Annotations`, or in folders for resolutions within it.
+
+    Raises:
+        UsageError: There are several resolutions.
+    """
+    annotations = path / "Annotations"
+    if not annotations.is_dir():
+        return path
+    if any(annotations.glob("*/*.png")):
+        return annotations
+    found = [folder for folder in sorted(annotations.iterdir()) if any(folder.glob("*/*.png"))]
+    if len(found) > 1:
+        names = ", ".join(folder.name for folder in found)
+        raise UsageError(f"{path}: has masks of several resolutions ({names}); name one of the folders, as {found[0]}.")
+    return found[0] if found else path
+
+
+def _open(path: Path, request: Request, *, format: str, layout: Layout, folder: Path) -> "IndexMaps":
+    """Open index PNGs in a folder, which is the path or within it."""
     source = find_images(path, folder, request)
     seen: dict[str, Path] = {}
     for file in source.files:

@@ -117,10 +117,11 @@ def refine_dataset(
         "IoU adapter": location(iou_adapter),
     }
     refuse_clashes(outputs, inputs)
-    check_journal(left, resume=resume, fresh=fresh)
-    replaced = overwrite or (resume and holds_work(left))
-    check_output(source, destination, replaced=replaced)
-    refuse_existing(records, replaced=replaced)
+    if not dry_run:
+        check_journal(left, resume=resume, fresh=fresh)
+        replaced = overwrite or (resume and holds_work(left))
+        check_output(source, destination, replaced=replaced, resume=resume)
+        refuse_existing(records, replaced=replaced)
     dataset = open_dataset(
         source,
         images=location(images),
@@ -234,10 +235,11 @@ def check_journal(path: Path, *, resume: bool, fresh: bool) -> None:
         )
 
 
-def check_output(source: Path, destination: Path, *, replaced: bool) -> None:
+def check_output(source: Path, destination: Path, *, replaced: bool, resume: bool) -> None:
     """Raise UsageError if the output can't be written, or would replace something that must not be replaced.
 
-    A folder is replaced only if the input has all of its files, because then it can only be an earlier output.
+    With `resume`, an output without a journal is taken to be that of a finished run. A folder is replaced only if the
+    input has all of its files, because then it can only be an earlier output.
     """
     if not destination.parent.is_dir():
         raise UsageError(f"{destination}: there is no folder {destination.parent}; make it, or name another output")
@@ -247,6 +249,11 @@ def check_output(source: Path, destination: Path, *, replaced: bool) -> None:
         kinds = ("folder", "file") if source.is_dir() else ("file", "folder")
         raise UsageError(
             f"{destination}: the output will be a {kinds[0]}, but this is a {kinds[1]}; name another output"
+        )
+    if not replaced and resume:
+        raise UsageError(
+            f"{destination}: exists already, and no unfinished run has left a journal beside it, so nothing is left to "
+            "do; --overwrite refines again"
         )
     if not replaced:
         raise UsageError(f"{destination}: exists already; --overwrite replaces it, --output names another")
