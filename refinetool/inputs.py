@@ -18,7 +18,9 @@ ImageLike: TypeAlias = "NDArray[Any] | Image.Image | Path | str | Any"
 MasksLike: TypeAlias = "NDArray[Any] | Image.Image | Sequence[Any] | Any"
 """(N, H, W) or (H, W), bool, 0/1 or 0/255: an array, a torch tensor, a PIL image, or a sequence of these."""
 
-_EXPECTED = "expected uint8 (H, W, 3) in RGB order, a PIL image, a path, or a torch tensor, uint8 of shape (3, H, W) or (H, W, 3)"
+_EXPECTED = (
+    "expected uint8 (H, W, 3) in RGB order, a PIL image, a path, or a torch tensor, uint8 (3, H, W) or (H, W, 3)"
+)
 
 
 def as_image(image: ImageLike, *, size: Size | None, max_pixels: int) -> ImageArray:
@@ -76,8 +78,8 @@ def _listed(coarse: MasksLike) -> Sequence[Any]:
         if isinstance(coarse, Sequence) and not isinstance(coarse, str | bytes):
             return coarse
         raise DataError(
-            f"the coarse masks are a {type(coarse).__name__}; expected (N, H, W) or (H, W), bool, 0/1 or 0/255: an array, "
-            "a torch tensor, a PIL image, or a list of these"
+            f"the coarse masks are a {type(coarse).__name__}; expected (N, H, W) or (H, W), bool, 0/1 or 0/255: an "
+            "array, a torch tensor, a PIL image, or a list of these"
         )
     if array.ndim == 4 and array.shape[1] == 1:  # (N, 1, H, W), as models in torch return masks
         array = array[:, 0]

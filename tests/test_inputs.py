@@ -36,7 +36,7 @@ def saved(folder: Path, turn: int | None = None) -> Path:
         lambda _: PIXELS,
         lambda _: Image.fromarray(PIXELS),
         lambda _: Image.fromarray(PIXELS).convert("RGBA"),
-        lambda folder: saved(folder),
+        saved,
         lambda folder: str(saved(folder)),
         lambda _: torch.tensor(PIXELS),
         lambda _: torch.tensor(PIXELS).permute(2, 0, 1),
