@@ -256,7 +256,10 @@ def sandbox(tmp_path: Path) -> Iterator[Path]:
         save_map(tmp_path / name / "cat.png", 255)
     save_map(tmp_path / "DAVIS" / "Annotations" / "480p" / "bear" / "00000.png", 1, 2)
     save_map(tmp_path / "index-maps" / "cat.png", 1, 2)
-    for image in ("images/street.jpg", "images/cat.jpg", "DAVIS/JPEGImages/480p/bear/00000.jpg"):
+    save_map(tmp_path / "carvana" / "car1_mask.png", 255)
+    save_map(tmp_path / "mask.png", 255)
+    photos = ("images/street.jpg", "images/cat.jpg", "DAVIS/JPEGImages/480p/bear/00000.jpg", "carvana/car1.jpg")
+    for image in (*photos, "photo.jpg"):
         save_image(tmp_path / image)
     with contextlib.chdir(tmp_path):
         yield tmp_path

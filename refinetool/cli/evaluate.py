@@ -34,6 +34,7 @@ def evaluate(
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
     follow_links: options.FollowLinks = False,
+    mask_suffix: options.MaskSuffix = "",
     protocol: Annotated[
         Literal["auto", "coco", "lvis", "davis", "lvos", "none"],
         typer.Option("--protocol", help="Rules for computing AP (coco, lvis) or J&F (davis, lvos)."),
@@ -75,6 +76,7 @@ def evaluate(
             sizes=sizes,
             need_images=False,
             follow_links=follow_links,
+            mask_suffix=mask_suffix,
         )
         for path in paths
     ]

@@ -53,7 +53,9 @@ def _flag(*names: str, text: str, panel: str) -> Any:
 
 Coarse: TypeAlias = Annotated[
     Path,
-    typer.Argument(metavar="COARSE", help="COCO JSON, COCO results, or a folder of PNGs.", parser=location),
+    typer.Argument(
+        metavar="COARSE", help="COCO JSON, COCO results, a folder of masks, or a single mask.", parser=location
+    ),
 ]
 Images: TypeAlias = Annotated[
     Path | None,
@@ -89,6 +91,17 @@ Sizes: TypeAlias = Annotated[
 FollowLinks: TypeAlias = Annotated[
     bool,
     _flag("--follow-links", text="Follow links in the folders of images and masks that lead out of them.", panel=FILES),
+]
+MaskSuffix: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--mask-suffix",
+        help="What the names of mask files end in, and those of their images do not: _mask for a_mask.png and a.jpg. "
+        "Other files are no masks.",
+        metavar="TEXT",
+        rich_help_panel=FILES,
+        show_default=False,
+    ),
 ]
 Record: TypeAlias = Annotated[
     Path | None,

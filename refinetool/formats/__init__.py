@@ -50,6 +50,7 @@ class Request:
     follow_links: Whether links in the folders of images and masks may lead out of these folders.
     max_pixels: The masks of COCO images that claim more pixels are not decoded.
     polygons: How refined masks are written in place of polygons.
+    mask_suffix: What the names of mask files end in, before the suffix, and those of their images do not: `_mask`.
     """
 
     images: Path | None = None
@@ -59,6 +60,7 @@ class Request:
     follow_links: bool = False
     max_pixels: int = MAX_PIXELS
     polygons: PolygonSettings = field(default_factory=PolygonSettings)
+    mask_suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,13 +114,15 @@ def open_dataset(
     follow_links: bool = False,
     max_pixels: int = MAX_PIXELS,
     polygons: PolygonSettings | None = None,
+    mask_suffix: str = "",
 ) -> Dataset:
     """Open coarse masks.
 
     Args:
-        path: A COCO JSON file, a VOC root, or a folder of PNGs.
+        path: A COCO JSON file, a VOC root, a folder of masks, or a single mask.
         format: One of FORMATS; None detects it.
-        images, sizes, include_crowd, need_images, follow_links, max_pixels, polygons: See `Request`.
+        images, sizes, include_crowd, need_images, follow_links, max_pixels, polygons, mask_suffix: See
+            `Request`.
 
     Raises:
         UsageError: The format does not exist, or can't be detected from the files, or a store can't be used.
@@ -129,9 +133,11 @@ def open_dataset(
     if format is None:
         from refinetool.formats.detection import detect
 
-        format = detect(path, follow_links=follow_links)
+        format = detect(path, follow_links=follow_links, ending=mask_suffix)
     if format not in FORMATS:
         raise UsageError(f"there is no format {format!r}; choose one of {', '.join(FORMATS)}.")
     opener: Callable[[Path, Request], Dataset] = pkgutil.resolve_name(FORMATS[format])
     drawn = PolygonSettings() if polygons is None else polygons
-    return opener(path, Request(images, sizes, include_crowd, need_images, follow_links, max_pixels, drawn))
+    return opener(
+        path, Request(images, sizes, include_crowd, need_images, follow_links, max_pixels, drawn, mask_suffix)
+    )

@@ -8,7 +8,8 @@ import numpy as np
 from refinetool.errors import DataError, MaskError, UsageError
 from refinetool.formats import COCO, COCO_RESULTS, DAVIS, MASKS, VOC_CLASS, VOC_OBJECT
 from refinetool.formats.folders import mask_files
-from refinetool.formats.png import check_headers, mostly_black_and_white, read_header, read_values
+from refinetool.formats.png import mostly_black_and_white
+from refinetool.formats.rasters import SUFFIXES, check_headers, has_colours, read_values
 from refinetool.formats.voc import clips_folder
 
 _LOOKED_AT = 12
@@ -18,7 +19,7 @@ _SOFT_VALUES = 16
 """More grey values than this are soft edges, not numbers of objects."""
 
 
-def detect(path: Path, *, follow_links: bool) -> str:
+def detect(path: Path, *, follow_links: bool, ending: str = "") -> str:
     """Return one of FORMATS.
 
     Raises:
@@ -26,7 +27,9 @@ def detect(path: Path, *, follow_links: bool) -> str:
         UsageError: Classes, objects and plain masks look alike; the user must name the format.
     """
     if path.is_dir():
-        return _of_folder(path, follow_links=follow_links)
+        return _of_folder(path, follow_links=follow_links, ending=ending)
+    if path.suffix.lower() in SUFFIXES and path.is_file():
+        return _of_pixels(path.parent, [path])
     try:
         with path.open("rb") as file:
             start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
@@ -39,7 +42,7 @@ def detect(path: Path, *, follow_links: bool) -> str:
     raise DataError(f"{path}: is not JSON; expected COCO JSON, a VOC root, or a folder of mask PNGs.")
 
 
-def _of_folder(folder: Path, *, follow_links: bool) -> str:
+def _of_folder(folder: Path, *, follow_links: bool, ending: str) -> str:
     by_name = {"SegmentationClass": VOC_CLASS, "SegmentationObject": VOC_OBJECT}
     inside = [format for name, format in by_name.items() if (folder / name).is_dir()]
     if len(inside) > 1:
@@ -51,7 +54,7 @@ def _of_folder(folder: Path, *, follow_links: bool) -> str:
             return format
     if clips_folder(folder) != folder:
         return DAVIS
-    return _of_pixels(folder, mask_files(folder, follow_links=follow_links))
+    return _of_pixels(folder, mask_files(folder, follow_links=follow_links, ending=ending))
 
 
 def _of_pixels(folder: Path, files: Sequence[Path]) -> str:
@@ -60,7 +63,7 @@ def _of_pixels(folder: Path, files: Sequence[Path]) -> str:
     palette = False
     for file in files[:: -(-len(files) // _LOOKED_AT)]:
         try:
-            palette |= read_header(file).palette
+            palette |= has_colours(file)
             histogram += np.bincount(read_values(file).ravel(), minlength=256)
         except MaskError:
             continue  # a broken file is reported later, when it is read

@@ -1,4 +1,4 @@
-"""Reads and writes index PNGs: one map per image, whose values are classes (VOC's SegmentationClass) or objects
+"""Reads and writes index maps: one map per image, whose values are classes (VOC's SegmentationClass) or objects
 (SegmentationObject, DAVIS).
 
 0 is background and 255 is void. In the output, a pixel is
@@ -21,9 +21,8 @@ import numpy as np
 from refinetool import masks
 from refinetool.errors import DataError, MaskError, UsageError
 from refinetool.formats import DAVIS, VOC_CLASS, VOC_OBJECT, Request, Written
-from refinetool.formats.folders import MaskFolder, find_images
-from refinetool.formats.image_files import existing_folder
-from refinetool.formats.png import Values, read_values, with_values
+from refinetool.formats.folders import MaskFolder, find_images, folder_of
+from refinetool.formats.rasters import ColourTable, Values, read_label_map, read_values, with_values
 from refinetool.records import VOID, Layout, Outcome, Region, Sample
 from refinetool.statuses import Reason
 
@@ -35,7 +34,14 @@ _FOLDERS = {VOC_CLASS: "SegmentationClass", VOC_OBJECT: "SegmentationObject"}
 
 def open_voc_class(path: Path, request: Request) -> "IndexMaps":
     """Open class maps of a VOC data set or any folder. Raises DataError without masks, or without images if needed."""
-    return _open(path, request, format=VOC_CLASS, layout="semantic", folder=_voc_folder(path, VOC_CLASS))
+    return _open(
+        path,
+        request,
+        format=VOC_CLASS,
+        layout="semantic",
+        folder=(folder := _voc_folder(path, VOC_CLASS)),
+        colours=_label_map(path, folder),
+    )
 
 
 def open_voc_object(path: Path, request: Request) -> "IndexMaps":
@@ -45,18 +51,26 @@ def open_voc_object(path: Path, request: Request) -> "IndexMaps":
 
 def open_davis(path: Path, request: Request) -> "IndexMaps":
     """Open index PNGs in folders, one per clip, with the same errors."""
-    return _open(path, request, format=DAVIS, layout="indexed", folder=clips_folder(existing_folder(path)))
+    return _open(path, request, format=DAVIS, layout="indexed", folder=clips_folder(folder_of(path)))
 
 
 def _voc_folder(path: Path, format: str) -> Path:
     """Return the folder of the maps in a VOC data set, or the path itself if it is no VOC data set."""
-    inner = existing_folder(path) / _FOLDERS[format]
+    inner = folder_of(path) / _FOLDERS[format]
     if inner.is_dir():
         return inner
     for other, name in _FOLDERS.items():
         if (path / name).is_dir():
             raise DataError(f"{path}: has no folder {inner.name}, only {name}; name the format {other}.")
-    return path
+    return folder_of(path)
+
+
+def _label_map(path: Path, folder: Path) -> ColourTable | None:
+    """Return the colours of classes, from the `labelmap.txt` of CVAT and Datumaro; None if there is none."""
+    for place in (path, folder, folder.parent):
+        if (place / "labelmap.txt").is_file():
+            return read_label_map(place / "labelmap.txt")
+    return None
 
 
 def clips_folder(path: Path) -> Path:
@@ -79,24 +93,30 @@ def clips_folder(path: Path) -> Path:
     return found[0] if found else path
 
 
-def _open(path: Path, request: Request, *, format: str, layout: Layout, folder: Path) -> "IndexMaps":
-    """Open index PNGs in a folder, which is the path or within it."""
+def _open(
+    path: Path, request: Request, *, format: str, layout: Layout, folder: Path, colours: ColourTable | None = None
+) -> "IndexMaps":
+    """Open index maps in a folder, which is the path or within it, or a single one in it."""
     source = find_images(path, folder, request)
     seen: dict[str, Path] = {}
     for file in source.files:
         first = seen.setdefault(source.stem(file), file)
         if first != file:
             raise DataError(f"{file}: is a second map of the image of {first.name}; keep one of them.")
-    return IndexMaps(format, layout, source)
+    return IndexMaps(format, layout, source, colours)
 
 
 @dataclass(frozen=True, slots=True)
 class IndexMaps:
-    """One map per image; see `formats.Dataset`. The regions of a sample are its values in ascending order."""
+    """One map per image; see `formats.Dataset`. The regions of a sample are its values in ascending order.
+
+    colours: The colours of values where pixels are colours; None for those of VOC.
+    """
 
     format: str
     layout: Layout
     source: MaskFolder
+    colours: ColourTable | None = None
 
     def __len__(self) -> int:
         return len(self.source.files)
@@ -112,7 +132,7 @@ class IndexMaps:
     def _sample(self, key: str, file: Path) -> Sample:
         image, within = self.source.image(key), self.source.within
         try:
-            values = read_values(file)
+            values = read_values(file, colours=self.colours)
         except MaskError:
             unreadable = Region(BACKGROUND, None, None, Reason.UNREADABLE_MASK)
             return Sample(key, image, self.source.image_size(key), (unreadable,), self.layout, within=within)
@@ -135,15 +155,18 @@ class IndexMaps:
             outcome = find(self.source.stem(file))
             refined = sum(annotation.refined for annotation in outcome.annotations) if outcome else 0
             changed += refined
-            return with_values(file, painted(file, outcome)) if outcome and refined else None
+            return self._rewritten(file, outcome) if outcome and refined else None
 
         self.source.write(rewrite, destination)
         return Written(destination, changed, ())
 
+    def _rewritten(self, file: Path, outcome: Outcome) -> bytes:
+        new = painted(read_values(file, colours=self.colours), outcome, file=file)
+        return with_values(file, new, colours=self.colours)
 
-def painted(file: Path, outcome: Outcome) -> Values:
-    """Return the map of `file` with its refined regions, uint8 (H, W), by the rules at the top of this module."""
-    old = read_values(file)
+
+def painted(old: Values, outcome: Outcome, *, file: Path) -> Values:
+    """Return a map with its refined regions, uint8 (H, W), by the rules at the top of this module."""
     regions = _region_values(old)
     if len(regions) != len(outcome.annotations):
         raise DataError(f"{file}: has changed since it was read; run the command again.")

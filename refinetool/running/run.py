@@ -44,6 +44,7 @@ def refine_dataset(
     format: str | None = None,
     sizes: Path | str | None = None,
     follow_links: bool = False,
+    mask_suffix: str = "",
     limit: int | None = None,
     resume: bool = False,
     fresh: bool = False,
@@ -78,6 +79,7 @@ def refine_dataset(
         format: A name in `formats.FORMATS`, None to detect it.
         sizes: A COCO file that lists the images, for COCO results, which don't.
         follow_links: Whether links in the folders of images and masks may lead out of these folders.
+        mask_suffix: What the names of mask files end in, before the suffix, and those of their images do not: `_mask`.
         limit: Number of images to refine, from the first; the others are written unchanged.
         resume: Continue from the journal, and replace the output that it belongs to.
         fresh: Discard the journal.
@@ -131,6 +133,7 @@ def refine_dataset(
         follow_links=follow_links,
         max_pixels=settings.max_pixels,
         polygons=settings.polygons,
+        mask_suffix=mask_suffix,
     )
     refuse_clashes(outputs, {}, images=dataset.image_paths())
     total = len(dataset) if limit is None else min(limit, len(dataset))
@@ -145,6 +148,7 @@ def refine_dataset(
             need_images=False,
             follow_links=follow_links,
             max_pixels=settings.max_pixels,
+            mask_suffix=mask_suffix,
         )
         samples = with_truth(samples, known.samples())
     if candidates is not None:
