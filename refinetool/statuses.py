@@ -21,6 +21,7 @@ class Reason(StrEnum):
     NO_TRUTH = "no-truth"
     OUT_OF_MEMORY = "out-of-memory"
     SIZE_MISMATCH = "size-mismatch"
+    STUFF = "stuff"
     TOO_SMALL = "too-small"
     UNCHANGED = "unchanged"
     UNREADABLE = "unreadable"

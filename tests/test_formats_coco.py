@@ -299,6 +299,25 @@ def test_folders_around_the_file_are_not_crawled(tmp_path: Path) -> None:
         open_dataset(path)
 
 
+def test_fields_of_lvis_stay(tmp_path: Path) -> None:
+    """LVIS has no `iscrowd`, no `file_name` and fields of its own."""
+    make_images(tmp_path / "images", "val2017/000000000042.jpg")
+    text = """{"info": {}, "images": [{"id": 42, "height": 12, "width": 16, "neg_category_ids": [7, 9],
+  "not_exhaustive_category_ids": [], "coco_url": "http://images.cocodataset.org/val2017/000000000042.jpg"}],
+ "categories": [{"id": 3, "frequency": "r", "synset": "aerosol.n.02", "image_count": 4, "def": "a \\u00fc"}],
+ "annotations": [{"id": 1, "image_id": 42, "category_id": 3, "area": 42.0, "bbox": [2, 2, 7, 6],
+  "segmentation": [[2, 2, 9, 2, 9, 8, 2, 8]]}], "licenses": []}"""
+    path = tmp_path / "lvis.json"
+    path.write_text(text)
+    dataset = open_dataset(path)
+    (sample,) = dataset.samples()
+    assert sample.image == tmp_path / "images" / "val2017" / "000000000042.jpg"
+    made = Outcome("42", (Annotation(masks.encode(rectangle(3, 2, 9, 8)), None),))
+    dataset.write({"42": made}.get, tmp_path / "out.json", {})
+    expected = text.replace("[[2, 2, 9, 2, 9, 8, 2, 8]]", "[[3,2,9,2,9,8,3,8]]").replace("42.0", "36")
+    assert (tmp_path / "out.json").read_text() == expected.replace("[2, 2, 7, 6]", "[3,2,6,6]")
+
+
 def test_some_images_may_be_missing_but_not_all(tmp_path: Path) -> None:
     document = minimal([RING])
     document["images"].insert(0, {"id": 2, "file_name": "lost.jpg", "height": 3, "width": 4})
@@ -352,7 +371,7 @@ def test_contradictions_get_a_sentence(change: dict[str, object], sentence: str,
         ("PNG", "is not JSON"),
         ('{"images": [\n{"id": 1,}]}', r"line 2, column \d+: not valid JSON"),
         ('{"images": [', "cut off"),
-        ('{"shapes": []}', "has no 'annotations' and no 'images'"),
+        ('{"forms": []}', "has no 'annotations' and no 'images'"),
         ('{"images": []}', "has no 'annotations'"),
         ('{"images": [], "annotations": [], "images": []}', "a second 'images'"),
         ('{"images": [], "annotations": []} x', "something follows"),

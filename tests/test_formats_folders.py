@@ -389,8 +389,8 @@ def test_a_voc_root_with_both_kinds_is_asked_about(voc: Path) -> None:
 
 
 def test_a_format_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no format 'yolo'; choose one of coco, "):
-        open_dataset(tmp_path, format="yolo")
+    with pytest.raises(UsageError, match="there is no format 'xml'; choose one of coco, "):
+        open_dataset(tmp_path, format="xml")
 
 
 def test_folders_without_masks_or_images_get_a_sentence(tmp_path: Path) -> None:

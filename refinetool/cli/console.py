@@ -48,6 +48,7 @@ REASONS: dict[Reason, str] = {
     Reason.NO_TRUTH: "no ground truth to choose by",
     Reason.OUT_OF_MEMORY: "the image needs more memory than there is",
     Reason.SIZE_MISMATCH: "image and mask differ in size",
+    Reason.STUFF: "stuff, not things; refined things may take some of its pixels",
     Reason.TOO_SMALL: "every component of the class is too small to refine",
     Reason.UNCHANGED: "the new mask is the same",
     Reason.UNREADABLE: "the file can't be read",

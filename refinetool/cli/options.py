@@ -54,7 +54,9 @@ def _flag(*names: str, text: str, panel: str) -> Any:
 Coarse: TypeAlias = Annotated[
     Path,
     typer.Argument(
-        metavar="COARSE", help="COCO JSON, COCO results, a folder of masks, or a single mask.", parser=location
+        metavar="COARSE",
+        help="File or folder of masks: COCO, VOC, DAVIS, YOLO, LabelMe, Cityscapes, or images of masks.",
+        parser=location,
     ),
 ]
 Images: TypeAlias = Annotated[

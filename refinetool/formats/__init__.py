@@ -17,13 +17,17 @@ from refinetool.settings import MAX_PIXELS, PolygonSettings
 if TYPE_CHECKING:
     from refinetool.records import Outcome, Sample
 
-COCO, COCO_RESULTS, VOC_CLASS, VOC_OBJECT, DAVIS, MASKS = (
+COCO, COCO_RESULTS, VOC_CLASS, VOC_OBJECT, DAVIS, MASKS, YOLO, LABELME, PANOPTIC, CITYSCAPES = (
     "coco",
     "coco-results",
     "voc-class",
     "voc-object",
     "davis",
     "masks",
+    "yolo",
+    "labelme",
+    "coco-panoptic",
+    "cityscapes",
 )
 
 FORMATS: Mapping[str, str] = {
@@ -33,10 +37,15 @@ FORMATS: Mapping[str, str] = {
     VOC_OBJECT: "refinetool.formats.voc:open_voc_object",
     DAVIS: "refinetool.formats.voc:open_davis",
     MASKS: "refinetool.formats.masks_dir:open_masks",
+    YOLO: "refinetool.formats.yolo:open_yolo",
+    LABELME: "refinetool.formats.labelme:open_labelme",
+    PANOPTIC: "refinetool.formats.coco_panoptic:open_panoptic",
+    CITYSCAPES: "refinetool.formats.cityscapes:open_cityscapes",
 }
 """The function that opens each format, as `module:function(path, request) -> Dataset`: COCO instances, COCO results,
-VOC's SegmentationClass and SegmentationObject, index PNGs in folders as in DAVIS, and folders of two-valued PNGs. To
-add a format, add a file and a line here; `detection` detects the format if it is not named."""
+VOC's SegmentationClass and SegmentationObject, index maps in folders as in DAVIS, two-valued masks, YOLO's text files,
+LabelMe's JSON files, COCO panoptic, and Cityscapes. To add a format, add a file and a line here; `detection` detects
+the format if it is not named."""
 
 
 @dataclass(frozen=True, slots=True)

@@ -131,6 +131,17 @@ def redraw(segmentation: Json, rle: Rle, *, polygons: PolygonSettings) -> Redraw
     )
 
 
+def redraw_as_one(rle: Rle, *, polygons: PolygonSettings) -> tuple[rings.Ring, Redrawn]:
+    """Return a non-empty mask as a single ring, for formats that have nothing else; see `rings.draw_as_one`."""
+    found = masks.decode_crop(rle)
+    assert found is not None, "an empty mask has no ring"
+    crop, (x0, y0, _, _) = found
+    drawing = rings.draw_as_one(crop, settings=polygons)
+    (ring,) = drawing.rings
+    overlap = masks.iou(drawing.drawn, masks.fill_holes(crop) if drawing.filled else crop)
+    return np.add(ring, (x0, y0)), Redrawn({}, filled=drawing.filled, drawn_iou=overlap)
+
+
 def _values(segmentation: Json, crop: Mask, corner: Point) -> dict[str, Json]:
     x0, y0, x1, y1 = masks.tight_box(crop)
     box: Json = [corner[0] + x0, corner[1] + y0, x1 - x0, y1 - y0]

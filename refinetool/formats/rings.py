@@ -5,7 +5,7 @@ centre is at a half. Axes: P corners, S edges.
 """
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TypeAlias
 
 import cv2
@@ -65,6 +65,33 @@ def draw(mask: Mask, *, settings: PolygonSettings) -> Drawing | None:
         tolerance /= 2
     rings = joined(outline)
     return Drawing(tuple(rings), mask, filled) if (rasterised(rings, size=mask.shape) == mask).all() else None
+
+
+def draw_as_one(mask: Mask, *, settings: PolygonSettings) -> Drawing:
+    """Draw a non-empty mask, bool (H, W), as a single ring, for formats without several rings and without RLE.
+
+    Holes are filled unless they are to be kept. Islands are joined by cuts of no width between their nearest corners.
+    """
+    holes = "fill" if settings.holes == "rle" else settings.holes
+    drawing = draw(mask, settings=replace(settings, holes=holes))
+    if drawing is None:  # pycocotools does not draw the cuts as they are meant
+        drawing = draw(mask, settings=replace(settings, holes="fill"))
+        assert drawing is not None, "rings without holes along pixel edges are drawn exactly"
+    ring = _one_ring(drawing.rings)
+    return Drawing((ring,), rasterised([ring], size=(mask.shape[0], mask.shape[1])), drawing.filled)
+
+
+def _one_ring(islands: Sequence[Ring]) -> Ring:
+    """Join islands one by one, always the one that is nearest to those already joined."""
+    ring, rest = islands[0], list(islands[1:])
+    while rest:
+        apart = [np.square(ring[:, None] - island[None]).sum(axis=2) for island in rest]
+        nearest = int(np.argmin([distances.min() for distances in apart]))
+        island = rest.pop(nearest)
+        here, there = np.unravel_index(int(apart[nearest].argmin()), apart[nearest].shape)
+        opened = np.roll(island, -int(there), axis=0)
+        ring = np.concatenate([ring[: here + 1], opened, opened[:1], ring[here:]])
+    return ring
 
 
 def rasterised(rings: Sequence[Ring], *, size: Size) -> Mask:
