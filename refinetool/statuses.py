@@ -6,6 +6,7 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a region keeps its coarse mask: the part after the colon in the status `kept:<reason>`."""
 
+    CATEGORY = "category"
     CROWD = "crowd"
     CROWDED_OUT = "crowded-out"
     DRIFT = "drift"

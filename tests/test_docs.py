@@ -316,7 +316,8 @@ def coco(folder: Path) -> None:
         images.append({"id": number, "file_name": f"{number}.png", "width": 80, "height": 60})
         ring = [9, 8, 31, 8, 31, 32, 9, 32]
         annotations.append({"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, "segmentation": [ring]})
-    record = json.dumps({"images": images, "annotations": annotations})
+    names = [{"id": 1, "name": "person"}]
+    record = json.dumps({"images": images, "annotations": annotations, "categories": names})
     for name in ("annotations", "coarse", "truth"):
         (folder / f"{name}.json").write_text(record)
     result = {

@@ -33,6 +33,7 @@ RATES_SHOWN = 4
 """Largest number of workers whose rates are shown one by one."""
 
 REASONS: dict[Reason, str] = {
+    Reason.CATEGORY: "other categories than those of --categories",
     Reason.CROWD: "crowds; --include-crowd refines them too",
     Reason.CROWDED_OUT: "other refined masks took their pixels",
     Reason.DRIFT: "the refined mask drifted too far from it",

@@ -94,6 +94,15 @@ FollowLinks: TypeAlias = Annotated[
     bool,
     _flag("--follow-links", text="Follow links in the folders of images and masks that lead out of them.", panel=FILES),
 ]
+Categories: TypeAlias = Annotated[
+    list[str] | None,
+    _given(
+        "--categories",
+        metavar="NAME",
+        text="Refine only this category, a name or a number; can be repeated, or several with commas.",
+        panel=METHOD,
+    ),
+]
 MaskSuffix: TypeAlias = Annotated[
     str,
     typer.Option(

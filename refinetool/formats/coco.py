@@ -14,6 +14,7 @@ import numpy as np
 
 from refinetool.errors import DataError
 from refinetool.formats import COCO, COCO_RESULTS, Request, Written
+from refinetool.formats.categories import read_names
 from refinetool.formats.coco_images import CocoImages, ImageEntry, listed_images, numbered_images
 from refinetool.formats.coco_index import (
     LONGEST_SIDE,
@@ -91,6 +92,10 @@ class CocoDataset:
         number may be a thumbnail or an unrelated file.
         """
         return replace(self, known_sizes=sizes)
+
+    def category_names(self) -> Mapping[str, int]:
+        """Return the number of each category's name; results take them from the file that lists the images."""
+        return read_names(self.sources.get("list of images") or self.annotations.path)
 
     def image_paths(self) -> Iterator[Path]:
         return (entry.path for entry in self.images.entries())

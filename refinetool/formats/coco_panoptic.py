@@ -20,6 +20,7 @@ from PIL import Image
 from refinetool import masks
 from refinetool.errors import DataError, StorageError
 from refinetool.formats import PANOPTIC, Request, Written
+from refinetool.formats.categories import read_names
 from refinetool.formats.coco_index import image_name
 from refinetool.formats.image_files import existing_folder, fault_of_name, fence, refuse_link_out
 from refinetool.formats.image_search import ImageSearch, fault_of_record
@@ -94,6 +95,10 @@ class Panoptic:
 
     def __len__(self) -> int:
         return len(self.panels)
+
+    def category_names(self) -> Mapping[str, int]:
+        """Return the number of each category's name."""
+        return read_names(self.path)
 
     def image_paths(self) -> Iterator[Path]:
         return (self.search.locate(panel.image) for panel in self.panels)

@@ -6,7 +6,7 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
@@ -15,6 +15,7 @@ from typing import Literal
 
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
+from refinetool.formats.categories import chosen_categories, only
 from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing
 from refinetool.locations import location
 from refinetool.records import Outcome, Sample
@@ -45,6 +46,7 @@ def refine_dataset(
     sizes: Path | str | None = None,
     follow_links: bool = False,
     mask_suffix: str = "",
+    categories: Sequence[str] = (),
     limit: int | None = None,
     resume: bool = False,
     fresh: bool = False,
@@ -80,6 +82,7 @@ def refine_dataset(
         sizes: A COCO file that lists the images, for COCO results, which don't.
         follow_links: Whether links in the folders of images and masks may lead out of these folders.
         mask_suffix: What the names of mask files end in, before the suffix, and those of their images do not: `_mask`.
+        categories: Names or numbers of the categories to refine; the masks of all others are kept. Empty means all.
         limit: Number of images to refine, from the first; the others are written unchanged.
         resume: Continue from the journal, and replace the output that it belongs to.
         fresh: Discard the journal.
@@ -138,6 +141,8 @@ def refine_dataset(
     refuse_clashes(outputs, {}, images=dataset.image_paths())
     total = len(dataset) if limit is None else min(limit, len(dataset))
     samples: Iterable[Sample] = islice(dataset.samples(), total)
+    if categories:
+        samples = only(samples, chosen_categories(dataset, categories))
     if (settings.selection == "oracle") != (truth is not None):
         raise UsageError("--selection oracle chooses by the ground truth given with --truth: give both or neither")
     if truth is not None:
