@@ -314,8 +314,9 @@ class EvaluateSettings:
     """Width of the band of the boundary IoU as a fraction of the image diagonal, as in Cheng et al. 2021."""
     protocol: Literal["auto", "coco", "lvis", "davis", "lvos", "none"] = "auto"
     """Rules that AP and J&F follow; `auto` is COCO for COCO files and DAVIS for clips."""
-    workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
-    """Processes that the command starts; `evaluate` in Python starts none by default."""
+    workers: int = field(default_factory=lambda: max(1, min(8, (os.cpu_count() or 1) - 1)))
+    """Processes that the command starts, beside one that reads: with two cores, two of them are slower than one.
+    `evaluate` in Python starts none by default."""
 
 
 @dataclass(frozen=True, slots=True)
