@@ -22,9 +22,9 @@ from refinetool.train.data.pack import read_pack
 from refinetool.train.data.sampler import Sampler
 from refinetool.train.data.store import load_store
 from refinetool.train.embedded.whole import Whole
-from refinetool.train.loop import drawing_thread
 from refinetool.train.ranks import ALONE
 from refinetool.train.step import Learner
+from refinetool.train.steps import drawing_thread
 
 
 def measure(

@@ -38,6 +38,8 @@ class Job:
     truth: Masks | None
     prompts: Prompts
     seeds: tuple[tuple[int, ...], ...]
+    embedding: Embedding | None = None
+    """The view's embedding, if it was computed before."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

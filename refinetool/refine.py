@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from refinetool import masks
-from refinetool.backends import Backend
+from refinetool.backends import Backend, Embedding
 from refinetool.backends.models import load_backend
 from refinetool.baselines.classical import CLASSICAL, NoModel, answer_classically
 from refinetool.baselines.grid import answer_by_grid
@@ -114,7 +114,7 @@ class Refiner:
     def _segment_prompts(self, jobs: Sequence[Job]) -> list[Answer]:
         """Refine with SAMRefiner's method: (excavate → segment → select) x passes."""
         settings = self.settings
-        embeddings = self.backend.embed([job.pixels for job in jobs])
+        embeddings = embed(self.backend, jobs)
         current = [job.coarse for job in jobs]
         answers: list[Answer] = []
         for number in range(settings.passes):
@@ -210,6 +210,12 @@ class Refiner:
             for made in outcome.annotations
             if made.mask is not None
         ]
+
+
+def embed(backend: Backend, jobs: Sequence[Job]) -> list[Embedding]:
+    """Return the embeddings of the views of jobs; only those that no job brings along are computed."""
+    fresh = iter(backend.embed([job.pixels for job in jobs if job.embedding is None]))
+    return [next(fresh) if job.embedding is None else job.embedding for job in jobs]
 
 
 def in_view(part: Part, view: View) -> Mask:

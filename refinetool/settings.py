@@ -384,6 +384,85 @@ class CorruptSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ReferenceSettings:
+    """The reference encoder. Values are the paper's unless stated otherwise."""
+
+    queries: int = 50
+    """Tokens per reference."""
+    heads: int = 4
+    normalise: bool = True
+    """Whether pseudo masks are stretched to 0..1; the authors' release leaves that out."""
+    resize: Literal["max", "nearest"] = "max"
+    """How annotations reach the grid of features. `max` keeps every point; `nearest` is the release's."""
+
+
+@dataclass(frozen=True, slots=True)
+class LabelSettings:
+    """How masks are made from references, and which are rejected."""
+
+    threshold: float | None = None
+    """Probability above which a pixel belongs to a class; where several classes exceed it, the likeliest wins. None
+    for the one that suits the reference encoder, which its file names."""
+    min_score: float = 0.0
+    """Minimum score: the mean probability of the mask's pixels times the predicted IoU."""
+    min_area_px: int = 50
+    min_agreement: float = 0.5
+    """With refinement: minimum IoU of the mask before and after it."""
+    max_pixels: int = MAX_PIXELS
+    """Images that claim more pixels are refused without being decoded."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReferenceTrainSettings:
+    """How the reference encoder is trained. Optimiser and losses are the paper's; the run is shorter and the model
+    smaller, so the learning rate is higher."""
+
+    kinds: tuple[Literal["point", "scribble", "box", "mask"], ...] = ("point", "scribble", "box", "mask")
+    """Kinds of annotations, one of which is drawn for each episode. The paper trains an encoder for each kind."""
+    steps: int = 6_000
+    episodes_per_step: int = 8
+    learning_rate: float = 6e-4
+    weight_decay: float = 1e-6
+    seed: int = 0
+    side: int = 256
+    """Side of the square on which masks are compared, in pixels."""
+    min_area: float = 0.002
+    """Smallest area of a class in a picture that is drawn, as a fraction of the picture."""
+    validation_share: float = 0.1
+    """Fraction of the pictures used for validation, where the data have no split."""
+    validation_episodes: int = 160
+    validation_seed: int = 321
+    thresholds: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
+    """Probabilities of which the one with the best validation mIoU becomes the encoder's threshold. An encoder that is
+    often unsure gives low probabilities, and 0.5 would leave most of a class out."""
+    validate_every: int = 500
+    save_every: int = 500
+    cache_gigabytes: float = 4.0
+    """Memory for what the frozen networks see in pictures; each is then computed once."""
+    max_pixels: int = MAX_PIXELS
+    encoder: ReferenceSettings = field(default_factory=ReferenceSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class FewShotSettings:
+    """How few-shot segmentation is measured."""
+
+    episodes: int = 200
+    seed: int = 321
+    """The paper's."""
+    min_area: float = 0.002
+    validation_share: float = 0.1
+    prototype_threshold: float = 0.6
+    """Similarity to the prototype, stretched to 0..1 in each image, above which the baseline calls a cell foreground.
+    Chosen on training pictures."""
+    grabcut_low: float = 0.3
+    grabcut_high: float = 0.8
+    """Values of the pseudo mask below and above which GrabCut takes pixels as surely background and foreground."""
+    grabcut_rounds: int = 3
+    max_pixels: int = MAX_PIXELS
+
+
+@dataclass(frozen=True, slots=True)
 class RefinerOptions:
     """Which SAM2Refiner head is built; the defaults are the paper's."""
 

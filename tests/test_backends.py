@@ -818,7 +818,7 @@ def test_a_tiny_mask_keeps_a_cell_in_its_place(frame: Frame, grid: Size, spot: t
 
 
 def test_every_name_but_the_embedded_one_has_published_weights() -> None:
-    assert set(MODELS) - {"embedded"} == set(weights.PUBLISHED)
+    assert set(MODELS) - {"embedded"} == set(weights.PUBLISHED) - {"resnet50"}
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:

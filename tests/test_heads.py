@@ -40,10 +40,10 @@ from refinetool.train.data.hqseg import MEASURING, TRAINING
 from refinetool.train.data.sources import list_pictures
 from refinetool.train.files import export, read_run
 from refinetool.train.head.run import train_head
-from refinetool.train.loop import TrainProgress
 from refinetool.train.losses import point_loss
 from refinetool.train.questions import BOX_ONLY, FULL, draw_clicks, mixed_groups
 from refinetool.train.ranks import ALONE, Ranks
+from refinetool.train.steps import TrainProgress
 
 RANDOM = "random:0"
 QUICK_HEAD = replace(

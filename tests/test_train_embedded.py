@@ -21,10 +21,10 @@ from refinetool.settings import TrainSettings
 from refinetool.train.curves import draw_curves
 from refinetool.train.embedded.run import train_embedded
 from refinetool.train.files import MetricsLog, read_metrics, read_run
-from refinetool.train.loop import TrainProgress
 from refinetool.train.losses import dice_loss, hard_iou, harm_loss, mask_loss
 from refinetool.train.questions import FULL, mined_groups
 from refinetool.train.schedule import learning_rate_at, seconds_left, share_done, side_at
+from refinetool.train.steps import TrainProgress
 
 
 def test_losses_against_worked_values() -> None:

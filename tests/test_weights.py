@@ -86,7 +86,7 @@ def part_of(path: Path) -> Path:
 
 
 def test_the_table_is_well_formed() -> None:
-    assert len(PUBLISHED) == 15
+    assert len(PUBLISHED) == 16
     for name, record in PUBLISHED.items():
         assert record.model == name
         assert len(record.sha256) == 64
@@ -94,8 +94,8 @@ def test_the_table_is_well_formed() -> None:
         assert record.size > 40_000_000
         assert record.url.startswith("https://")
         assert record.filename.endswith((".pth", ".pt"))
-    assert len({record.sha256 for record in PUBLISHED.values()}) == 15
-    assert len({record.filename for record in PUBLISHED.values()}) == 15
+    assert len({record.sha256 for record in PUBLISHED.values()}) == 16
+    assert len({record.filename for record in PUBLISHED.values()}) == 16
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:

@@ -9,7 +9,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeGuard, get_args
+from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_args
 
 from refinetool.backends import weights
 from refinetool.backends.names import EMBEDDED, suggest
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
     from refinetool.backends.square import Precision, SquareBackend
+
+T = TypeVar("T")
 
 RANDOM_PREFIX = "random:"
 DEFAULT_HEAD, NO_HEAD = "auto", "none"
@@ -268,7 +270,7 @@ def is_random(checkpoint: str | None) -> TypeGuard[str]:
     return checkpoint is not None and checkpoint.startswith(RANDOM_PREFIX)
 
 
-def seeded(checkpoint: str, build: "Callable[[], nn.Module]") -> "nn.Module":
+def seeded(checkpoint: str, build: "Callable[[], T]") -> "T":
     """Build a module with the random weights that `random:SEED` stands for; raises UsageError without a seed."""
     import torch
 

@@ -77,7 +77,7 @@ class SamBackend(SquareBackend):
         return self.model.mask_decoder.iou_prediction_head
 
     def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
-        sparse, dense = self._prompt(question)
+        sparse, dense = self._prompt(embeddings, question)
         features = torch.stack([embedding.features for embedding in embeddings]).float()
         decoder = self.model.mask_decoder
         own = torch.cat((decoder.iou_token.weight, decoder.mask_tokens.weight)).expand(len(sparse), -1, -1)
@@ -88,8 +88,15 @@ class SamBackend(SquareBackend):
             scores = decoder.iou_prediction_head(tokens[:, 0])
         return logits, scores
 
-    def _prompt(self, question: Question) -> tuple[Tensor, Tensor]:
+    @property
+    def _no_mask(self) -> Tensor:
+        weight: Tensor = self.model.prompt_encoder.no_mask_embed.weight
+        return weight
+
+    def _prompt(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
         """Return sparse (N, tokens, C) and dense (N, C, g, g) prompt embeddings, in float32 for exact coordinates."""
+        if question.tokens is not None:
+            return question.tokens, self._dense_of_tokens(embeddings)
         sparse, dense = self.model.prompt_encoder(points=question.points, boxes=question.boxes, masks=question.masks)
         return sparse, dense
 
@@ -124,7 +131,7 @@ class HqSamBackend(SamBackend):
         return logits[each, chosen], scores[each, chosen]
 
     def _decode_tokens(self, embeddings: list[SquareEmbedding], question: Question) -> tuple[Tensor, Tensor]:
-        sparse, dense = self._prompt(question)
+        sparse, dense = self._prompt(embeddings, question)
         (fine,) = embeddings[0].extras
         position = self.model.prompt_encoder.get_dense_pe()
         with self._autocast():

@@ -94,6 +94,11 @@ class Sam2Backend(SquareBackend):
         return encode(self.model, images)
 
     @property
+    def _no_mask(self) -> Tensor:
+        weight: Tensor = self.model.sam_prompt_encoder.no_mask_embed.weight
+        return weight
+
+    @property
     def _iou_head(self) -> Any:
         return self.model.sam_mask_decoder.iou_prediction_head
 
@@ -110,13 +115,24 @@ class Sam2Backend(SquareBackend):
             sides = (logits > 0).float() * 2 - 1
         return replace(question, extras=(sides,))
 
+    def _token_question(self, tokens: Tensor) -> Question:
+        """Prepare tokens; with a head, there is no mask for it to see."""
+        question = super()._token_question(tokens)
+        if self.head is None:
+            return question
+        cells = 2 * self.mask_cells
+        return replace(question, extras=(torch.zeros((len(tokens), cells, cells), device=self.device),))
+
     def _run_decoder(
         self, embeddings: list[SquareEmbedding], question: Question
     ) -> tuple[Decoded, tuple[Tensor, Tensor], list[Tensor]]:
         """Run the decoder; returns its output, its points, and the head's maps of the images, one row per prompt."""
-        # Outside autocast: bf16 is too imprecise for coordinates.
-        points = _tokens(question)
-        sparse, dense = self.model.sam_prompt_encoder(points=points, boxes=None, masks=question.masks)
+        if question.tokens is not None:
+            points = _no_points(len(question.tokens), self.device)
+            sparse, dense = question.tokens, self._dense_of_tokens(embeddings)
+        else:  # outside autocast: bf16 is too imprecise for coordinates
+            points = _tokens(question)
+            sparse, dense = self.model.sam_prompt_encoder(points=points, boxes=None, masks=question.masks)
         extras = [torch.stack(level) for level in zip(*(embedding.extras for embedding in embeddings), strict=True)]
         fine, maps = extras[: self._fine_maps], extras[self._fine_maps :]
         if self.head is not None and self.head.augments:
@@ -163,6 +179,10 @@ def _tokens(question: Question) -> tuple[Tensor, Tensor]:
         labels.append(question.points[1])
     if not coordinates:
         assert question.masks is not None
-        n, device = len(question.masks), question.masks.device
-        return torch.zeros((n, 1, 2), device=device), torch.full((n, 1), ABSENT, device=device)
+        return _no_points(len(question.masks), question.masks.device)
     return torch.cat(coordinates, dim=1), torch.cat(labels, dim=1)
+
+
+def _no_points(count: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Return one absent point for each of some rows."""
+    return torch.zeros((count, 1, 2), device=device), torch.full((count, 1), ABSENT, device=device)

@@ -160,12 +160,14 @@ class Question:
     boxes: (N, 4) xyxy in model pixels, or None.
     masks: (N, 1, m, m) logits, or None.
     extras: further inputs that a model derives from its prompts, (N, ...) each.
+    tokens: (N, T, C), embedded prompts, which take the place of points and boxes, or None.
     """
 
     points: tuple[Tensor, Tensor] | None
     boxes: Tensor | None
     masks: Tensor | None
     extras: tuple[Tensor, ...] = ()
+    tokens: Tensor | None = None
 
     def take(self, rows: Sequence[int]) -> "Question":
         """Return some of the rows."""
@@ -175,6 +177,7 @@ class Question:
             None if self.boxes is None else self.boxes[index],
             None if self.masks is None else self.masks[index],
             tuple(extra[index] for extra in self.extras),
+            None if self.tokens is None else self.tokens[index],
         )
 
 
@@ -289,6 +292,49 @@ class SquareBackend(ABC):
                     torch.stack(scores) if own else torch.zeros(shape[:2], device=self.device),
                 )
         return [answers[i] for i in range(len(prompts))]
+
+    # --- prompts that are tokens
+
+    def predict_from_tokens(self, embedding: Embedding, tokens: Tensor) -> SquarePrediction:
+        """Predict masks for prompts that are embedded already, as by the reference encoder.
+
+        Args:
+            embedding: Of one view.
+            tokens: float (N, T, C) on the model's device, T tokens for each of N >= 1 rows; C is `token_width`. They
+                enter the decoder as they are, without positions, types or padding.
+        """
+        own = _own(embedding)
+        with torch.inference_mode():
+            rows = in_batches(
+                range(len(tokens)),
+                size=self.prompt_batch,
+                call=lambda rows: self._answer([own] * len(rows), self._token_question(tokens[list(rows)])),
+            )
+        logits, scores = (torch.stack(parts) for parts in zip(*rows, strict=True))
+        return SquarePrediction(own.frame, logits, scores)
+
+    def decode_tokens(self, embeddings: Sequence[Embedding], tokens: Tensor) -> Tensor:
+        """Do the same for one row per embedding, as training needs it: tokens get gradients.
+
+        Returns:
+            float32 (N, m, m): the logits of the single-mask output.
+        """
+        question = Question(None, None, None, tokens=tokens)
+        own = [_own(embedding) for embedding in embeddings]
+        if self.mixes_images:
+            logits, _ = self._decode_tokens(own, question)
+        else:
+            each = [self._decode_tokens([one], question.take([row]))[0] for row, one in enumerate(own)]
+            logits = torch.cat(each)
+        return logits[:, 0].float()
+
+    def _token_question(self, tokens: Tensor) -> Question:
+        return Question(None, None, None, tokens=tokens)
+
+    @property
+    def token_width(self) -> int:
+        """C, the channels of a prompt token."""
+        return int(self._no_mask.shape[-1])
 
     def _rows(
         self,
@@ -432,6 +478,16 @@ class SquareBackend(ABC):
     @abstractmethod
     def _encode(self, pixels: Tensor) -> list[tuple[Tensor, tuple[Tensor, ...]]]:
         """Return features and extras of each image of a batch (B, 3, S, S)."""
+
+    @property
+    @abstractmethod
+    def _no_mask(self) -> Tensor:
+        """(1, C), the embedding of the absence of a mask prompt."""
+
+    def _dense_of_tokens(self, embeddings: list[SquareEmbedding]) -> Tensor:
+        """Return the dense prompt embedding of rows without a mask: (N, C, g, g)."""
+        g = embeddings[0].features.shape[-1]
+        return self._no_mask.reshape(1, -1, 1, 1).expand(len(embeddings), -1, g, g)
 
     @property
     @abstractmethod

@@ -171,6 +171,13 @@ PUBLISHED: dict[str, Weights] = {
             "7442e4e9b732a508f80e141e7c2913437a3610ee0c77381a66658c3a445df87b",
             "agreed",
         ),
+        Weights(  # an image encoder for `label`, not a model
+            "resnet50",
+            "https://download.pytorch.org/models/resnet50-0676ba61.pth",
+            102_530_333,
+            "0676ba61b6795bbe1773cffd859882e5e297624d384b6993f7c9e683e722fb8a",
+            "agreed",
+        ),
     )
 }
 

@@ -21,7 +21,7 @@ from refinetool.statuses import Reason
 
 if TYPE_CHECKING:
     from refinetool.running.summary import Progress, Summary
-    from refinetool.train.loop import TrainProgress
+    from refinetool.train.steps import TrainProgress
 
 LINE_EVERY_S = 10.0
 LINE_EVERY_FRACTION = 0.1
@@ -271,7 +271,7 @@ def _training_bar(console: Console) -> Iterator[TrainingListeners]:
 
         def tell(progress: "TrainProgress") -> None:
             if progress.validation:
-                last["dev IoU"] = progress.validation["full"]
+                last["dev IoU"] = progress.validation.get("full", progress.validation.get("mean_iou", 0.0))
                 bar.console.print(_describe_training(progress, progress.validation), highlight=False)
             bar.update(task, completed=progress.share, description=_describe_training(progress, last))
 
@@ -296,6 +296,11 @@ def summarise(summary: "Summary") -> None:
     change = "" if summary.mean_change is None else f", mean change {100 * summary.mean_change:.1f} % (1 - IoU)"
     say(f"[bold]{summary.refined} of {counted(summary.masks, 'mask')} refined[/bold]{percent}{change}")
     _say_kept(summary)
+    say_run(summary)
+
+
+def say_run(summary: "Summary") -> None:
+    """Print the last lines of a summary: how long a run took, what it noticed and where its output is."""
     reused = f", {summary.reused} of them from an earlier run" if summary.reused else ""
     rate = f" ({summary.images_per_second:.3g} images/s)" if summary.images_per_second else ""
     say(f"{counted(summary.images, 'image')}{reused}, {duration(summary.seconds)}{rate}")

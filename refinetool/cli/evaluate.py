@@ -6,15 +6,17 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from refinetool.cli import console, options
+from refinetool.cli import console, few_shot, options
 from refinetool.cli.app import app
+from refinetool.cli.options import JOB, MODEL
 from refinetool.errors import UsageError
-from refinetool.settings import EvaluateSettings
+from refinetool.settings import EvaluateSettings, FewShotSettings
 
 if TYPE_CHECKING:
     from refinetool.evaluate import Report
 
-EVALUATE = EvaluateSettings()
+EVALUATE, FEW_SHOT = EvaluateSettings(), FewShotSettings()
+FEW_SHOT_PANEL = "Few-shot: with --protocol few-shot"
 
 
 @app.command("eval")
@@ -36,8 +38,12 @@ def evaluate(
     follow_links: options.FollowLinks = False,
     mask_suffix: options.MaskSuffix = "",
     protocol: Annotated[
-        Literal["auto", "coco", "lvis", "davis", "lvos", "none"],
-        typer.Option("--protocol", help="Rules for computing AP (coco, lvis) or J&F (davis, lvos)."),
+        Literal["auto", "coco", "lvis", "davis", "lvos", "none", "few-shot"],
+        typer.Option(
+            "--protocol",
+            help="Rules for computing AP (coco, lvis) or J&F (davis, lvos). With few-shot, PRED is a reference "
+            "encoder: embedded, or a file of weights, or a baseline: prototype or grabcut; GT is annotated pictures.",
+        ),
     ] = EVALUATE.protocol,
     max_dets: Annotated[
         int | None,
@@ -73,6 +79,76 @@ def evaluate(
             "--plot", help="PNG to write: gain by object size and by quality of the coarse mask. Needs --coarse."
         ),
     ] = None,
+    episodes: Annotated[
+        Path | None,
+        typer.Option(
+            "--episodes",
+            help="JSON file of the episodes: written, or read if it exists.",
+            rich_help_panel=FEW_SHOT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    count: Annotated[
+        int, typer.Option("--count", min=1, help="Number of episodes to draw.", rich_help_panel=FEW_SHOT_PANEL)
+    ] = FEW_SHOT.episodes,
+    shots: Annotated[
+        list[int] | None,
+        typer.Option(
+            "--shots",
+            min=1,
+            help="Number of references; may be given several times. [dim]\\[default: 1 and 5][/dim]",
+            rich_help_panel=FEW_SHOT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    kinds: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--kind",
+            metavar="KIND",
+            help="Kind of annotation: point, scribble, box or mask; may be given several times. "
+            "[dim]\\[default: all four][/dim]",
+            rich_help_panel=FEW_SHOT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    classes: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--classes",
+            metavar="NAME",
+            help="Class, or a fold such as coco-20i:0 or pascal-5i:3; may be given several times. "
+            "[dim]\\[default: all][/dim]",
+            rich_help_panel=FEW_SHOT_PANEL,
+            show_default=False,
+        ),
+    ] = None,
+    seed: Annotated[
+        int, typer.Option("--seed", min=0, help="Seed of the episodes.", rich_help_panel=FEW_SHOT_PANEL)
+    ] = FEW_SHOT.seed,
+    refine: Annotated[
+        bool,
+        typer.Option(
+            "--refine",
+            help="Measure refined masks too.",
+            rich_help_panel=FEW_SHOT_PANEL,
+            show_default=False,
+            metavar="",
+        ),
+    ] = False,
+    model: options.ModelName = JOB.model,
+    checkpoint: options.Checkpoint = None,
+    encoder_checkpoint: Annotated[
+        str | None,
+        typer.Option(
+            "--encoder-checkpoint",
+            metavar="PATH",
+            help="Weights of the image encoder. Without it, those in the package or the cache.",
+            rich_help_panel=MODEL,
+            show_default=False,
+        ),
+    ] = None,
+    device: options.Device = JOB.device,
     as_markdown: Annotated[bool, typer.Option("--markdown", help="Print a Markdown table.")] = False,
     as_json: options.AsJson = False,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Show no progress.")] = False,
@@ -82,6 +158,28 @@ def evaluate(
         raise UsageError("--plot shows the gain over the coarse masks; name them with --coarse.")
     if as_json and as_markdown:
         raise UsageError("--json and --markdown exclude each other; choose one.")
+    if protocol == "few-shot":
+        few_shot.check_usage(coarse=coarse, candidates=candidates, plot=plot)
+        few_shot.evaluate_few_shot(
+            str(prediction),
+            truth,
+            images=images,
+            episodes=episodes,
+            count=count,
+            shots=shots or (1, 5),
+            kinds=kinds or (),
+            classes=classes or (),
+            seed=seed,
+            refine=refine,
+            model=model,
+            checkpoint=checkpoint,
+            encoder_checkpoint=encoder_checkpoint,
+            device=device,
+            as_json=as_json,
+            as_markdown=as_markdown,
+            quiet=quiet,
+        )
+        return
     from refinetool.evaluate import evaluate as measure
     from refinetool.formats import open_dataset
 

@@ -12,17 +12,24 @@ from refinetool.records import Region, Sample
 
 
 def write_coco(
-    samples: Iterable[Sample], destination: Path, *, images: Path, categories: Mapping[int, str] | None = None
+    samples: Iterable[Sample],
+    destination: Path,
+    *,
+    images: Path,
+    categories: Mapping[int, str] | None = None,
+    info: Mapping[str, object] | None = None,
 ) -> None:
     """Write samples as COCO instances, one at a time, so that they need not fit into memory.
 
     Images are numbered from 1 in the order of the samples. Regions keep their ids and are written as RLE; regions
-    without a mask are left out. `area` and `bbox` (x, y, width, height) are computed from the pixels.
+    without a mask are left out. `area` and `bbox` (x, y, width, height) are computed from the pixels; regions with a
+    score get it as `score`.
 
     Args:
         samples: Each image once; region ids must be unique over all images.
         images: The folder that file names are relative to.
         categories: Names by number. A region without a category gets the first one, `object` by default.
+        info: What to write to `info` under `refinetool`.
 
     Raises:
         DataError: An id occurs twice, or a category has no name.
@@ -46,7 +53,8 @@ def write_coco(
                 file.write((b",\n" if seen else b"\n") + _dump(record))
                 seen.add(region.id)
         listing = [{"id": number, "name": name} for number, name in names.items()]
-        file.write(b'\n],"images":' + _dump(listed) + b',"categories":' + _dump(listing) + b"}\n")
+        file.write(b'\n],"images":' + _dump(listed) + b',"categories":' + _dump(listing))
+        file.write((b',"info":' + _dump({"refinetool": info}) if info else b"") + b"}\n")
 
 
 def _annotation(region: Region, image: int, names: Mapping[int, str], sample: Sample) -> dict[str, object]:
@@ -56,6 +64,7 @@ def _annotation(region: Region, image: int, names: Mapping[int, str], sample: Sa
         raise DataError(f"{sample.image}: mask {region.id} is of category {category}, which has no name; give it one.")
     found = masks.decode_crop(region.mask)
     x0, y0, x1, y1 = (0, 0, 0, 0) if found is None else found[1]
+    score = {} if region.score is None else {"score": round(region.score, 4)}
     return {
         "id": region.id,
         "image_id": image,
@@ -64,6 +73,7 @@ def _annotation(region: Region, image: int, names: Mapping[int, str], sample: Sa
         "area": masks.area(region.mask),
         "bbox": [x0, y0, x1 - x0, y1 - y0],
         "segmentation": {"size": list(region.mask.size), "counts": region.mask.counts.decode("ascii")},
+        **score,
     }
 
 

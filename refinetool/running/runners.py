@@ -11,20 +11,20 @@ from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from threading import Semaphore
-from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Any, Generic, Literal, Protocol, Self, TypeAlias, TypeVar
 
+from refinetool.backends import Backend
 from refinetool.cores import cores, limited_threads, use_threads, wait_passively
 from refinetool.errors import UsageError
 from refinetool.records import Outcome, Sample
-from refinetool.refine import Prepared, Refiner, load_refiner
+from refinetool.refine import Refiner, load_refiner
 from refinetool.running.crew import share_out, unit_size
 from refinetool.running.identity import job_identity
-from refinetool.running.threads import Crashed, Finished, Result, in_process, stay_coarse
+from refinetool.running.threads import Crashed, Finished, Result, Stages, in_process, stay_coarse
 from refinetool.settings import JobSettings, RefineSettings
 from refinetool.statuses import Reason
 
 if TYPE_CHECKING:
-    from refinetool.candidates import Answer, Job
     from refinetool.running.ray import Loaded, RayCrew
 
 T = TypeVar("T")
@@ -57,6 +57,32 @@ class Runner(Protocol):
         """Yield one result per sample; ends early when stopped."""
 
 
+class BackedStages(Stages[Any], Protocol):
+    """Stages whose model is a backend, such as a `Refiner`."""
+
+    @property
+    def backend(self) -> Backend:
+        """The model."""
+
+
+R_co = TypeVar("R_co", bound=BackedStages, covariant=True)
+S = TypeVar("S", bound=BackedStages)
+
+
+class RunJob(Protocol[R_co]):
+    """What to run on samples, as given by the user; it is picklable, and any process can load it."""
+
+    @property
+    def device(self) -> str:
+        """`auto`, `cpu`, `cuda` or `cuda:N`."""
+
+    def on(self, device: str) -> Self:
+        """Return the same job for another device."""
+
+    def load(self) -> tuple[R_co, Mapping[str, object]]:
+        """Load the model into this process; returns it with the identity of the job."""
+
+
 @dataclass(frozen=True, slots=True)
 class RefineJob:
     """A model and its settings, as given by the user; any process can load it. See `run.refine_dataset`.
@@ -75,6 +101,10 @@ class RefineJob:
     embeddings: Path | None = None
     embeddings_gigabytes: float = JOB.embeddings_gigabytes
     compiled: bool = False
+
+    def on(self, device: str) -> Self:
+        """Return the same job for another device."""
+        return replace(self, device=device)
 
     def load(self) -> tuple[Refiner, Mapping[str, object]]:
         """Load the model into this process; returns it with the identity of the job."""
@@ -103,7 +133,7 @@ class RefineJob:
 
 @contextmanager
 def open_runner(
-    job: RefineJob, *, workers: WorkerCount, address: str | None, threads: int | None, total: int
+    job: RunJob[BackedStages], *, workers: WorkerCount, address: str | None, threads: int | None, total: int
 ) -> Iterator[Runner]:
     """Load the model where it will run, and yield the runner. Arguments and errors are those of `open_team`."""
     if is_here(workers, address):
@@ -121,19 +151,19 @@ def is_here(workers: WorkerCount, address: str | None) -> bool:
 
 
 @dataclass(frozen=True, slots=True)
-class LoadedJob:
+class LoadedJob(Generic[S]):
     """A job in the process that runs the model.
 
     batches: Number of batches that the model should run at a time, each on its part of the cores.
     """
 
-    refiner: Refiner
+    refiner: S
     identity: Mapping[str, object]
     batches: int
 
 
 @contextmanager
-def loaded_here(job: RefineJob) -> Iterator[LoadedJob]:
+def loaded_here(job: RunJob[S]) -> Iterator[LoadedJob[S]]:
     """Load a job into this process, and use all its cores within the context."""
     refiner, identity = job.load()
     batches = batches_at_once(refiner, identity, cpus=cores())
@@ -149,10 +179,10 @@ class Share:
     cpus: int
     threads: int
 
-    def load(self, job: RefineJob) -> LoadedJob:
+    def load(self, job: RunJob[S]) -> LoadedJob[S]:
         """Load a job into this process, the worker, which then uses no more than its share."""
         wait_passively()
-        refiner, identity = replace(job, device=self.device).load()
+        refiner, identity = job.on(self.device).load()
         batches = batches_at_once(refiner, identity, cpus=self.cpus)
         use_threads(self.cpus // batches)
         return LoadedJob(refiner, identity, batches)
@@ -216,7 +246,7 @@ def open_team(
             yield Team(crew, count, unit_size(total, workers=count))
 
 
-def batches_at_once(refiner: Refiner, identity: Mapping[str, object], *, cpus: int) -> int:
+def batches_at_once(refiner: BackedStages, identity: Mapping[str, object], *, cpus: int) -> int:
     """Return how many batches the model should run at a time; see `ModelDefaults.single_threaded`."""
     return cpus if identity["device"] == "cpu" and refiner.backend.defaults.single_threaded else 1
 
@@ -225,7 +255,7 @@ def batches_at_once(refiner: Refiner, identity: Mapping[str, object], *, cpus: i
 class ThreadRunner:
     """Runs the model in this process, with threads for the other steps."""
 
-    refiner: Refiner
+    refiner: Stages[Any]
     threads: int
     identity: Mapping[str, object]
     batches: int = 1
@@ -279,7 +309,7 @@ def died_twice(sample: Sample, why: str, *, did: str) -> str:
 class _WorkerJob:
     """Loads the job in a worker with its share of the machine."""
 
-    job: RefineJob
+    job: RunJob[BackedStages]
     share: Share
 
     def __call__(self) -> "Loaded[Sample, Result]":
@@ -292,7 +322,7 @@ class _WorkerJob:
 class RefineUnits:
     """Refines units of samples, several at a time; together they run as many batches at a time as one would alone."""
 
-    def __init__(self, refiner: Refiner, threads: int, batches: int) -> None:
+    def __init__(self, refiner: Stages[Any], threads: int, batches: int) -> None:
         self.refiner, self.threads, self.batches = refiner, threads, batches
         self._turn = Semaphore(batches)
 
@@ -300,14 +330,14 @@ class RefineUnits:
     def jobs_at_once(self) -> int:
         return self.refiner.jobs_at_once
 
-    def prepare(self, sample: Sample) -> Prepared:
+    def prepare(self, sample: Sample) -> Any:
         return self.refiner.prepare(sample)
 
-    def segment(self, jobs: "Sequence[Job]") -> "list[Answer]":
+    def segment(self, jobs: Sequence[Any]) -> Sequence[Any]:
         with self._turn:
             return self.refiner.segment(jobs)
 
-    def finish(self, prepared: Prepared, answers: "Sequence[Answer]") -> Outcome:
+    def finish(self, prepared: Any, answers: Sequence[Any]) -> Outcome:
         return self.refiner.finish(prepared, answers)
 
     def __call__(self, items: Sequence[Sample]) -> list[Result]:

@@ -5,9 +5,7 @@ resuming it with more steps before the fall begins. The moving average of the we
 """
 
 import json
-import time
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -17,10 +15,9 @@ import torch
 from PIL import Image
 from torch import nn
 
-from refinetool.errors import DataError, Interrupted, UsageError
+from refinetool.errors import DataError, UsageError
 from refinetool.formats.storage import new_file, refuse_clashes
 from refinetool.modules.heads import Head
-from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.settings import PackSettings, TrainSettings
 from refinetool.train.curves import draw_curves
 from refinetool.train.data.examples import Example
@@ -31,7 +28,6 @@ from refinetool.train.files import (
     CHECKPOINT_FILE,
     METRICS_FILE,
     RUN_FILE,
-    MetricsLog,
     Position,
     RunRecord,
     load_checkpoint,
@@ -42,30 +38,10 @@ from refinetool.train.files import (
 from refinetool.train.ranks import Ranks
 from refinetool.train.schedule import learning_rate_at, seconds_left, share_done, side_at
 from refinetool.train.step import Learner, Loss, Trained
+from refinetool.train.steps import Pace, TrainProgress, take_steps
 from refinetool.train.validation import VALIDATION_SEED, fixed_examples, sample_picture, validate
 
 PACKED_FOLDER, CURVES_FILE = "packed", "curves.png"
-LOG_EVERY = 50
-GPU_REPORTS_EVERY = 10
-"""Reading the loss makes a GPU wait, so on a GPU it is not read after every step."""
-
-
-@dataclass(frozen=True, slots=True)
-class TrainProgress:
-    """One report of a run, with validation figures when there are new ones.
-
-    steps: None for a run by the clock.
-    share: Completed fraction of the run, 0..1.
-    """
-
-    step: int
-    steps: int | None
-    share: float
-    loss: float
-    iou: float
-    images_per_second: float
-    seconds_left: float
-    validation: dict[str, float] | None
 
 
 class Job(Trained, Protocol):
@@ -183,46 +159,20 @@ class _Run:
 
     def go(self, on_progress: Callable[[TrainProgress], None]) -> None:
         """Take the remaining steps, and finish."""
-        settings, first = self.settings, self.position
-        log = MetricsLog(self.output / METRICS_FILE, step=first.step) if self.ranks.first else None
-        began, measuring = time.monotonic(), 0.0
-        reports_every = 1 if self.device == "cpu" else GPU_REPORTS_EVERY
-        with stop_on_interrupt(after="the step is taken") as stop, drawing_thread(self.device) as thread:
-            coming = thread.submit(self._draw, first.step + 1)
-            while not self.over:
-                step = self.position.step + 1
-                batch = coming.result()
-                if settings.minutes is not None or step < settings.steps:
-                    coming = thread.submit(self._draw, step + 1)
-                loss = self._step(step, batch)
-                seconds = self.ranks.agree(time.monotonic() - began, device=self.device)
-                self.position = Position(step, first.seconds + seconds, self.pack.digest)
-                last, stopping = self.over, bool(self.ranks.agree(float(stop.is_set()), device=self.device))
-                rate = (step - first.step) / (seconds - measuring)
-                figures = None
-                if self.ranks.first and (last or step % settings.validate_every == 0):
-                    figures = self._measured(step)
-                    measuring += time.monotonic() - began - seconds
-                if self.ranks.first and (figures or stopping or step % reports_every == 0):
-                    progress = TrainProgress(
-                        step,
-                        None if settings.minutes is not None else settings.steps,
-                        share_done(step, self.position.seconds, settings=settings),
-                        float(loss.total),
-                        float(loss.iou),
-                        rate * settings.images_per_step,
-                        seconds_left(step, self.position.seconds, rate=rate, settings=settings),
-                        figures,
-                    )
-                    if log and (figures or step % LOG_EVERY == 0):
-                        log.write({**asdict(progress), "seconds": round(self.position.seconds, 1)})
-                    on_progress(progress)
-                if last or stopping or step % settings.save_every == 0:
-                    self._save()
-                if stopping and not last:
-                    raise Interrupted(f"stopped after step {step}; the checkpoint is {self.output / CHECKPOINT_FILE}")
+        settings = self.settings
+        steps = None if settings.minutes is not None else settings.steps
+        pace = Pace(steps, settings.images_per_step, settings.validate_every, settings.save_every)
+        take_steps(self, self.output, pace=pace, device=self.device, ranks=self.ranks, on_progress=on_progress)
         if self.ranks.first:
             self._finish()
+
+    def share(self) -> float:
+        """Return the completed fraction of the run."""
+        return share_done(self.position.step, self.position.seconds, settings=self.settings)
+
+    def seconds_left(self, rate: float) -> float:
+        """Return the seconds to the end of the run at `rate` steps per second."""
+        return seconds_left(self.position.step, self.position.seconds, rate=rate, settings=self.settings)
 
     @property
     def over(self) -> bool:
@@ -231,20 +181,23 @@ class _Run:
             return self.position.step >= self.settings.steps
         return self.position.seconds >= 60 * self.settings.minutes
 
-    def _draw(self, step: int) -> Example:
+    def draw(self, step: int) -> Example:
+        """Make the batch of a step."""
         settings = self.settings
         side = side_at(share_done(step, self.position.seconds, settings=settings), settings=settings)
         numbers = (step - 1) * settings.images_per_step + torch.arange(settings.images_per_step)
         return self.sampler.batch(self.ranks.share(numbers), side=side)
 
-    def _step(self, step: int, batch: Example) -> Loss:
+    def take(self, step: int, batch: Example) -> Loss:
+        """Take a step."""
         settings = self.settings
         # A schedule by steps uses the current step, a schedule by the clock the time at which the step begins.
         share = share_done(step, self.position.seconds, settings=settings)
         rate = settings.learning_rate * learning_rate_at(step, share, settings=settings)
         return self.learner.step(batch, step=step, learning_rate=rate)
 
-    def _measured(self, step: int) -> dict[str, float]:
+    def measured(self, step: int) -> dict[str, float]:
+        """Measure the average on the validation examples, and draw some of them."""
         sam, head = self.job.measured(self.learner.average, self.settings.side)
         figures = validate(sam, head, self.fixed, settings=self.settings)
         picture = Image.fromarray(sample_picture(sam, head, self.fixed[0]))
@@ -252,9 +205,8 @@ class _Run:
             picture.save(file, format="PNG")
         return figures
 
-    def _save(self) -> None:
-        if not self.ranks.first:
-            return
+    def save(self) -> None:
+        """Write a checkpoint and the weights."""
         save_checkpoint(self.output / CHECKPOINT_FILE, self.learner, self.position)
         recipe = {
             "step": str(self.position.step),
@@ -268,13 +220,3 @@ class _Run:
         if lines:
             with new_file(self.output / CURVES_FILE) as file:
                 file.write(draw_curves(lines))
-
-
-def drawing_thread(device: str) -> ThreadPoolExecutor:
-    """Return the thread that makes the next batch while the model is trained on the current one.
-
-    On a CPU it uses one torch thread, because its operations are small and more threads would only wait for each other.
-    """
-    if device == "cpu":
-        return ThreadPoolExecutor(1, "examples", initializer=torch.set_num_threads, initargs=(1,))
-    return ThreadPoolExecutor(1, "examples")

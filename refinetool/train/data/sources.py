@@ -96,7 +96,7 @@ def _read_folder_picture(image: Path, mask: Path, *, by_class: bool, max_pixels:
 
 
 def _of_dataset(path: Path, *, images: Path | None, validation_share: float, max_pixels: int) -> list[SourcePicture]:
-    listed = _voc_split(path)
+    listed = voc_split(path)
     objects = VOC_OBJECT if (path / "SegmentationObject").is_dir() else None
     samples = [s for s in open_dataset(path, images=images, format=objects).samples() if s.regions]
     if listed is not None:
@@ -120,7 +120,7 @@ def drawn_for_validation(keys: Sequence[str], *, share: float) -> set[str]:
     return chosen or ({min(keys, key=place)} if len(keys) > 1 and share > 0 else set())
 
 
-def _voc_split(root: Path) -> dict[str, bool] | None:
+def voc_split(root: Path) -> dict[str, bool] | None:
     """Return the pictures of VOC's segmentation lists, True for those of the val list; None without lists."""
     lists = {name: root / "ImageSets" / "Segmentation" / f"{name}.txt" for name in ("train", "val")}
     if not all(path.is_file() for path in lists.values()):

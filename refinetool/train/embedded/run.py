@@ -14,8 +14,9 @@ from refinetool.settings import PackSettings, TrainSettings
 from refinetool.train.embedded.whole import Whole
 from refinetool.train.files import export
 from refinetool.train.head.on_frozen import OnFrozen
-from refinetool.train.loop import Source, TrainProgress, check_run, train
+from refinetool.train.loop import Source, check_run, train
 from refinetool.train.ranks import ALONE, Ranks
+from refinetool.train.steps import TrainProgress
 
 WEIGHTS_FILE = "embedded.safetensors"
 

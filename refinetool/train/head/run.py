@@ -19,8 +19,9 @@ from refinetool.modules.head_files import HeadRecord, base_digest, build_head, l
 from refinetool.modules.heads import set_image_size
 from refinetool.settings import HeadKind, PackSettings, RefinerOptions, TrainSettings
 from refinetool.train.head.on_frozen import OnFrozen
-from refinetool.train.loop import Source, TrainProgress, check_run, train
+from refinetool.train.loop import Source, check_run, train
 from refinetool.train.ranks import Ranks
+from refinetool.train.steps import TrainProgress
 
 WEIGHTS_FILE = "head.safetensors"
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Protocol, TypeAlias
 from refinetool.backends.square import SquareBackend
 from refinetool.errors import DataError, Interrupted, UsageError
 from refinetool.records import Sample
+from refinetool.refine import Refiner
 from refinetool.running.ahead import map_ahead
 from refinetool.running.journal import digest_of
 from refinetool.running.runners import (
@@ -100,7 +101,7 @@ class Prompter:
 
     crashes: Sequence[str] = ()
 
-    def __init__(self, job: LoadedJob, *, threads: int) -> None:
+    def __init__(self, job: LoadedJob[Refiner], *, threads: int) -> None:
         """Take a model with its settings, as in `refine`.
 
         Args:
