@@ -2,6 +2,7 @@
 
     python benchmarks/heads.py measure DATA none detail la=run/la/head.safetensors -o rows.jsonl
     python benchmarks/heads.py tables rows.jsonl
+    python benchmarks/heads.py picture DATA cables/3 ecssd/0 --heads none detail all=run/head.safetensors -o heads.png
 
 Each head is given the same objects of validation splits, in the same crops, with the same prompts: those mined from a
 coarse mask (without guard and snap), the box of the ground truth, or 1, 2, 5 or 10 points drawn from it. An image is
@@ -19,6 +20,7 @@ from typing import Any
 
 import numpy as np
 from methods import val_objects
+from PIL import Image
 
 from refinetool import masks
 from refinetool.backends.models import load_backend
@@ -27,6 +29,7 @@ from refinetool.corrupt.suites import SUITES
 from refinetool.formats import open_dataset
 from refinetool.images import read_sample
 from refinetool.masks import boundary_iou, iou, tight_box
+from refinetool.pictures import beside, draw, label, stack
 from refinetool.prompts import excavate, expand_boxes
 from refinetool.records import ImageArray, Mask, Prompts
 from refinetool.settings import EvaluateSettings, RefineSettings
@@ -38,6 +41,7 @@ FINE = ("cables", "cables_binary", "crackforest", "dsb2018_nuclei", "ccp", "car_
 SUITE = "davis-like"
 CLICKS = (1, 2, 5, 10)
 REFINE = RefineSettings()
+TILE_PX = 200
 
 
 @dataclass(frozen=True)
@@ -115,6 +119,12 @@ def measured(cases: Sequence[Case], backend: Any) -> dict[str, list[float]]:
     return {name: [round(float(mean), 5) for mean in np.mean(values, axis=0)] for name, values in found.items()}
 
 
+def load(head: str, *, model: str) -> Any:
+    """Load a model with a head: a choice of `refine --head`, or NAME=FILE."""
+    name, _, path = head.partition("=")
+    return load_backend(model, checkpoint=None, device="cpu", precision="fp32", head=path or name)
+
+
 def measure(data: Path, heads: Sequence[str], out: Path, *, model: str, pictures: int, others: int) -> None:
     done = {(row["head"], row["data"]) for row in rows_of(out)}
     folders = [path for path in sorted(data.iterdir()) if (path / "split.json").is_file()]
@@ -125,8 +135,8 @@ def measure(data: Path, heads: Sequence[str], out: Path, *, model: str, pictures
                 continue
             cases = cases_of(folder, Path(work), pictures=pictures if folder.name in FINE else others)
             for head in wanted if cases else ():
-                name, _, path = head.partition("=")
-                backend = load_backend(model, checkpoint=None, device="cpu", precision="fp32", head=path or name)
+                name = head.partition("=")[0]
+                backend = load(head, model=model)
                 began = time.perf_counter()
                 figures = measured(cases, backend)
                 row = {
@@ -139,6 +149,33 @@ def measure(data: Path, heads: Sequence[str], out: Path, *, model: str, pictures
                 with out.open("a") as file:
                     file.write(json.dumps(row) + "\n")
                 print(row, flush=True)
+
+
+def picture(data: Path, chosen: Sequence[str], heads: Sequence[str], out: Path, *, model: str, pictures: int) -> None:
+    """Draw objects, named by set and number, a row each: coarse mask, one mask per head, ground truth."""
+    backends = {head.partition("=")[0]: load(head, model=model) for head in heads}
+    drawn: dict[str, list[Case]] = {}
+    rows: list[ImageArray] = []
+    with tempfile.TemporaryDirectory() as work:
+        for name in chosen:
+            folder, _, number = name.partition("/")
+            if folder not in drawn:
+                drawn[folder] = cases_of(data / folder, Path(work), pictures=pictures)
+            case = drawn[folder][int(number)]
+            found = {"coarse": case.coarse}
+            for head, backend in backends.items():
+                (embedding,) = backend.embed([case.pixels])
+                (prediction,) = backend.predict([embedding], [next(questions(case, embedding))[1]])
+                found[head] = prediction.masks(np.zeros(1, np.int64))[0]
+            height, width = case.truth.shape
+            scale = TILE_PX / max(height, width)
+            tiles = [
+                draw(case.pixels, mask[None], (0, 0, width, height), scale=scale, dim=0.45)
+                for mask in (*found.values(), case.truth)
+            ]
+            texts = [f"{head} {iou(mask, case.truth):.3f}" for head, mask in found.items()]
+            rows.append(beside([label(tile, text) for tile, text in zip(tiles, (*texts, "truth"), strict=True)]))
+    Image.fromarray(stack(rows)).save(out)
 
 
 def rows_of(path: Path) -> list[dict[str, Any]]:
@@ -189,6 +226,13 @@ def main() -> None:
     run.add_argument("--others", type=int, default=20, help="pictures of each other set")
     show = commands.add_parser("tables")
     show.add_argument("rows", type=Path)
+    paint = commands.add_parser("picture")
+    paint.add_argument("data", type=Path)
+    paint.add_argument("objects", nargs="+", help="SET/NUMBER")
+    paint.add_argument("--heads", nargs="+", required=True)
+    paint.add_argument("-o", "--output", type=Path, required=True)
+    paint.add_argument("--model", default="embedded")
+    paint.add_argument("--pictures", type=int, default=40)
     arguments = parser.parse_args()
     if arguments.command == "measure":
         measure(
@@ -198,6 +242,15 @@ def main() -> None:
             model=arguments.model,
             pictures=arguments.pictures,
             others=arguments.others,
+        )
+    elif arguments.command == "picture":
+        picture(
+            arguments.data,
+            arguments.objects,
+            arguments.heads,
+            arguments.output,
+            model=arguments.model,
+            pictures=arguments.pictures,
         )
     else:
         print(tables(rows_of(arguments.rows)))

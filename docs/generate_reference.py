@@ -288,12 +288,22 @@ def models_page() -> str:
     return page(
         [
             "# Models",
-            "These are the names that `--model` takes. Head, view, selection and snap are what `auto` means for a model. "
-            "The two thresholds are the defaults of the [guard](../design/guard.md) for the model; a dash means that none "
-            "was measured, so there is none. When to change these settings: [tuning](../how-to/tuning.md). Which model "
-            "to use: [choosing a model](../how-to/choosing-a-model.md).",
+            "These are the names that `--model` takes. Head, view, selection and snap are what `auto` means for a "
+            "model. The two thresholds are the defaults of the [guard](../design/guard.md) for the model; a dash means "
+            "that none was measured, so there is none. When to change these settings: [tuning](../how-to/tuning.md). "
+            "Which model to use: [choosing a model](../how-to/choosing-a-model.md).",
             table(
-                ["name", "description", "head", "view", "selection", "snap", "predicted IoU", "expected gain", "weights"],
+                [
+                    "name",
+                    "description",
+                    "head",
+                    "view",
+                    "selection",
+                    "snap",
+                    "predicted IoU",
+                    "expected gain",
+                    "weights",
+                ],
                 models,
             ),
             "## Published files",

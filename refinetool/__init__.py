@@ -3,7 +3,7 @@
     import refinetool
 
     refiner = refinetool.load("embedded")
-    masks = refiner.refine_image(image, coarse)  # uint8 (H, W, 3) RGB and bool (N, H, W) -> N RefinedMask
+    masks = refiner.refine_image("image.jpg", coarse)  # or an array, bool (N, H, W) -> N RefinedMask
 
     refinetool.refine_dataset("coarse.json", images="images", output="refined.json")
 
@@ -64,6 +64,11 @@ def load(
         settings=settings,
         iou_adapter=None if iou_adapter is None else Path(iou_adapter),
     )
+
+
+def __dir__() -> list[str]:
+    """Return the public names, with those that are imported on first access."""
+    return sorted({*globals(), *__all__})
 
 
 def __getattr__(name: str) -> object:

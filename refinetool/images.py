@@ -77,10 +77,20 @@ def read_image(path: Path, *, size: Size, max_pixels: int) -> ImageArray:
         )
     turn = _turn_to(image, path=path, size=size)
     try:
-        pixels = _as_rgb(image)
+        pixels = as_rgb(image)
         return np.array(pixels if turn is None else pixels.transpose(turn))  # a copy: asarray's is read-only
     except Exception as error:
         raise _unreadable(path, error) from error
+
+
+def turned_size(path: Path) -> Size:
+    """Return (H, W) of an image file after rotation by its EXIF orientation; raises ImageError if it can't be read."""
+    image = _opened(path)
+    try:
+        turned = image.getexif().get(EXIF_ORIENTATION, 1) in QUARTER_TURNS
+    except Exception as error:
+        raise _unreadable(path, error) from error
+    return (image.width, image.height) if turned else (image.height, image.width)
 
 
 def _opened(path: Path) -> Image.Image:
@@ -129,7 +139,8 @@ def _turn_to(image: Image.Image, *, path: Path, size: Size) -> Image.Transpose |
     )
 
 
-def _as_rgb(image: Image.Image) -> Image.Image:
+def as_rgb(image: Image.Image) -> Image.Image:
+    """Convert an image of any mode to RGB; raises what Pillow raises, and ValueError for numbers of 32 bits."""
     image.load()
     if image.mode.startswith("I"):  # 16 bits: `I;16` and its byte orders, or `I` where a reader widens the values
         values = np.asarray(image)

@@ -279,12 +279,25 @@ def has_holes(mask: Mask) -> bool:
     if box is None:
         return False
     x0, y0, x1, y1 = box
-    outside = ~_framed(mask[y0:y1, x0:x1])
-    labels, _ = cv2.connectedComponents(outside.view(np.uint8), connectivity=8)
+    labels, _ = _background(mask[y0:y1, x0:x1])
     return labels > 2  # the mask is label 0, the background around it label 1
 
 
-def _framed(mask: Mask) -> Mask:
+def fill_holes(mask: Mask) -> Mask:
+    """Return the mask with the background that it encloses (see `has_holes`), bool (H, W)."""
+    _, labels = _background(mask)
+    filled: Mask = labels[1:-1, 1:-1] != labels[0, 0]
+    return filled
+
+
+def _background(mask: Mask) -> tuple[int, NDArray[np.int32]]:
+    """Label the background, 8-connected, of the mask with a ring of background around it."""
+    outside = ~framed(mask)
+    labels, found = cv2.connectedComponents(outside.view(np.uint8), connectivity=8)
+    return labels, np.asarray(found, dtype=np.int32)
+
+
+def framed(mask: Mask) -> Mask:
     """Return the mask with a ring of background around it, bool (H + 2, W + 2)."""
     framed = np.zeros((mask.shape[0] + 2, mask.shape[1] + 2), dtype=np.bool_)
     framed[1:-1, 1:-1] = mask
@@ -311,7 +324,7 @@ def outline(mask: Mask) -> list[IntArray]:
     if box is None:
         return []
     x0, y0, x1, y1 = box
-    padded = _framed(mask[y0:y1, x0:x1])
+    padded = framed(mask[y0:y1, x0:x1])
     top_left, top_right, bottom_left, bottom_right = padded[:-1, :-1], padded[:-1, 1:], padded[1:, :-1], padded[1:, 1:]
     edge_left, edge_right, edge_up = top_left != bottom_left, top_right != bottom_right, top_left != top_right
     turn_y, turn_x = _where(edge_left != edge_right)

@@ -23,6 +23,7 @@ from refinetool.baselines.grid import answer_by_grid
 from refinetool.candidates import Answer, Job, ask
 from refinetool.errors import DataError, UsageError
 from refinetool.images import read_sample
+from refinetool.inputs import ImageLike, MasksLike, as_image, as_masks
 from refinetool.masks import tight_box
 from refinetool.post import post_steps
 from refinetool.post.guard import drifted
@@ -178,33 +179,36 @@ class Refiner:
         claim = claim_of(job.parts[row], proposal, job.view)
         return Verdict(claim, proposal.reason, score, proposal.coarse_iou, candidates)
 
-    def refine_image(self, image: ImageArray, coarse: Masks) -> list[RefinedMask]:
-        """Refine N masks of one image, given as arrays; they may overlap.
+    def refine_image(self, image: ImageLike, coarse: MasksLike) -> list[RefinedMask]:
+        """Refine N masks of one image; they may overlap.
 
         Args:
-            image: uint8 (H, W, 3) RGB.
-            coarse: (N, H, W), bool, or numbers that are all 0 and 1 or all 0 and 255.
+            image: uint8 (H, W, 3) RGB, a PIL image, a path, or a torch tensor, uint8 (3, H, W) or (H, W, 3).
+            coarse: (N, H, W), or (H, W) for a single mask, bool, or numbers that are all 0 and 1 or all 0 and 255: an
+                array, a torch tensor, a PIL image, or a sequence of these.
 
         Returns:
             N refined masks in the same order, at image size.
 
         Raises:
-            DataError: shapes do not match, or values are not those of a mask.
+            DataError: shapes do not match, or values are not those of an image or a mask.
+            ImageError: the file can't be read.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8:
-            raise DataError(f"the image is {image.dtype} {image.shape}; expected uint8 (H, W, 3) in RGB order")
-        height, width = image.shape[:2]
-        if coarse.ndim != 3 or coarse.shape[1:] != (height, width):
-            raise DataError(f"the coarse masks are {coarse.shape}; expected (N, {height}, {width})")
-        binary = [masks.as_bool(mask, source=f"coarse mask {n}") for n, mask in enumerate(coarse)]
-        found = tuple(Region(n, None, masks.encode(mask)) for n, mask in enumerate(binary))
+        given = as_masks(coarse)
+        pixels = as_image(image, size=given.shape[1:] if len(given) else None, max_pixels=self.settings.max_pixels)
+        height, width = pixels.shape[:2]
+        if len(given) and given.shape[1:] != (height, width):
+            raise DataError(
+                f"the coarse masks are {given.shape}; expected (N, {height}, {width}), the size of the image"
+            )
+        found = tuple(Region(n, None, masks.encode(mask)) for n, mask in enumerate(given))
         sample = Sample("image", Path(), (height, width), found)
-        prepared = self.prepare_pixels(sample, image)
+        prepared = self.prepare_pixels(sample, pixels)
         outcome = self.finish(prepared, self.segment(prepared.jobs))
         return [
-            RefinedMask(masks.decode(given.mask), given.status, given.predicted_iou, given.coarse_iou)
-            for given in outcome.annotations
-            if given.mask is not None
+            RefinedMask(masks.decode(made.mask), made.status, made.predicted_iou, made.coarse_iou)
+            for made in outcome.annotations
+            if made.mask is not None
         ]
 
 

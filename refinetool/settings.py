@@ -127,6 +127,28 @@ class SnapSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class SpeckSettings:
+    """Specks: islands and holes of a refined mask that the coarse mask did not have. They are removed if they have at
+    most `max_px` pixels, or at most the fraction `max_share` of the mask's area; with both 0, none is."""
+
+    max_px: float = 16.0
+    max_share: float = 0.001
+
+
+@dataclass(frozen=True, slots=True)
+class PolygonSettings:
+    """How a refined mask is written where the coarse one was a polygon. A result is not affected, only its file."""
+
+    tolerance_px: float = 0.0
+    """How far an outline may be moved to have fewer corners; with 0 it follows the edges of the pixels."""
+    min_iou: float = 0.995
+    """Minimum IoU of what such an outline draws with the refined mask; a smaller tolerance is tried otherwise."""
+    holes: Literal["keep", "fill", "rle"] = "rle"
+    """A mask with holes stays a polygon, whose outline is led into the holes and back along cuts of no width (`keep`);
+    or its holes are filled; or it becomes RLE."""
+
+
+@dataclass(frozen=True, slots=True)
 class ModelDefaults:
     """Defaults of a model: the values that `auto` and None stand for in `RefineSettings`.
 
@@ -199,6 +221,8 @@ class RefineSettings:
     split: SplitSettings = field(default_factory=SplitSettings)
     guard: GuardSettings = field(default_factory=GuardSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
+    specks: SpeckSettings = field(default_factory=SpeckSettings)
+    polygons: PolygonSettings = field(default_factory=PolygonSettings)
     grid: GridSettings = field(default_factory=GridSettings)
     classical: ClassicalSettings = field(default_factory=ClassicalSettings)
 
@@ -230,6 +254,9 @@ NO_GUARD = GuardSettings(
 )
 """Thresholds that only an empty mask fails."""
 
+ALL_SPECKS = SpeckSettings(max_px=0.0, max_share=0.0)
+"""Keeps every speck."""
+
 RELEASE = RefineSettings(
     passes=5,
     selection="predicted",
@@ -239,10 +266,11 @@ RELEASE = RefineSettings(
     view=ViewSettings(mode="frame"),
     guard=NO_GUARD,
     snap=SnapSettings(mode="none"),
+    specks=ALL_SPECKS,
 )
 """The defaults of the authors' public release, for comparison; its elastic box is switched off."""
 
-_PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"))
+_PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"), specks=ALL_SPECKS)
 
 ABLATION = replace(_PLAIN, selection="predicted")
 """The base of every row of an ablation: the model's own masks, chosen by predicted IoU as in the paper."""
@@ -262,7 +290,7 @@ METHODS: dict[MethodName, RefineSettings] = {
     "guided": replace(_PLAIN, method="guided", view=ViewSettings(mode="crop")),
     "smooth": replace(_PLAIN, method="smooth", view=ViewSettings(mode="crop")),
 }
-"""The base of each `refine --method`: the tool's own method, and baselines, which have neither guard nor snapping."""
+"""The base of each `refine --method`: the tool's own method, and baselines, which have no post steps."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -290,8 +318,9 @@ class EvaluateSettings:
     """Width of the band of the boundary IoU as a fraction of the image diagonal, as in Cheng et al. 2021."""
     protocol: Literal["auto", "coco", "lvis", "davis", "lvos", "none"] = "auto"
     """Rules that AP and J&F follow; `auto` is COCO for COCO files and DAVIS for clips."""
-    workers: int = field(default_factory=lambda: min(8, os.cpu_count() or 1))
-    """Processes that the command starts; `evaluate` in Python starts none by default."""
+    workers: int = field(default_factory=lambda: max(1, min(8, (os.cpu_count() or 1) - 1)))
+    """Processes that the command starts, beside one that reads: with two cores, two of them are slower than one.
+    `evaluate` in Python starts none by default."""
 
 
 @dataclass(frozen=True, slots=True)

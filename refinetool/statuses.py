@@ -6,6 +6,7 @@ from enum import StrEnum
 class Reason(StrEnum):
     """Why a region keeps its coarse mask: the part after the colon in the status `kept:<reason>`."""
 
+    CATEGORY = "category"
     CROWD = "crowd"
     CROWDED_OUT = "crowded-out"
     DRIFT = "drift"
@@ -21,6 +22,7 @@ class Reason(StrEnum):
     NO_TRUTH = "no-truth"
     OUT_OF_MEMORY = "out-of-memory"
     SIZE_MISMATCH = "size-mismatch"
+    STUFF = "stuff"
     TOO_SMALL = "too-small"
     UNCHANGED = "unchanged"
     UNREADABLE = "unreadable"

@@ -19,7 +19,8 @@ from safetensors.torch import save_file
 from torch import nn
 
 from refinetool.backends.models import MODELS, load_backend
-from refinetool.backends.square import SquareBackend, SquarePrediction
+from refinetool.backends.predictions import SquarePrediction
+from refinetool.backends.square import SquareBackend
 from refinetool.errors import DataError, Interrupted, StorageError, UsageError, WeightsError
 from refinetool.formats import open_dataset
 from refinetool.modules.iou_adapter import IouAdapter, corrected, fresh_factors, merged, read_adapter, serialise

@@ -32,19 +32,16 @@ from refinetool.backends.batches import in_batches, power_of_two
 from refinetool.backends.embedded import EmbeddedBackend
 from refinetool.backends.frames import Frame, letterboxed, rasterise, squashed
 from refinetool.backends.models import MODELS, find_model, load_backend, pick_device, read_state
+from refinetool.backends.predictions import SquareEmbedding, SquarePrediction
 from refinetool.backends.sam import HqSamBackend, SamBackend, import_hq_sam
 from refinetool.backends.sam2 import Sam2Backend
-from refinetool.backends.square import (
-    Precision,
-    SquareBackend,
-    SquareEmbedding,
-    SquarePrediction,
-)
+from refinetool.backends.square import Precision, SquareBackend
 from refinetool.errors import UsageError, WeightsError
 from refinetool.masks import bounding_box
 from refinetool.modules.embedded import EmbeddedModel, build_embedded
 from refinetool.modules.head_files import build_head
-from refinetool.modules.heads import Decoded, Prompted, normalised, see
+from refinetool.modules.heads import Decoded, Prompted
+from refinetool.modules.sam2_passes import normalised, see
 from refinetool.records import BoolArray, FloatArray, ImageArray, Outcome, Prompts, Region, Sample, Size
 from refinetool.refine import Refiner
 from refinetool.running.journal import Journal

@@ -150,6 +150,8 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         "fresh": False,
         "overwrite": False,
         "dry_run": False,
+        "mask_suffix": "",
+        "categories": [],
         "threads": None,
         "workers": 1,
         "ray_address": None,
@@ -166,6 +168,8 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         (["-o", "out.json"], "output", Path("out.json")),
         (["--format", "coco"], "format", "coco"),
         (["--sizes", "images.json"], "sizes", Path("images.json")),
+        (["--mask-suffix", "_mask"], "mask_suffix", "_mask"),
+        (["--categories", "cat, 7", "--categories", "dog"], "categories", ["cat", "7", "dog"]),
         (["--overwrite"], "overwrite", True),
         (["--model", "sam-vit-b"], "model", "sam-vit-b"),
         (["--checkpoint", "random:3"], "checkpoint", "random:3"),
@@ -206,6 +210,10 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--view crop", "view.mode", "crop"),
     ("--view-margin 0.1", "view.margin", 0.1),
     ("--snap guided", "snap.mode", "guided"),
+    ("--speck-px 4", "specks.max_px", 4.0),
+    ("--speck-share 0.01", "specks.max_share", 0.01),
+    ("--polygon-tolerance 0.5", "polygons.tolerance_px", 0.5),
+    ("--holes fill", "polygons.holes", "fill"),
     ("--split-rule paper", "split.rule", "paper"),
     ("--split-rule off", "split.rule", "off"),
     ("--grid-points 8", "grid.points_per_side", 8),
@@ -385,6 +393,58 @@ def test_dry_run_touches_nothing(command: Command, folder: Path) -> None:
     assert "model embedded" in said.out
     assert "coarse.refined.json" in said.out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+def test_dry_run_beside_an_output_foretells_it(command: Command, folder: Path) -> None:
+    arguments = ["refine", folder / "coarse.json", "--images", folder / "images", "--limit", 2]
+    assert command(*arguments).code == 0
+    before = {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+    said = command(*arguments, "--dry-run", "--record", folder / "coarse.refined.json.csv")
+    assert said.code == 0, said.err
+    assert "coarse.refined.json, which exists already: the run will need --overwrite" in said.out
+    assert {path: path.read_bytes() for path in folder.rglob("*") if path.is_file()} == before
+
+
+def test_resuming_a_finished_run_says_so(command: Command, folder: Path) -> None:
+    arguments = ["refine", folder / "coarse.json", "--images", folder / "images"]
+    assert command(*arguments).code == 0
+    said = command(*arguments, "--resume")
+    assert said.code == 2
+    assert "nothing is left to do; --overwrite refines again" in said.err
+
+
+def test_one_image_is_no_images(command: Command, folder: Path) -> None:
+    said = command("refine", folder / "coarse.json", "--images", folder / "images", "--limit", 1)
+    assert "1 of 1 mask refined" in said.out
+    assert "\n1 image, " in said.out
+    assert said.err.startswith("1/1 image, 1 mask, 0 kept")
+    said = command("refine", folder / "coarse.json", "--images", folder / "images", "--limit", 1, "--dry-run")
+    assert "1 of 1 mask would be refined, in 1 image\n" in said.out
+
+
+@pytest.mark.parametrize(("chosen", "refined"), [("box", 2), ("1", 2), ("lid,box", 3), ("lid", 1)])
+def test_only_some_categories_are_refined(command: Command, folder: Path, chosen: str, refined: int) -> None:
+    record = json.loads((folder / "coarse.json").read_text())
+    record["categories"].append({"id": 7, "name": "lid"})
+    record["annotations"][1]["category_id"] = 7
+    (folder / "coarse.json").write_text(json.dumps(record))
+    arguments = ["refine", folder / "coarse.json", "--images", folder / "images"]
+    said = command(*arguments, "--categories", chosen, "--record", folder / "masks.csv")
+    assert said.code == 0, said.err
+    assert f"{refined} of 3 masks refined" in said.out
+    assert ("other categories than those of --categories" in said.out) == (refined < 3)
+    assert (folder / "masks.csv").read_text().count("kept:category") == 3 - refined
+    said = command(*arguments, "--categories", "bx", "--overwrite")
+    assert (said.code, "there is no category 'bx'; did you mean 'box'?" in said.err) == (2, True)
+
+
+def test_formats_without_names_take_numbers(command: Command, folder: Path) -> None:
+    (folder / "labels").mkdir()
+    (folder / "labels" / "1.txt").write_text("0 0.1 0.1 0.5 0.1 0.5 0.6 0.1 0.6\n3 0.1 0.1 0.5 0.1 0.5 0.6 0.1 0.6\n")
+    arguments = ["refine", folder / "labels", "--images", folder / "images"]
+    assert "1 of 2 masks refined" in command(*arguments, "--categories", "3").out
+    said = command(*arguments, "--categories", "cat", "--overwrite")
+    assert (said.code, "use numbers" in said.err) == (2, True)
 
 
 def test_a_limited_run_is_continued(command: Command, folder: Path) -> None:

@@ -256,10 +256,36 @@ def sandbox(tmp_path: Path) -> Iterator[Path]:
         save_map(tmp_path / name / "cat.png", 255)
     save_map(tmp_path / "DAVIS" / "Annotations" / "480p" / "bear" / "00000.png", 1, 2)
     save_map(tmp_path / "index-maps" / "cat.png", 1, 2)
-    for image in ("images/street.jpg", "images/cat.jpg", "DAVIS/JPEGImages/480p/bear/00000.jpg"):
+    save_map(tmp_path / "carvana" / "car1_mask.png", 255)
+    save_map(tmp_path / "mask.png", 255)
+    photos = ("images/street.jpg", "images/cat.jpg", "DAVIS/JPEGImages/480p/bear/00000.jpg", "carvana/car1.jpg")
+    for image in (*photos, "photo.jpg"):
         save_image(tmp_path / image)
+    others(tmp_path)
     with contextlib.chdir(tmp_path):
         yield tmp_path
+
+
+def others(folder: Path) -> None:
+    """A small data set of YOLO, LabelMe, COCO panoptic and Cityscapes."""
+    for image in ("yolo-set/images/a.jpg", "labelled/a.jpg", "images/7.jpg", "leftImg8bit/a_leftImg8bit.png"):
+        save_image(folder / image)
+    (folder / "yolo-set" / "labels").mkdir()
+    (folder / "yolo-set" / "labels" / "a.txt").write_text("0 0.1 0.1 0.4 0.1 0.4 0.5 0.1 0.5\n")
+    shapes = [{"label": "cat", "points": [[9, 8], [31, 8], [31, 32], [9, 32]], "shape_type": "polygon"}]
+    (folder / "labelled" / "a.json").write_text(json.dumps({"shapes": shapes, "imagePath": "a.jpg"}))
+    segments = [{"id": 1, "category_id": 1, "iscrowd": 0, "area": 528, "bbox": [9, 8, 22, 24]}]
+    annotation = {"image_id": 7, "file_name": "7.png", "segments_info": segments}
+    images = [{"id": 7, "file_name": "7.jpg", "height": 60, "width": 80}]
+    record = {"images": images, "annotations": [annotation], "categories": [{"id": 1, "isthing": 1}]}
+    (folder / "panoptic_val.json").write_text(json.dumps(record))
+    save_map(folder / "panoptic_val" / "7.png", 1)
+    with Image.open(folder / "panoptic_val" / "7.png") as grey:
+        Image.merge("RGB", (grey, Image.new("L", grey.size), Image.new("L", grey.size))).save(grey.filename)
+    deep = np.zeros((60, 80), dtype=np.uint16)
+    deep[8:32, 9:31] = 26001
+    (folder / "gtFine").mkdir()
+    Image.fromarray(deep).save(folder / "gtFine" / "a_gtFine_instanceIds.png")
 
 
 def save_image(path: Path) -> None:
@@ -290,7 +316,8 @@ def coco(folder: Path) -> None:
         images.append({"id": number, "file_name": f"{number}.png", "width": 80, "height": 60})
         ring = [9, 8, 31, 8, 31, 32, 9, 32]
         annotations.append({"id": number, "image_id": number, "category_id": 1, "iscrowd": 0, "segmentation": [ring]})
-    record = json.dumps({"images": images, "annotations": annotations})
+    names = [{"id": 1, "name": "person"}]
+    record = json.dumps({"images": images, "annotations": annotations, "categories": names})
     for name in ("annotations", "coarse", "truth"):
         (folder / f"{name}.json").write_text(record)
     result = {
@@ -308,7 +335,7 @@ def voc(root: Path) -> None:
         save_map(root / name / "2007_000001.png", 1, 2)
 
 
-RUN = ("coco", "voc", "mask-folders", "resume-and-large-datasets", "tuning", "corrupt", "evaluate")
+RUN = ("coco", "voc", "mask-folders", "other-formats", "resume-and-large-datasets", "tuning", "corrupt", "evaluate")
 
 
 @pytest.mark.usefixtures("sandbox")

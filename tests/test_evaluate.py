@@ -340,7 +340,12 @@ def test_miou_equals_the_confusion_matrix_over_the_whole_data_set() -> None:
     assert report.measures[0].name == "mIoU"
     assert report.measures[0].value == pytest.approx(miou_by_definition(truths, guesses))
     assert report.measures[0].before == pytest.approx(miou_by_definition(truths, coarse))
-    assert [measure.name for measure in report.measures[1:]] == [f"IoU of class {label}" for label in (0, 1, 5, 20)]
+    names = ["FB-IoU", *(f"IoU of class {label}" for label in (0, 1, 5, 20))]
+    assert [measure.name for measure in report.measures[1:]] == names
+    binary = [[np.where(one == 255, 255, one > 0).astype(np.uint8) for one in maps] for maps in (truths, guesses)]
+    for guess, truth in zip(binary[1], binary[0], strict=True):
+        guess[(guess == 255) & (truth != 255)] = 0
+    assert report.measures[1].value == pytest.approx(miou_by_definition(*binary))
     valid = sum(np.count_nonzero(truth != 255) for truth in truths)
     both = sum(np.count_nonzero((t != 255) & (g == 255)) for t, g in zip(truths, guesses, strict=True))
     assert (report.counts["compared_px"], report.counts["void_in_prediction_px"]) == (valid, both)
@@ -370,6 +375,7 @@ def test_classes_that_the_ground_truth_lacks_stay_out_of_the_mean() -> None:
     report = score([label_map("a", guess)], [label_map("a", truth)], [label_map("a", coarse)])
     assert figures(report) == {
         "mIoU": ((3 / 4 + 1) / 2, (1 / 4 + 1) / 2),
+        "FB-IoU": ((3 / 4 + 4 / 5) / 2, (1 / 4 + 4 / 7) / 2),
         "IoU of class 0": (3 / 4, 1 / 4),
         "IoU of class 1": (1.0, 1.0),
         "IoU of class 7": (None, 0.0),

@@ -213,7 +213,7 @@ def test_polygons_against_polygons_need_sizes_from_somewhere(
         (["--plot", "gain.png"], "name them with --coarse"),
         (["--json", "--markdown"], "choose one"),
         (["--protocol", "lvis"], "neg_category_ids"),
-        (["--protocol", "davis"], "index PNGs in folders"),
+        (["--protocol", "davis"], "index PNGs or masks in folders"),
     ],
 )
 def test_what_cannot_be_done_is_refused(

@@ -349,6 +349,55 @@ def test_lvos_counts_what_lies_between_an_objects_first_and_last_frame(tmp_path:
     assert report.counts["clip_objects"] == 2
 
 
+def test_recall_and_decay_of_clips(tmp_path: Path) -> None:
+    """Ten frames, of which eight count: J falls from 1 to 1/4. Quarters share frames at their bounds."""
+    names = [f"c/{number:02}" for number in range(10)]
+    widths = [8, 8, 8, 6, 6, 4, 4, 2, 2, 8]
+    truth = {name: frame((1, 0, 8)) for name in names}
+    guess = {name: frame((1, 0, width)) for name, width in zip(names, widths, strict=True)}
+    report = evaluate(clips(tmp_path / "guess", guess), clips(tmp_path / "truth", truth))
+    scores = [width / 8 for width in widths[1:-1]]
+    assert value(report, "J") == pytest.approx(sum(scores) / 8)
+    assert value(report, "J recall") == pytest.approx(sum(score > 0.5 for score in scores) / 8)
+    # 1 .. 8 in five bounds: 1, 2.75, 4.5, 6.25, 8, rounded to 1, 3, 4 or 5, 6, 8
+    assert value(report, "J decay") == pytest.approx(sum(scores[:3]) / 3 - sum(scores[5:]) / 3)
+    assert {"F recall", "F decay"} <= {measure.name for measure in report.measures}
+
+
+def test_each_clip_has_a_row(tmp_path: Path) -> None:
+    guess = TRUTH | {"b/01": frame()}
+    report = evaluate(clips(tmp_path / "guess", guess), clips(tmp_path / "truth", TRUTH))
+    rows = {measure.name: measure.value for measure in report.per_class}
+    assert rows == {"J&F of clip a": 1.0, "J&F of clip b": 0.0}
+
+
+def test_unseen_clips_are_reported_apart_and_averaged(tmp_path: Path) -> None:
+    guess = TRUTH | {"b/01": frame(), "a/02": frame((1, 0, 5), (2, 20, 30))}
+    files = clips(tmp_path / "guess", guess), clips(tmp_path / "truth", TRUTH)
+    plain = evaluate(*files, protocol="lvos")
+    report = evaluate(*files, protocol="lvos", unseen=["b"])
+    seen, unseen = value(report, "J seen"), value(report, "J unseen")
+    assert (seen, unseen) == (pytest.approx(2.5 / 3), 0.0)
+    assert value(report, "J") == pytest.approx((seen + unseen) / 2)
+    four = [value(report, f"{name} {group}") for name in "JF" for group in ("seen", "unseen")]
+    assert value(report, "J&F") == pytest.approx(sum(four) / 4)
+    assert not any("seen" in measure.name for measure in plain.measures)
+    empty = evaluate(*files, protocol="lvos", unseen=[])
+    assert (value(empty, "J&F"), value(empty, "J&F unseen")) == (None, None)
+
+
+@pytest.mark.parametrize(("names", "has"), [(("00", "01", "02"), True), (("x", "y", "z"), False)])
+def test_clips_of_black_and_white_masks_have_j_and_f_too(names: tuple[str, ...], has: bool, tmp_path: Path) -> None:
+    for side in ("guess", "truth"):
+        for name in names:
+            (tmp_path / side / "a").mkdir(parents=True, exist_ok=True)
+            Image.fromarray(frame((255, 0, 10))).save(tmp_path / side / "a" / f"{name}.png")
+    files = [open_dataset(tmp_path / side, need_images=False) for side in ("guess", "truth")]
+    assert {source.format for source in files} == {"masks"}
+    assert any(measure.name == "J&F" for measure in evaluate(*files).measures) == has
+    assert value(evaluate(*files, protocol="davis"), "J&F") == 1.0
+
+
 def test_clips_before_and_after(tmp_path: Path) -> None:
     coarse = TRUTH | {"b/01": frame((1, 5, 10))}
     report = evaluate(

@@ -253,7 +253,8 @@ def test_where_no_ground_truth_can_be_decoded_nothing_is_found(tmp_path: Path) -
 def test_results_have_ap_and_nothing_that_takes_ids(tmp_path: Path) -> None:
     truth, found = scene(1, images=6, tied=False)
     report = measured(tmp_path, truth, found)
-    assert {measure.name for measure in report.measures} == {*NAMES, *(f"boundary {name}" for name in NAMES)}
+    names = (*NAMES, "AR")
+    assert {measure.name for measure in report.measures} == {*names, *(f"boundary {name}" for name in names)}
     assert any("no annotation ids" in note for note in report.notes())
     assert report.counts["detections"] == len(found)
     empty = sum(not coco_mask.area(result["segmentation"]) for result in found)
@@ -471,6 +472,47 @@ def test_what_is_not_lvis_is_refused(tmp_path: Path) -> None:
     broken["images"][0]["neg_category_ids"] = ["x"]
     with pytest.raises(DataError, match="expected a list of numbers"):
         measured(tmp_path, broken, found, protocol="lvis")
+
+
+# --- more of COCO's figures
+
+
+@pytest.mark.parametrize("limit", [None, 2])
+@pytest.mark.parametrize("agnostic", [False, True])
+def test_recall_limits_and_categories_equal_pycocotools(tmp_path: Path, limit: int | None, agnostic: bool) -> None:
+    truth, found = scene(1, images=14, tied=False)
+    report = measured(tmp_path, truth, found, max_detections=limit, class_agnostic=agnostic)
+    reference = coco_truth(truth)
+    evaluation = COCOeval(reference, reference.loadRes(copy.deepcopy(found)), "segm")
+    evaluation.params.maxDets = [limit or 100]
+    evaluation.params.useCats = 0 if agnostic else 1
+    evaluation.evaluate()
+    evaluation.accumulate()
+    precision, recall = evaluation.eval["precision"][..., 0, -1], evaluation.eval["recall"][..., 0, -1]
+    assert value(report, "AP") == pytest.approx(precision[precision > -1].mean(), abs=1e-9)
+    assert value(report, "AR") == pytest.approx(recall[recall > -1].mean(), abs=1e-9)
+    if not agnostic:
+        classes = {measure.name: measure.value for measure in report.per_class}
+        for place, category in enumerate(evaluation.params.catIds):
+            of_class = precision[:, :, place]
+            if (of_class > -1).any():
+                assert classes[f"AP of category {category}"] == pytest.approx(of_class[of_class > -1].mean(), abs=1e-9)
+
+
+def test_ap_is_left_out_where_the_truth_is_not_complete(tmp_path: Path) -> None:
+    truth, _ = scene(1, images=6, tied=False)
+    partial = copy.deepcopy(truth)
+    del partial["annotations"][::2]
+    report = measured(tmp_path, partial, truth)
+    names = [measure.name for measure in report.measures]
+    assert names[:2] == ["IoU", "boundary IoU"]
+    assert not any("AP" in name for name in names)
+    assert any("AP is left out" in note and "--protocol coco" in note for note in report.notes())
+    assert value(measured(tmp_path, partial, truth, protocol="coco"), "AP") is not None
+    scored = copy.deepcopy(truth)
+    for annotation in scored["annotations"]:
+        annotation["score"] = 0.5
+    assert value(measured(tmp_path, partial, scored), "AP") is not None, "detections"
 
 
 # --- merging

@@ -104,6 +104,36 @@ def test_object_maps_have_no_categories(voc: Path) -> None:
         assert (dataset.format, sample.layout, sample.regions[0].category) == ("voc-object", "indexed", None)
 
 
+@pytest.mark.parametrize(
+    ("format", "there"), [("voc-object", "SegmentationClass"), ("voc-class", "SegmentationObject")]
+)
+def test_a_missing_folder_of_a_voc_root_is_named(format: str, there: str, voc: Path) -> None:
+    if there == "SegmentationObject":
+        (voc / "SegmentationClass").rename(voc / there)
+    other = {"voc-object": "voc-class", "voc-class": "voc-object"}[format]
+    with pytest.raises(DataError, match=rf"VOC2012: has no folder \w+, only {there}; name the format {other}"):
+        open_dataset(voc, format=format)
+
+
+@pytest.mark.parametrize("inner", ["480p", "."])
+@pytest.mark.parametrize("format", [None, "davis"])
+def test_a_davis_root_is_read_as_clips(inner: str, format: str | None, tmp_path: Path) -> None:
+    root = tmp_path / "DAVIS"
+    for clip in ("bear", "dog"):
+        save_photo(root / "JPEGImages" / inner / clip / "00000.jpg")
+        save_map(root / "Annotations" / inner / clip / "00000.png", MAP)
+    dataset = open_dataset(root, format=format)
+    assert dataset.format == "davis"
+    first, second = dataset.samples()
+    assert (first.key, second.image) == ("bear/00000", root / "JPEGImages" / inner / "dog" / "00000.jpg")
+    dataset.write(nothing, tmp_path / "out", {})
+    assert (tmp_path / "out" / "Annotations" / inner / "bear" / "00000.png").is_file()
+    if inner == "480p":
+        save_map(root / "Annotations" / "1080p" / "bear" / "00000.png", MAP)
+        with pytest.raises(UsageError, match=r"several resolutions \(1080p, 480p\); name one of the folders"):
+            open_dataset(root, format=format)
+
+
 def test_a_refined_map_is_painted_as_defined(voc: Path) -> None:
     dataset = open_dataset(voc)
     first, _ = dataset.samples()
@@ -359,8 +389,8 @@ def test_a_voc_root_with_both_kinds_is_asked_about(voc: Path) -> None:
 
 
 def test_a_format_that_does_not_exist_is_named(tmp_path: Path) -> None:
-    with pytest.raises(UsageError, match="there is no format 'yolo'; choose one of coco, "):
-        open_dataset(tmp_path, format="yolo")
+    with pytest.raises(UsageError, match="there is no format 'xml'; choose one of coco, "):
+        open_dataset(tmp_path, format="xml")
 
 
 def test_folders_without_masks_or_images_get_a_sentence(tmp_path: Path) -> None:

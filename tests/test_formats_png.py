@@ -10,7 +10,8 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 from refinetool.errors import DataError, MaskError
-from refinetool.formats.png import check_headers, read_header, read_values, with_values
+from refinetool.formats.png import read_header, read_samples, with_samples
+from refinetool.formats.rasters import check_headers, read_values, with_values
 
 GREY, COLOURS, PALETTE = 0, 2, 3
 
@@ -95,10 +96,18 @@ def test_what_can_not_be_refined_is_refused_by_name(tmp_path: Path) -> None:
     Image.fromarray(np.full((2, 2), 26001, dtype=np.uint16)).save(tmp_path / "deep.png")
     with pytest.raises(DataError, match=r"deep\.png: has 16 bits per pixel; only masks of up to 8"):
         read_values(tmp_path / "deep.png")
-    for mode, words in {"RGB": "holds colours;", "RGBA": "with transparency", "LA": "grey with transparency"}.items():
-        Image.new(mode, (2, 2)).save(tmp_path / "colour.png")
-        with pytest.raises(DataError, match=rf"colour\.png: .*{words}"):
-            read_values(tmp_path / "colour.png")
+
+
+@pytest.mark.parametrize("mode", ["LA", "RGB", "RGBA"])
+def test_several_samples_per_pixel_are_read_and_written_back(mode: str, tmp_path: Path) -> None:
+    old, new = np.random.default_rng(0).integers(0, 255, (2, 9, 13, len(mode)), dtype=np.uint8)
+    Image.fromarray(old, mode).save(tmp_path / "old.png", dpi=(72, 72))
+    assert (read_samples(tmp_path / "old.png") == old).all()
+    (tmp_path / "new.png").write_bytes(with_samples(tmp_path / "old.png", new))
+    with Image.open(tmp_path / "new.png") as image:
+        assert (np.asarray(image) == new).all()
+    assert read_header(tmp_path / "new.png") == read_header(tmp_path / "old.png")
+    assert other_chunks(tmp_path / "new.png") == other_chunks(tmp_path / "old.png")
 
 
 def test_broken_files_are_told_from_unsupported_ones(tmp_path: Path) -> None:

@@ -25,7 +25,17 @@ from training_data import PACKING, QUICK, packed_folder
 from refinetool.backends.models import find_model, load_backend, load_network
 from refinetool.errors import DataError, UsageError, WeightsError
 from refinetool.modules.head_files import HeadRecord, base_digest, build_head, serialise_head
-from refinetool.settings import TRAIN_EMBEDDED_HEAD, TRAIN_HEAD, UNBOUNDED, HeadKind, TrainSettings
+from refinetool.running.run import refine_dataset
+from refinetool.settings import (
+    NO_GUARD,
+    TRAIN_EMBEDDED_HEAD,
+    TRAIN_HEAD,
+    UNBOUNDED,
+    HeadKind,
+    RefineSettings,
+    TrainSettings,
+    ViewSettings,
+)
 from refinetool.train.data.hqseg import MEASURING, TRAINING
 from refinetool.train.data.sources import list_pictures
 from refinetool.train.files import export, read_run
@@ -299,6 +309,48 @@ def test_mixed_prompts_are_of_all_kinds(count: int) -> None:
         assert groups[3][1].plain
 
 
+# --- refining with a head
+
+ONE_IMAGE = {"limit": 1, "device": "cpu", "precision": "fp32", "checkpoint": RANDOM}
+
+
+@pytest.mark.parametrize(
+    "changed",
+    [
+        RefineSettings(guard=NO_GUARD),
+        RefineSettings(guard=NO_GUARD, passes=2),
+        RefineSettings(guard=NO_GUARD, passes=2, cascade="logits-a"),
+        RefineSettings(guard=NO_GUARD, passes=2, cascade="logits-b"),
+        RefineSettings(guard=NO_GUARD, selection="predicted", view=ViewSettings(mode="frame")),
+        RefineSettings(),
+    ],
+    ids=["plain", "passes", "cascade a", "cascade b", "frame", "guard"],
+)
+def test_everything_works_with_a_head(changed: RefineSettings, folder: Path, tmp_path: Path) -> None:
+    head = write_head(tmp_path / "head.safetensors", options={"residual": True})
+    output = tmp_path / "refined.json"
+    summary = refine_dataset(folder / "coarse.json", output=output, head=str(head), settings=changed, **ONE_IMAGE)
+    assert summary.masks == 1
+    assert summary.failed == 0
+    before, after = (json.loads(path.read_text()) for path in (folder / "coarse.json", output))
+    assert [one["id"] for one in after["annotations"]] == [one["id"] for one in before["annotations"]]
+
+
+def test_another_head_does_not_resume_a_run(folder: Path, tmp_path: Path) -> None:
+    output = tmp_path / "refined.json"
+    first = refine_dataset(folder / "coarse.json", output=output, head="none", **ONE_IMAGE)
+    again = refine_dataset(folder / "coarse.json", output=output, head="none", resume=True, **ONE_IMAGE)
+    other = refine_dataset(folder / "coarse.json", output=output, head="detail", resume=True, **ONE_IMAGE)
+    assert (first.reused, again.reused, other.reused) == (0, 1, 0)
+    assert other.redone == 1
+
+
+def test_an_output_may_not_replace_the_head(folder: Path, tmp_path: Path) -> None:
+    head = write_head(tmp_path / "head.json")
+    with pytest.raises(UsageError, match="head"):
+        refine_dataset(folder / "coarse.json", output=head, head=str(head), overwrite=True, **ONE_IMAGE)
+
+
 # --- training
 
 
@@ -342,12 +394,12 @@ def train(
 
 
 @pytest.fixture
-def folder(tmp_path: Path) -> Path:
+def pack(tmp_path: Path) -> Path:
     return packed_folder(tmp_path / "data").folder
 
 
-def test_a_trained_head_is_one_that_refine_takes(folder: Path, tmp_path: Path) -> None:
-    train(folder, tmp_path / "run", options={"cues": True})
+def test_a_trained_head_is_one_that_refine_takes(pack: Path, tmp_path: Path) -> None:
+    train(pack, tmp_path / "run", options={"cues": True})
     path = tmp_path / "run" / "head.safetensors"
     with safe_open(path, "pt") as file:
         described = json.loads(file.metadata()["refinetool_head"])
@@ -358,16 +410,16 @@ def test_a_trained_head_is_one_that_refine_takes(folder: Path, tmp_path: Path) -
     assert read_run(tmp_path / "run").about["checkpoint"] == RANDOM
 
 
-def test_a_resumed_head_equals_an_uninterrupted_one(folder: Path, tmp_path: Path) -> None:
-    whole = train(folder, tmp_path / "whole", replace(QUICK_HEAD, steps=4))
+def test_a_resumed_head_equals_an_uninterrupted_one(pack: Path, tmp_path: Path) -> None:
+    whole = train(pack, tmp_path / "whole", replace(QUICK_HEAD, steps=4))
 
     def die(progress: TrainProgress) -> None:
         if progress.step == 3:
             raise RuntimeError("killed")
 
     with pytest.raises(RuntimeError):
-        train(folder, tmp_path / "cut", replace(QUICK_HEAD, steps=4), on_progress=die)
-    rest = train(folder, tmp_path / "cut", replace(QUICK_HEAD, steps=4), resume=True)
+        train(pack, tmp_path / "cut", replace(QUICK_HEAD, steps=4), on_progress=die)
+    rest = train(pack, tmp_path / "cut", replace(QUICK_HEAD, steps=4), resume=True)
     assert [report.step for report in rest] == [3, 4]
     assert [report.loss for report in rest] == [report.loss for report in whole[2:]]
     one, two = (load_file(tmp_path / name / "head.safetensors") for name in ("whole", "cut"))
@@ -375,14 +427,14 @@ def test_a_resumed_head_equals_an_uninterrupted_one(folder: Path, tmp_path: Path
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
-def test_the_detail_head_is_trained_the_same_way_alone_and_with_its_model(folder: Path, tmp_path: Path) -> None:
+def test_the_detail_head_is_trained_the_same_way_alone_and_with_its_model(pack: Path, tmp_path: Path) -> None:
     from refinetool.train.embedded.run import train_embedded
 
     sam, _ = load_network(find_model("embedded"), RANDOM)
     export(sam.state_dict(), tmp_path / "whole.safetensors", metadata={})
     settings = replace(QUICK, steps=2, part="detail")
     train_embedded(
-        [folder],
+        [pack],
         tmp_path / "embedded",
         images=None,
         start=tmp_path / "whole.safetensors",
@@ -397,31 +449,31 @@ def test_the_detail_head_is_trained_the_same_way_alone_and_with_its_model(folder
     own = tmp_path / "start.safetensors"
     record = HeadRecord("detail", {}, "embedded", base_digest(base), {})
     own.write_bytes(serialise_head(base.get_submodule("detail"), record))
-    train(folder, tmp_path / "alone", settings, checkpoint=str(tmp_path / "whole.safetensors"), start=own)
+    train(pack, tmp_path / "alone", settings, checkpoint=str(tmp_path / "whole.safetensors"), start=own)
     together = load_file(tmp_path / "embedded" / "embedded.safetensors")
     alone = load_file(tmp_path / "alone" / "head.safetensors")
     for name, tensor in alone.items():
         assert torch.equal(tensor, together[f"detail.{name}"]), name
 
 
-def test_a_head_can_go_on_from_a_head(folder: Path, tmp_path: Path) -> None:
+def test_a_head_can_go_on_from_a_head(pack: Path, tmp_path: Path) -> None:
     start = write_head(tmp_path / "start.safetensors", options={"residual": True})
-    train(folder, tmp_path / "run", replace(QUICK_HEAD, learning_rate=1e-12), start=start)
+    train(pack, tmp_path / "run", replace(QUICK_HEAD, learning_rate=1e-12), start=start)
     before, after = load_file(start), load_file(tmp_path / "run" / "head.safetensors")
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
-def test_what_can_not_be_trained_is_refused(folder: Path, tmp_path: Path) -> None:
+def test_what_can_not_be_trained_is_refused(pack: Path, tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="sam-vit-b can't have a head"):
-        train(folder, tmp_path / "run", model="sam-vit-b")
+        train(pack, tmp_path / "run", model="sam-vit-b")
     with pytest.raises(UsageError, match="multiple of 64"):
-        train(folder, tmp_path / "run", replace(QUICK_HEAD, side=96))
+        train(pack, tmp_path / "run", replace(QUICK_HEAD, side=96))
     with pytest.raises(UsageError, match="no module is left"):
-        train(folder, tmp_path / "run", options={"la": False, "pr": False, "mr": False})
+        train(pack, tmp_path / "run", options={"la": False, "pr": False, "mr": False})
     with pytest.raises(UsageError, match="cues"):
-        train(folder, tmp_path / "run", options={"mr": False, "cues": True})
+        train(pack, tmp_path / "run", options={"mr": False, "cues": True})
     with pytest.raises(DataError, match="nothing to resume"):
-        train(folder, tmp_path / "run", resume=True)
+        train(pack, tmp_path / "run", resume=True)
 
 
 def test_the_recipes_differ_in_size_only() -> None:
@@ -470,9 +522,9 @@ def test_processes_average_and_agree(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_two_processes_train_one_head(folder: Path, tmp_path: Path) -> None:
+def test_two_processes_train_one_head(pack: Path, tmp_path: Path) -> None:
     """From raw data, which only one of them packs; one writes what a single process would."""
-    arguments = ["--data", str(folder.parent / "data"), "--checkpoint", RANDOM, "--device", "cpu", "--side", "64"]
+    arguments = ["--data", str(pack.parent / "data"), "--checkpoint", RANDOM, "--device", "cpu", "--side", "64"]
     with_torchrun(
         "-m", "refinetool", "train", "head", *arguments, "--steps", "2", "--batch", "2", "-o", str(tmp_path / "run")
     )

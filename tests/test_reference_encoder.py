@@ -23,6 +23,7 @@ from refinetool.backends.image_encoders import (
     load_image_encoder,
 )
 from refinetool.backends.models import load_backend
+from refinetool.backends.predictions import SquareEmbedding
 from refinetool.backends.reference import (
     Prompter,
     load_prompter,
@@ -30,7 +31,7 @@ from refinetool.backends.reference import (
     recipe_for,
     shipped_reference_weights,
 )
-from refinetool.backends.square import SquareBackend, SquareEmbedding
+from refinetool.backends.square import SquareBackend
 from refinetool.errors import UsageError, WeightsError
 from refinetool.modules.reference_encoder import (
     ReferenceEncoder,

@@ -198,9 +198,10 @@ def test_an_output_in_the_way(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="will be a file, but this is a folder"):
         refine(coarse, tmp_path / "folder", overwrite=True)
     output.write_text("precious")
-    for resume in (False, True):
-        with pytest.raises(UsageError, match="exists already; --overwrite"):
-            refine(coarse, output, resume=resume)
+    with pytest.raises(UsageError, match="exists already; --overwrite"):
+        refine(coarse, output)
+    with pytest.raises(UsageError, match="nothing is left to do; --overwrite"):
+        refine(coarse, output, resume=True)
     with pytest.raises(UsageError, match="choose one"):
         refine(coarse, output, resume=True, fresh=True)
     assert output.read_text() == "precious"

@@ -10,7 +10,8 @@ from test_backends import small_sam2
 from torch import Tensor, nn
 
 from refinetool.modules.embedded import build_embedded
-from refinetool.modules.heads import Decoded, Features, Prompted, decode, encode, see, set_image_size
+from refinetool.modules.heads import Decoded, Features, Prompted
+from refinetool.modules.sam2_passes import decode, encode, see, set_image_size
 from refinetool.modules.sam2refiner import (
     LocalizationAugment,
     MaskRefinement,

@@ -58,10 +58,10 @@ def test_names_can_not_lead_into_another_store(command: Command, folder: Path, s
     for name in ("memory://secret/x.png", "file:///etc/passwd", "../../secret/x.png", "/secret/x.png"):
         record["images"][0]["file_name"] = name
         (folder / "coarse.json").write_text(json.dumps(record))
-        said = command(
-            "refine", folder / "coarse.json", "--images", f"{store}/images", "-o", folder / "out.json", "--fresh"
-        )
+        options = ["--images", f"{store}/images", "-o", folder / "out.json", "--fresh", "--overwrite", "--json"]
+        said = command("refine", folder / "coarse.json", *options)
         assert said.code == 1, name
+        assert json.loads(said.out)["kept"] == {"image-missing": 1}
         assert len(said.err.strip().splitlines()) <= 4, said.err
 
 

@@ -16,7 +16,8 @@ from training_data import PACKING, QUICK, packed_folder, paint_folder
 
 from refinetool.errors import DataError, Interrupted, StorageError, UsageError, WeightsError
 from refinetool.modules.embedded import DETAIL_PREFIX, build_embedded
-from refinetool.modules.heads import Prompted, decode, see, set_image_size
+from refinetool.modules.heads import Prompted
+from refinetool.modules.sam2_passes import decode, see, set_image_size
 from refinetool.settings import TrainSettings
 from refinetool.train.curves import draw_curves
 from refinetool.train.embedded.run import train_embedded

@@ -18,7 +18,9 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from refinetool.backends.models import DEFAULT_HEAD, HEAD_KINDS, NO_HEAD, find_model, load_backend
 from refinetool.backends.names import EMBEDDED
-from refinetool.backends.square import Question, SquareBackend, SquareEmbedding
+from refinetool.backends.predictions import SquareEmbedding
+from refinetool.backends.questions import Question
+from refinetool.backends.square import SquareBackend
 
 RANDOM = "random:0"
 

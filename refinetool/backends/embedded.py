@@ -7,8 +7,9 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
+from refinetool.backends.predictions import SquareEmbedding
+from refinetool.backends.questions import Question
 from refinetool.backends.sam2 import Sam2Backend
-from refinetool.backends.square import Question, SquareEmbedding
 from refinetool.modules.embedded import IMAGE_SIZE, build_embedded
 from refinetool.modules.folded import FoldedEncoder
 from refinetool.modules.heads import Features

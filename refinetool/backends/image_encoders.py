@@ -20,9 +20,8 @@ from refinetool.backends.names import suggest
 from refinetool.errors import UsageError, WeightsError
 from refinetool.modules.embedded import IMAGE_SIZE, build_embedded
 from refinetool.modules.head_files import state_digest
+from refinetool.modules.sam2_passes import normalised
 from refinetool.records import ImageArray, Size
-
-IMAGE_MEAN, IMAGE_STD = (0.485, 0.456, 0.406), (0.229, 0.224, 0.225)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -69,11 +68,10 @@ class ImageEncoder(nn.Module, ABC):
     def pixels(self, image: ImageArray) -> Tensor:
         """Squash an image, uint8 (H, W, 3), to the input of the network, float32 (3, T, T), on its device."""
         device = next(self.parameters()).device
-        mean, std = (torch.tensor(values, device=device).view(3, 1, 1) for values in (IMAGE_MEAN, IMAGE_STD))
         values = torch.from_numpy(np.ascontiguousarray(image)).to(device).permute(2, 0, 1).float() / 255
         square = (self.side, self.side)
         resized = F.interpolate(values[None], square, mode="bilinear", align_corners=False, antialias=True)[0]
-        return (resized - mean) / std
+        return normalised(resized)
 
     @abstractmethod
     def forward(self, pixels: Tensor) -> Features:

@@ -16,7 +16,9 @@ from PIL import Image
 from torch import Tensor, nn
 
 from refinetool.backends.frames import Frame, letterboxed
-from refinetool.backends.square import Question, SquareBackend, SquareEmbedding
+from refinetool.backends.predictions import SquareEmbedding
+from refinetool.backends.questions import Question
+from refinetool.backends.square import SquareBackend
 from refinetool.modules.fused_attention import fuse_attention
 from refinetool.modules.two_way import TwoWay, masks_of_cells
 from refinetool.records import ImageArray, Size

@@ -15,10 +15,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.backends.frames import Frame, rasterise, squashed
-from refinetool.backends.square import Question, SquareBackend, SquareEmbedding
+from refinetool.backends.predictions import SquareEmbedding
+from refinetool.backends.questions import Question
+from refinetool.backends.square import SquareBackend
 from refinetool.modules.detail import DetailHead
 from refinetool.modules.folded import FoldedHead
-from refinetool.modules.heads import Decoded, Features, Head, Prompted, decode, encode, normalised, see
+from refinetool.modules.heads import Decoded, Features, Head, Prompted
+from refinetool.modules.sam2_passes import decode, encode, normalised, see
 from refinetool.modules.two_way import TwoWay
 from refinetool.records import ABSENT, ImageArray, Prompts, Size
 

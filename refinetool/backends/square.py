@@ -1,13 +1,11 @@
-"""The base class of backends whose models take square inputs, with their embeddings, predictions and prompts.
+"""The base class of backends whose models take square inputs.
 
 A model is added by a subclass of `SquareBackend` that implements how a view becomes pixels, how pixels become features
 and how prompts become masks. N rows, K candidates, S the input side, m = S/4 the mask grid, g = S/16 the feature grid.
 """
 
-import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from threading import Lock, get_ident
@@ -15,170 +13,23 @@ from typing import Any, Literal, TypeAlias
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.backends import Embedding, Prediction
 from refinetool.backends.batches import in_batches, power_of_two
 from refinetool.backends.cache import EmbeddingCache
-from refinetool.backends.frames import Frame, in_view, pick_cells, rasterise, sample
+from refinetool.backends.frames import Frame, rasterise
+from refinetool.backends.predictions import SquareEmbedding, SquarePrediction, TokenAnswers
+from refinetool.backends.questions import Question, group_by_layout, joined
 from refinetool.errors import UsageError
 from refinetool.modules.iou_adapter import IouAdapter, merged
-from refinetool.records import FloatArray, FloatMaps, ImageArray, IntArray, Masks, Prompts, Size
+from refinetool.records import ImageArray, Prompts, Size
 from refinetool.settings import ModelDefaults
 
 Precision: TypeAlias = Literal["fp32", "bf16"]
 
-PIXELS_AT_ONCE = 2**25
-"""Number of full-size mask pixels, as float32, processed at a time: 128 MiB."""
-
-LARGEST_LOGIT = 32.0
-"""Bound of logits that are used as a mask prompt, as in the official predictors."""
-
 HOOKS = Lock()
 """Held while a hook is added or removed, since torch numbers hooks without a lock."""
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SquareEmbedding:
-    """The features of one view.
-
-    features: (C, g, g), input of the mask decoder.
-    extras: further maps of the image that the decoder of this model needs.
-    """
-
-    frame: Frame
-    features: Tensor
-    extras: tuple[Tensor, ...]
-
-    @property
-    def size(self) -> Size:
-        return self.frame.view
-
-    def similarity(self, masks: Masks) -> FloatMaps:
-        """Cosine similarity of every cell with the mean feature under each mask: see `Embedding` (eq. 1 and 2).
-
-        As in SAMRefiner's eq. 1, the mean is taken before normalisation.
-        """
-        cells = self.features.shape[-1]
-        picked = torch.from_numpy(pick_cells(masks, self.frame, cells=cells)).to(self.features.device)
-        height, width = picked.shape[1:]
-        features = self.features[:, :height, :width].flatten(1).float()
-        weights = picked.flatten(1).float()
-        means = weights @ features.T / weights.sum(dim=1, keepdim=True).clamp(min=1)
-        cosine = F.normalize(means, dim=1) @ F.normalize(features, dim=0)
-        extent = self.frame.extent(cells)
-        exact = sample(
-            cosine.clamp(-1, 1).reshape(-1, height, width),
-            (height, width),
-            step=(extent[0] / height, extent[1] / width),
-        )
-        similarity: FloatMaps = exact.cpu().numpy()
-        return similarity
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class SquarePrediction:
-    """Predictions for N regions of one view: logits (N, K, m, m) and predicted IoUs (N, K), float32 on the device."""
-
-    frame: Frame
-    grid: Tensor
-    predicted_iou: Tensor
-
-    @property
-    def scores(self) -> FloatArray:
-        scores: FloatArray = self.predicted_iou.cpu().numpy()
-        return scores
-
-    def overlap(self, masks: Masks) -> FloatArray:
-        """IoU of each candidate with its mask on the mask grid, padding left out; 1 where both are empty."""
-        cells = self.grid.shape[-1]
-        shown = in_view(self.frame, cells=cells).to(self.grid.device)
-        ious = torch.zeros(self.predicted_iou.shape)
-        for rows in _chunks(len(masks), self.frame.view):
-            given = torch.tensor(masks[rows]).to(self.grid.device)
-            mask = (rasterise(given * 2.0 - 1.0, self.frame, cells=cells) > 0)[:, None] & shown
-            candidates = (self.grid[rows] > 0) & shown
-            shared = (candidates & mask).sum(dim=(2, 3))
-            either = (candidates | mask).sum(dim=(2, 3))
-            ious[rows] = torch.where(either > 0, shared / either, 1.0).cpu()
-        result: FloatArray = ious.numpy()
-        return result
-
-    def masks(self, choice: IntArray) -> Masks:
-        """Return the chosen candidates at view size.
-
-        The official predictors resize m -> S pixels, cut off the padding and resize to the view, bilinearly each time.
-        Here the part of the mask grid that the view covers is sampled bilinearly once, at the same positions.
-        """
-        view = self.frame.view
-        chosen = self._chosen(choice)
-        extent = self.frame.extent(chosen.shape[-1])
-        masks = np.zeros((len(choice), *view), dtype=np.bool_)
-        for part in _chunks(len(choice), view):
-            full = sample(chosen[part], view, step=(extent[0] / view[0], extent[1] / view[1]))
-            masks[part] = (full > 0).cpu().numpy()
-        return masks
-
-    def logits(self, choice: IntArray) -> FloatMaps:
-        chosen = self._chosen(choice).clamp(-LARGEST_LOGIT, LARGEST_LOGIT)
-        extent = self.frame.extent(chosen.shape[-1])
-        height, width = (math.ceil(cells) for cells in extent)
-        exact = sample(chosen[:, :height, :width], (height, width), step=(extent[0] / height, extent[1] / width))
-        result: FloatArray = exact.cpu().numpy()
-        return result
-
-    def stability(self, offset: float) -> FloatArray:
-        shown = in_view(self.frame, cells=self.grid.shape[-1]).to(self.grid.device)
-        inner = ((self.grid > offset) & shown).sum(dim=(2, 3))
-        outer = ((self.grid > -offset) & shown).sum(dim=(2, 3))  # contains the inner one
-        result: FloatArray = torch.where(outer > 0, inner / outer, 1.0).cpu().numpy()
-        return result
-
-    def _chosen(self, choice: IntArray) -> Tensor:
-        rows = torch.arange(len(choice), device=self.grid.device)
-        return self.grid[rows, torch.tensor(choice).to(self.grid.device)]
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class TokenAnswers:
-    """The decoder's output for N rows before a candidate is chosen, used as training data of IoU adaption.
-
-    features: float32 (N, H), the input of the last layer of the IoU head.
-    tokens: the predictions of all T mask tokens, 0 the single-mask output, as the decoder returns them.
-    """
-
-    features: Tensor
-    tokens: SquarePrediction
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Question:
-    """The prompts of N rows in the frame of the model, on its device.
-
-    points: (N, P, 2) in model pixels, labels int (N, P); None if there are no points.
-    boxes: (N, 4) xyxy in model pixels, or None.
-    masks: (N, 1, m, m) logits, or None.
-    extras: further inputs that a model derives from its prompts, (N, ...) each.
-    tokens: (N, T, C), embedded prompts, which take the place of points and boxes, or None.
-    """
-
-    points: tuple[Tensor, Tensor] | None
-    boxes: Tensor | None
-    masks: Tensor | None
-    extras: tuple[Tensor, ...] = ()
-    tokens: Tensor | None = None
-
-    def take(self, rows: Sequence[int]) -> "Question":
-        """Return some of the rows."""
-        index = list(rows)
-        return Question(
-            None if self.points is None else (self.points[0][index], self.points[1][index]),
-            None if self.boxes is None else self.boxes[index],
-            None if self.masks is None else self.masks[index],
-            tuple(extra[index] for extra in self.extras),
-            None if self.tokens is None else self.tokens[index],
-        )
 
 
 class SquareBackend(ABC):
@@ -279,7 +130,7 @@ class SquareBackend(ABC):
 
     def predict(self, embeddings: Sequence[Embedding], prompts: Sequence[Prompts]) -> list[Prediction]:
         answers: dict[int, Prediction] = {}
-        for members in _group_by_layout(prompts, mixed=self.mixes_images):
+        for members in group_by_layout(prompts, mixed=self.mixes_images):
             of_members = [_own(embeddings[i]) for i in members]
             with torch.inference_mode():
                 rows = self._rows(of_members, [prompts[i] for i in members], call=self._answer)
@@ -352,7 +203,7 @@ class SquareBackend(ABC):
         ]
         if not questions:
             return [[] for _ in prompts]
-        question = _joined(questions)
+        question = joined(questions)
         owner = [embedding for embedding, one in zip(embeddings, prompts, strict=True) for _ in range(len(one))]
         found = iter(
             in_batches(
@@ -518,34 +369,3 @@ class _TwoLayers(nn.Module):
 def _own(embedding: Embedding) -> SquareEmbedding:
     assert isinstance(embedding, SquareEmbedding), "an embedding of another backend"
     return embedding
-
-
-def _group_by_layout(prompts: Sequence[Prompts], *, mixed: bool) -> list[list[int]]:
-    """Group the indices of prompts with the same number of points and the same other parts; one by one unless `mixed`.
-
-    A decoder call may mix images but not layouts: padding the tokens of a row would change its result.
-    """
-    groups: dict[tuple[int, ...], list[int]] = {}
-    for i, one in enumerate(prompts):
-        layout = (one.labels.shape[1], one.boxes is None, one.masks is None, 0 if mixed else i)
-        groups.setdefault(layout, []).append(i)
-    return list(groups.values())
-
-
-def _joined(questions: Sequence[Question]) -> Question:
-    """Join the rows of several questions with the same layout."""
-    first = questions[0]
-    points = [one.points for one in questions if one.points is not None]
-    boxes = [one.boxes for one in questions if one.boxes is not None]
-    masks = [one.masks for one in questions if one.masks is not None]
-    return Question(
-        points=(torch.cat([xy for xy, _ in points]), torch.cat([labels for _, labels in points])) if points else None,
-        boxes=torch.cat(boxes) if boxes else None,
-        masks=torch.cat(masks) if masks else None,
-        extras=tuple(torch.cat([one.extras[n] for one in questions]) for n in range(len(first.extras))),
-    )
-
-
-def _chunks(count: int, size: Size) -> Iterator[slice]:
-    at_once = max(1, PIXELS_AT_ONCE // math.prod(size))
-    return (slice(start, start + at_once) for start in range(0, count, at_once))

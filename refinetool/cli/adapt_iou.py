@@ -200,10 +200,8 @@ def tell(summary: "AdaptSummary") -> None:
         numbers=range(1, 7),
     )
     reused = f", {summary.reused} of them from an earlier run" if summary.reused else ""
-    console.say(
-        f"{summary.images} images with {summary.masks} masks{reused}: {summary.fit_images} for training, "
-        f"{summary.held_out_images} held out"
-    )
+    images, masks = console.counted(summary.images, "image"), console.counted(summary.masks, "mask")
+    console.say(f"{images} with {masks}{reused}: {summary.fit_images} for training, {summary.held_out_images} held out")
     console.say(
         f"features took {console.duration(summary.gather_seconds)}, training {console.duration(summary.train_seconds)}"
     )

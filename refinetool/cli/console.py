@@ -33,6 +33,7 @@ RATES_SHOWN = 4
 """Largest number of workers whose rates are shown one by one."""
 
 REASONS: dict[Reason, str] = {
+    Reason.CATEGORY: "other categories than those of --categories",
     Reason.CROWD: "crowds; --include-crowd refines them too",
     Reason.CROWDED_OUT: "other refined masks took their pixels",
     Reason.DRIFT: "the refined mask drifted too far from it",
@@ -48,6 +49,7 @@ REASONS: dict[Reason, str] = {
     Reason.NO_TRUTH: "no ground truth to choose by",
     Reason.OUT_OF_MEMORY: "the image needs more memory than there is",
     Reason.SIZE_MISMATCH: "image and mask differ in size",
+    Reason.STUFF: "stuff, not things; refined things may take some of its pixels",
     Reason.TOO_SMALL: "every component of the class is too small to refine",
     Reason.UNCHANGED: "the new mask is the same",
     Reason.UNREADABLE: "the file can't be read",
@@ -77,6 +79,11 @@ def _safe(text: str) -> str:
 def dump(value: Mapping[str, object]) -> None:
     """Print a JSON object on stdout."""
     sys.stdout.write(json.dumps(value, indent=2) + "\n")
+
+
+def counted(number: int, thing: str) -> str:
+    """Format a number of things: `1 image`, `2 images`."""
+    return f"{number} {thing}" if number == 1 else f"{number} {thing}s"
 
 
 def duration(seconds: float) -> str:
@@ -133,7 +140,8 @@ def describe(progress: "Progress") -> str:
     failed = f", {progress.failed} failed" if progress.failed else ""
     left = f", {duration(progress.seconds_left)} left" if progress.seconds_left else ""
     return (
-        f"{progress.done}/{progress.total} images, {progress.masks} masks, {progress.kept} kept{failed}, "
+        f"{progress.done}/{counted(progress.total, 'image')}, {counted(progress.masks, 'mask')}, "
+        f"{progress.kept} kept{failed}, "
         f"{progress.images_per_second:.3g} images/s{_rates(progress.worker_rates)}{left}"
     )
 
@@ -286,7 +294,7 @@ def summarise(summary: "Summary") -> None:
     """Print what a run did, in a few lines on stdout."""
     percent = f" ({summary.refined / summary.masks:.0%})" if summary.masks else ""
     change = "" if summary.mean_change is None else f", mean change {100 * summary.mean_change:.1f} % (1 - IoU)"
-    say(f"[bold]{summary.refined} of {summary.masks} masks refined[/bold]{percent}{change}")
+    say(f"[bold]{summary.refined} of {counted(summary.masks, 'mask')} refined[/bold]{percent}{change}")
     _say_kept(summary)
     say_run(summary)
 
@@ -295,7 +303,7 @@ def say_run(summary: "Summary") -> None:
     """Print the last lines of a summary: how long a run took, what it noticed and where its output is."""
     reused = f", {summary.reused} of them from an earlier run" if summary.reused else ""
     rate = f" ({summary.images_per_second:.3g} images/s)" if summary.images_per_second else ""
-    say(f"{summary.images} images{reused}, {duration(summary.seconds)}{rate}")
+    say(f"{counted(summary.images, 'image')}{reused}, {duration(summary.seconds)}{rate}")
     say_crashes(summary.crashes)
     for note in summary.notes:
         say(note, markup=False)
@@ -307,10 +315,12 @@ def say_run(summary: "Summary") -> None:
 def foretell(summary: "Summary", *, model: str, output: Path) -> None:
     """Print what a run would do, in a few lines on stdout."""
     planned = summary.kept.get(Reason.DRY_RUN, 0)
-    say(f"[bold]{planned} of {summary.masks} masks would be refined[/bold], in {summary.images} images")
+    masks, images = counted(summary.masks, "mask"), counted(summary.images, "image")
+    say(f"[bold]{planned} of {masks} would be refined[/bold], in {images}")
     _say_kept(summary)
     say(f"with the model {model}", markup=False)
-    say(f"to {output}", markup=False)
+    there = ", which exists already: the run will need --overwrite" if output.exists() else ""
+    say(f"to {output}{there}", markup=False)
     say("nothing was written")
 
 
@@ -319,7 +329,7 @@ def complain_of_images(summary: "Summary") -> None:
     for sentence in summary.errors:
         complain(sentence)
     if summary.failed > len(summary.errors):
-        complain(f"... and {summary.failed - len(summary.errors)} more images")
+        complain(f"... and {counted(summary.failed - len(summary.errors), 'more image')}")
 
 
 def say_crashes(crashes: Sequence[str]) -> None:

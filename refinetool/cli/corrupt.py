@@ -209,7 +209,8 @@ def summarise(summary: "CorruptSummary") -> None:
     """Print what was made, band by band."""
     headings = ("", "requested IoU", "n", "reached", "mean IoU", "median", "boundary IoU", "parts", "holes")
     console.table("", headings, [_row(band) for band in summary.bands], numbers=range(2, len(headings)))
-    console.say(f"[bold]{summary.corrupted} of {summary.masks} masks made coarse[/bold], in {summary.images} images")
+    masks, images = console.counted(summary.masks, "mask"), console.counted(summary.images, "image")
+    console.say(f"[bold]{summary.corrupted} of {masks} made coarse[/bold], in {images}")
     if missed := summary.corrupted - summary.reached:
         console.say(f"  {missed} missed their band and are the closest attempts; --record lists them")
     for reason, count in sorted(summary.kept.items(), key=_most_first):

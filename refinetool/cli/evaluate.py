@@ -36,6 +36,7 @@ def evaluate(
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
     follow_links: options.FollowLinks = False,
+    mask_suffix: options.MaskSuffix = "",
     protocol: Annotated[
         Literal["auto", "coco", "lvis", "davis", "lvos", "none", "few-shot"],
         typer.Option(
@@ -44,6 +45,22 @@ def evaluate(
             "encoder: embedded, or a file of weights, or a baseline: prototype or grabcut; GT is annotated pictures.",
         ),
     ] = EVALUATE.protocol,
+    max_dets: Annotated[
+        int | None,
+        typer.Option(
+            "--max-dets",
+            min=1,
+            metavar="N",
+            help="Detections that count for AP, per image and category; per image with lvis. "
+            "[dim]\\[default: 100, lvis 300][/dim]",
+            show_default=False,
+        ),
+    ] = None,
+    class_agnostic: Annotated[bool, typer.Option("--class-agnostic", help="AP takes all categories as one.")] = False,
+    unseen: Annotated[
+        Path | None,
+        typer.Option("--unseen", help="Text file with a clip per line, whose J&F is reported apart, as in LVOS."),
+    ] = None,
     boundary_ratio: Annotated[
         float,
         typer.Option(
@@ -52,7 +69,9 @@ def evaluate(
     ] = EVALUATE.boundary_ratio,
     workers: Annotated[
         int | None,
-        typer.Option("--workers", min=1, help="Number of processes. [dim]\\[default: CPU cores, at most 8][/dim]"),
+        typer.Option(
+            "--workers", min=1, help="Number of processes. [dim]\\[default: CPU cores less one, at most 8][/dim]"
+        ),
     ] = None,
     plot: Annotated[
         Path | None,
@@ -173,6 +192,7 @@ def evaluate(
             sizes=sizes,
             need_images=False,
             follow_links=follow_links,
+            mask_suffix=mask_suffix,
         )
         for path in paths
     ]
@@ -196,6 +216,9 @@ def evaluate(
             candidates=candidates,
             boundary_ratio=boundary_ratio,
             protocol=protocol,
+            max_detections=max_dets,
+            class_agnostic=class_agnostic,
+            unseen=None if unseen is None else unseen.read_text().split(),
             workers=EVALUATE.workers if workers is None else workers,
             on_progress=lambda done: tell(done, max(done, total)),
         )

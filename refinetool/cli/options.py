@@ -53,7 +53,11 @@ def _flag(*names: str, text: str, panel: str) -> Any:
 
 Coarse: TypeAlias = Annotated[
     Path,
-    typer.Argument(metavar="COARSE", help="COCO JSON, COCO results, or a folder of PNGs.", parser=location),
+    typer.Argument(
+        metavar="COARSE",
+        help="File or folder of masks: COCO, VOC, DAVIS, YOLO, LabelMe, Cityscapes, or images of masks.",
+        parser=location,
+    ),
 ]
 Images: TypeAlias = Annotated[
     Path | None,
@@ -89,6 +93,26 @@ Sizes: TypeAlias = Annotated[
 FollowLinks: TypeAlias = Annotated[
     bool,
     _flag("--follow-links", text="Follow links in the folders of images and masks that lead out of them.", panel=FILES),
+]
+Categories: TypeAlias = Annotated[
+    list[str] | None,
+    _given(
+        "--categories",
+        metavar="NAME",
+        text="Refine only this category, a name or a number; can be repeated, or several with commas.",
+        panel=METHOD,
+    ),
+]
+MaskSuffix: TypeAlias = Annotated[
+    str,
+    typer.Option(
+        "--mask-suffix",
+        help="What the names of mask files end in, and those of their images do not: _mask for a_mask.png and a.jpg. "
+        "Other files are no masks.",
+        metavar="TEXT",
+        rich_help_panel=FILES,
+        show_default=False,
+    ),
 ]
 Record: TypeAlias = Annotated[
     Path | None,
@@ -284,6 +308,20 @@ SETTINGS = (
     Setting(
         "max_pixels", "--max-pixels", FILES, "Largest image size, in pixels. Masks of larger images are kept.", low=1
     ),
+    Setting(
+        "polygons.tolerance_px",
+        "--polygon-tolerance",
+        FILES,
+        "Write polygons with fewer corners, whose outline is moved by at most this many pixels (0.25 or more).",
+        low=0,
+    ),
+    Setting(
+        "polygons.holes",
+        "--holes",
+        FILES,
+        "A polygon whose refined mask has holes stays a polygon with cuts into the holes (keep), has them filled, or "
+        "becomes RLE.",
+    ),
     Setting("image_batch", "--image-batch", MODEL, "Views per encoder call.", low=1, default=VIEWS),
     Setting("prompt_batch", "--prompt-batch", MODEL, "Regions per decoder call.", low=1, default=REGIONS),
     Setting("seed", "--seed", RUN, "Random seed, used only by --point random.", low=0, high=MAX_SEED),
@@ -299,6 +337,14 @@ SETTINGS = (
     Setting("cascade", "--cascade", METHOD, "What further passes are prompted with."),
     Setting("selection", "--selection", METHOD, "Which candidate to choose; oracle needs --truth."),
     Setting("snap.mode", "--snap", METHOD, "Edge-aware filter at full resolution."),
+    Setting(
+        "specks.max_px",
+        "--speck-px",
+        METHOD,
+        "Islands and holes that the coarse mask did not have are removed up to this size, in pixels.",
+        low=0,
+    ),
+    Setting("specks.max_share", "--speck-share", METHOD, "The same, as a fraction of the mask's area.", low=0, high=1),
     Setting("split.rule", "--split-rule", METHOD, "How the components of a class mask are joined into parts."),
     Setting("grid.points_per_side", "--grid-points", METHOD, "Points per side of the grid methods.", low=1),
     Setting(

@@ -121,12 +121,13 @@ def train_embedded_model(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the output.")] = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train the embedded model, from scratch or from weights."""
+    """Train the embedded model, from scratch or from weights. On several GPUs: torchrun -m refinetool train embedded"""
     from refinetool.backends.models import pick_device
     from refinetool.train.embedded.run import train_embedded
     from refinetool.train.files import read_run
+    from refinetool.train.ranks import join_ranks
 
-    place = pick_device(device)
+    ranks, place = join_ranks(pick_device(device))
     if resume:
         record = read_run(output)
         settings, data, images, start = record.settings, data or list(record.data), record.images, record.start
@@ -149,7 +150,7 @@ def train_embedded_model(
     }
     settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
     try:
-        with console.training(quiet=quiet) as (packing_listener, listener):
+        with console.training(quiet=quiet or not ranks.first) as (packing_listener, listener):
             weights = train_embedded(
                 data,
                 output,
@@ -158,6 +159,7 @@ def train_embedded_model(
                 settings=settings,
                 packing=replace(PACK, max_megabytes=None),
                 device=place,
+                ranks=ranks,
                 resume=resume,
                 on_packing=packing_listener,
                 on_progress=listener,
@@ -165,5 +167,5 @@ def train_embedded_model(
     except Interrupted as interrupted:
         again = shlex.join(["refinetool", "train", "embedded", "-o", str(output), "--resume"])
         raise Interrupted(f"{interrupted}\nContinue with: {again}") from None
-    if not quiet:
+    if ranks.first and not quiet:
         console.say(f"written to {weights}; use it with refinetool refine --checkpoint", markup=False)

@@ -113,7 +113,7 @@ def corrupt_dataset(
     records = {"record": location(record), "picture": location(picture)}
     outputs = {"output": destination, **records}
     refuse_clashes(outputs, {"input": source, IMAGE_FOLDER: location(images), "list of images": location(sizes)})
-    check_output(source, destination, replaced=overwrite)
+    check_output(source, destination, replaced=overwrite, resume=False)
     refuse_existing(records, replaced=overwrite)
     needs_images = suite.needs_image or picture is not None
     dataset = open_dataset(

@@ -13,7 +13,7 @@ Evaluators hold sums and counts, never averages, so that the work can be divided
 accuracy of candidates.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import nullcontext
 from dataclasses import replace
 from itertools import chain
@@ -27,7 +27,7 @@ from refinetool.evaluate.gains import GainBin
 from refinetool.evaluate.instances import InstanceEvaluator, MaskScore, ObjectScore
 from refinetool.evaluate.labels import LabelMapEvaluator
 from refinetool.evaluate.pairing import COARSE, PREDICTION, TRUTH, Match, SharedImages, match_images, share_ids
-from refinetool.evaluate.precision import ApEvaluator
+from refinetool.evaluate.precision import COCO_DETECTIONS, LVIS_DETECTIONS, ApEvaluator
 from refinetool.evaluate.report import Measure, Report, join_reports
 from refinetool.evaluate.selection import SelectionEvaluator, open_candidates
 from refinetool.evaluate.shapes import Overlap, measure_overlaps
@@ -80,6 +80,9 @@ def evaluate(
     candidates: Path | None = None,
     boundary_ratio: float = EVALUATE.boundary_ratio,
     protocol: str = EVALUATE.protocol,
+    max_detections: int | None = None,
+    class_agnostic: bool = False,
+    unseen: Collection[str] | None = None,
     workers: int = 1,
     on_progress: Callable[[int], None] = lambda _: None,
 ) -> Report:
@@ -94,6 +97,10 @@ def evaluate(
         boundary_ratio: Width of the band of the boundary IoU as a fraction of the image diagonal.
         protocol: `coco` or `lvis` for average precision by the rules of the one or the other, `davis` or `lvos` for J&F
             of clips; `auto` takes COCO's for COCO files and those of DAVIS for clips, `none` leaves both out.
+        max_detections: Detections that count for AP, per image and category (COCO) or per image (LVIS); None for 100
+            and 300, as in the benchmarks.
+        class_agnostic: Whether AP takes all categories as one.
+        unseen: Clips whose J&F is reported apart from that of the others, and averaged with it, as LVOS does.
         workers: Number of processes. With more than one, a script has to call this below `if __name__ == "__main__":`.
         on_progress: Called with the number of images scored so far.
 
@@ -113,6 +120,13 @@ def evaluate(
             raise DataError("Nothing to score: the files hold no images, so they have no object in common.")
         metrics = _choose_metrics(
             sources, first, boundary_ratio=boundary_ratio, protocol=protocol, selection=candidates is not None
+        )
+        limit = LVIS_DETECTIONS if protocol == "lvis" else COCO_DETECTIONS
+        metrics = replace(
+            metrics,
+            max_detections=limit if max_detections is None else max_detections,
+            class_agnostic=class_agnostic,
+            unseen=None if unseen is None else frozenset(unseen),
         )
         evaluators = evaluate_all(
             metrics,
@@ -149,7 +163,9 @@ def _choose_metrics(
     truth = sources[1]
     same_ids = share_ids(formats)
     detections = truth.format == COCO and formats <= {COCO, COCO_RESULTS}
-    clips = formats == {DAVIS} and "/" in first.key
+    # Masks of one object per frame are clips if frames are numbered; other folders of masks may be splits.
+    numbered = protocol in ("davis", "lvos") or first.key.rpartition("/")[2].isdecimal()
+    clips = "/" in first.key and (formats == {DAVIS} or (formats == {MASKS} and numbered))
     if protocol in ("coco", "lvis") and not detections:
         raise UsageError(
             f"--protocol {protocol} needs COCO annotations as ground truth, and COCO annotations or results to measure;"
@@ -157,7 +173,8 @@ def _choose_metrics(
         )
     if protocol in ("davis", "lvos") and not clips:
         raise UsageError(
-            f"--protocol {protocol} needs index PNGs in folders, one per clip; name their format with --format davis."
+            f"--protocol {protocol} needs index PNGs or masks in folders, one per clip; name the format of index PNGs "
+            "with --format davis."
         )
     precision = detections and protocol in ("auto", "coco", "lvis")
     if not same_ids and not precision:
@@ -175,6 +192,7 @@ def _choose_metrics(
         folder=truth.format == MASKS,
         clips=None if not clips or protocol == "none" else "davis" if protocol == "auto" else protocol,
         precision=precision,
+        if_complete=same_ids and protocol == "auto",
         federation=_read_federation(truth) if protocol == "lvis" else None,
         selection=selection,
     )

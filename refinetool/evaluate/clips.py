@@ -77,11 +77,16 @@ class ClipEvaluator:
     strictly between the first and the last frame in which the ground truth shows the object. The data set is averaged
     over the objects of all clips.
 
+    Recall is the fraction of frames above 0.5, and decay the mean over the first quarter of the frames minus that over
+    the last (Perazzi et al. 2016). With `unseen`, clips of these names are reported apart, and all as the mean of the
+    two groups, as in LVOS's second version.
+
     The frames are the images of the ground truth; keys are `clip/frame`. Two numbers are kept per object and frame.
     """
 
     with_coarse: bool
     rule: str
+    unseen: frozenset[str] | None = None
     after: dict[str, Frames] = field(default_factory=dict)
     before: dict[str, Frames] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
@@ -107,18 +112,47 @@ class ClipEvaluator:
 
     def result(self) -> Report:
         after, before = (list(self._score_objects(clips)) for clips in (self.after, self.before))
-        values, coarse = _average_objects(after), _average_objects(before)
         counts = self.counts | Counter(clips=len(self.after), clip_objects=len(after))
+        groups = [] if self.unseen is None else [("seen", False), ("unseen", True)]
+        measures = []
+        if groups:
+            of_groups = [
+                [_average([score for score in side if (score.clip in self.unseen) == new]) for _, new in groups]  # type: ignore[operator]
+                for side in (after, before)
+            ]
+            both = [_average_groups(group) for group in of_groups]
+            measures += self._name_measures("", both[0], both[1], rule="mean of seen and unseen clips")
+            for place, (group, _) in enumerate(groups):
+                rule = f"objects of {group} clips"
+                measures += self._name_measures(f" {group}", of_groups[0][place], of_groups[1][place], rule=rule)
+        else:
+            measures += self._name_measures("", _average(after), _average(before), rule="then over objects")
+        clips = sorted(self.after)
         return Report(
-            measures=tuple(
-                Measure(name, f"{self.rule.upper()}, mean over frames, then over objects", value, was)
-                for name, value, was in zip(("J&F", "J", "F"), values, coarse, strict=True)
-            ),
+            measures=tuple(measures),
             counts={name: counts[name] for name in CLIPS},
+            per_class=tuple(
+                Measure(
+                    f"J&F of clip {clip}",
+                    f"{self.rule.upper()}, mean over frames, then over objects",
+                    _average([score for score in after if score.clip == clip])["J&F"],
+                    _average([score for score in before if score.clip == clip])["J&F"] if self.with_coarse else None,
+                )
+                for clip in clips
+            ),
         )
 
-    def _score_objects(self, clips: Mapping[str, Frames]) -> Iterator[tuple[float, float]]:
-        """(J, F) of each object of each clip, leaving out objects without a frame that counts."""
+    def _name_measures(
+        self, suffix: str, values: Mapping[str, float | None], coarse: Mapping[str, float | None], *, rule: str
+    ) -> list[Measure]:
+        reduction = f"{self.rule.upper()}, mean over frames, {rule}"
+        return [
+            Measure(f"{name}{suffix}", reduction, value, coarse[name] if self.with_coarse else None)
+            for name, value in values.items()
+        ]
+
+    def _score_objects(self, clips: Mapping[str, Frames]) -> "Iterator[ObjectInClip]":
+        """Score each object of each clip, leaving out objects without a frame that counts."""
         for clip, frames in sorted(clips.items()):
             ordered = [scores for _, scores in sorted(frames.items())]
             seen = {id for scores in ordered for id in scores}
@@ -132,16 +166,71 @@ class ClipEvaluator:
                     )
                 counted = scores[1:-1] if self.rule == "davis" else scores[visible[0] + 1 : visible[-1]]
                 if counted:
-                    yield (
-                        sum(score.region for score in counted) / len(counted),
-                        sum(score.contour for score in counted) / len(counted),
+                    yield ObjectInClip(
+                        clip,
+                        _summarise_frames([score.region for score in counted]),
+                        _summarise_frames([score.contour for score in counted]),
                     )
 
 
-def _average_objects(objects: Sequence[tuple[float, float]]) -> tuple[float | None, float | None, float | None]:
-    """J&F, J and F of a data set, given (J, F) of its objects."""
-    region, contour = (divide(sum(scores[place] for scores in objects), len(objects)) for place in (0, 1))
-    return (None if region is None or contour is None else (region + contour) / 2), region, contour
+RECALLED = 0.5
+"""The score above which a frame counts as recalled."""
+
+
+@dataclass(frozen=True, slots=True)
+class FrameSummary:
+    """Mean over the frames of an object; fraction of frames above RECALLED; first minus last quarter."""
+
+    mean: float
+    recall: float
+    decay: float
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectInClip:
+    """J (`region`) and F (`contour`) of an object over the frames of its clip."""
+
+    clip: str
+    region: FrameSummary
+    contour: FrameSummary
+
+
+def _summarise_frames(scores: Sequence[float]) -> FrameSummary:
+    """Summarise N scores in the order of the frames. Quarters share the frames at their bounds, as in DAVIS's code."""
+    values = np.array(scores)
+    bounds = np.round(np.linspace(1, len(values), 5) + 1e-10).astype(int) - 1
+    first, last = values[bounds[0] : bounds[1] + 1], values[bounds[3] : bounds[4] + 1]
+    return FrameSummary(
+        mean=sum(scores) / len(scores),
+        recall=float((values > RECALLED).mean()),
+        decay=float(first.mean() - last.mean()),
+    )
+
+
+def _average(objects: Sequence[ObjectInClip]) -> dict[str, float | None]:
+    """J&F, J and F, their recall and decay, as means over objects."""
+    sides = {name: [getattr(score, side) for score in objects] for name, side in (("J", "region"), ("F", "contour"))}
+    means = {name: divide(sum(one.mean for one in found), len(found)) for name, found in sides.items()}
+    both = [value for value in means.values() if value is not None]
+    return {
+        "J&F": sum(both) / 2 if both else None,
+        **means,
+        **{
+            f"{name} {word}": divide(sum(getattr(one, word) for one in found), len(found))
+            for name, found in sides.items()
+            for word in ("recall", "decay")
+        },
+    }
+
+
+def _average_groups(groups: Sequence[Mapping[str, float | None]]) -> dict[str, float | None]:
+    """J&F, J and F as means over groups of clips; None where a group is empty."""
+    found = {}
+    for name in ("J&F", "J", "F"):
+        values = [group[name] for group in groups]
+        known = [value for value in values if value is not None]
+        found[name] = sum(known) / len(known) if len(known) == len(values) else None
+    return found
 
 
 def _is_unreadable(sample: Sample) -> bool:

@@ -18,7 +18,7 @@ from refinetool.evaluate.clips import ClipEvaluator
 from refinetool.evaluate.instances import InstanceEvaluator
 from refinetool.evaluate.labels import LabelMapEvaluator
 from refinetool.evaluate.pairing import Match
-from refinetool.evaluate.precision import ApEvaluator
+from refinetool.evaluate.precision import COCO_DETECTIONS, ApEvaluator
 from refinetool.evaluate.report import Report
 from refinetool.evaluate.selection import SelectionEvaluator
 from refinetool.formats.coco_lvis import Federation
@@ -56,6 +56,8 @@ class Metrics:
     clips: The rule for J&F, `davis` or `lvos`; None leaves J&F out.
     precision: AP.
     federation: What LVIS's rules for AP need; None for COCO's rules.
+    max_detections, class_agnostic, if_complete: See `ApEvaluator`.
+    unseen: Names of clips that are reported apart; None for no such groups.
     selection: Top-1 accuracy of the candidates that the matches carry.
     """
 
@@ -68,6 +70,10 @@ class Metrics:
     precision: bool
     federation: Federation | None
     selection: bool
+    max_detections: int = COCO_DETECTIONS
+    class_agnostic: bool = False
+    if_complete: bool = False
+    unseen: frozenset[str] | None = None
 
     def make_evaluators(self) -> "Evaluators":
         """An empty evaluator for each kind of metric."""
@@ -77,9 +83,18 @@ class Metrics:
         if self.objects:
             found.append(InstanceEvaluator(self.with_coarse, self.boundary_ratio, self.folder))
         if self.clips is not None:
-            found.append(ClipEvaluator(self.with_coarse, self.clips))
+            found.append(ClipEvaluator(self.with_coarse, self.clips, self.unseen))
         if self.precision:
-            found.append(ApEvaluator(self.with_coarse, self.boundary_ratio, self.federation))
+            found.append(
+                ApEvaluator(
+                    self.with_coarse,
+                    self.boundary_ratio,
+                    self.federation,
+                    self.max_detections,
+                    self.class_agnostic,
+                    self.if_complete,
+                )
+            )
         if self.selection:
             found.append(SelectionEvaluator(self.with_coarse))
         return tuple(found)

@@ -48,6 +48,14 @@ class LabelCounts:
         ious = [iou for label, iou in self.compute_ious().items() if self.truth[label]]
         return divide(sum(ious), len(ious))
 
+    def compute_foreground_iou(self) -> float | None:
+        """The mean of two IoUs: of all classes taken as one, and of the background; None without pixels."""
+        total, right = int(self.truth.sum()), int(self.right[BACKGROUND])
+        background = int(self.truth[BACKGROUND] + self.predicted[BACKGROUND]) - right
+        ious = [divide(right, background), divide(total - background, total - right)]
+        known = [iou for iou in ious if iou is not None]
+        return divide(sum(known), len(known))
+
     def count_unknown(self) -> dict[int, int]:
         """The number of pixels of each label that occurs only in the prediction."""
         return {int(label): int(self.predicted[label]) for label in np.flatnonzero(self.predicted * (self.truth == 0))}
@@ -99,6 +107,13 @@ class LabelMapEvaluator:
             value=self.after.compute_mean_iou(),
             before=self.before.compute_mean_iou() if self.with_coarse else None,
         )
+        parts = [counts.compute_foreground_iou() for counts in (self.after, self.before)]
+        halves = Measure(
+            name="FB-IoU",
+            reduction="mean of all classes as one, and background",
+            value=parts[0],
+            before=parts[1] if self.with_coarse else None,
+        )
         classes = tuple(
             Measure(
                 name=f"IoU of class {label}",
@@ -111,7 +126,10 @@ class LabelMapEvaluator:
         unknown = self.after.count_unknown()
         counts = self.counts | Counter(unknown_classes=len(unknown), unknown_classes_px=sum(unknown.values()))
         return Report(
-            measures=(mean, *classes), better=None, worse=None, counts={name: counts[name] for name in LABEL_COUNTS}
+            measures=(mean, halves, *classes),
+            better=None,
+            worse=None,
+            counts={name: counts[name] for name in LABEL_COUNTS},
         )
 
 

@@ -6,7 +6,7 @@ several processes can be merged. Matching and precision are left to faster-coco-
 
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Self
 
 import numpy as np
@@ -24,6 +24,9 @@ from refinetool.statuses import Reason
 
 LOWEST_THRESHOLD = 0.5
 """The lowest IoU threshold. Pairs below it are never matched, so their boundaries need not be compared."""
+
+COCO_DETECTIONS = 100
+"""How many detections of an image and a category COCO evaluates."""
 
 LVIS_DETECTIONS = 300
 """How many detections of an image LVIS evaluates, over all categories."""
@@ -63,6 +66,15 @@ class ImageRecord:
     before: Mapping[int, Detections]
 
 
+@dataclass(frozen=True, slots=True)
+class Curves:
+    """Precision by IoU threshold, recall point and area, float64 (T, R, A), and recall by threshold and area, float64
+    (T, A); -1 where they are not defined."""
+
+    precision: NDArray[np.float64]
+    recall: NDArray[np.float64]
+
+
 @dataclass(slots=True)
 class ApEvaluator:
     """AP, AP at IoU 0.50 and 0.75, and AP by area, for masks and for boundaries.
@@ -74,11 +86,18 @@ class ApEvaluator:
     that of a detection is the area of its mask.
 
     federation: What LVIS says about its images and categories; None for COCO's rules.
+    max_detections: Detections of an image and a category that count; by LVIS's rules, of an image.
+    class_agnostic: Whether all categories count as one.
+    if_complete: Whether AP is left out where masks without a score have no ground truth of their id: then the ground
+        truth is not complete, and AP would count them as wrong.
     """
 
     with_coarse: bool
     boundary_ratio: float
     federation: Federation | None
+    max_detections: int = COCO_DETECTIONS
+    class_agnostic: bool = False
+    if_complete: bool = False
     images: dict[str, ImageRecord] = field(default_factory=dict)
     counts: Counter[str] = field(default_factory=Counter)
 
@@ -90,10 +109,14 @@ class ApEvaluator:
         if match.truth is None:
             self.counts["detections_elsewhere"] += len(detections[0])
             return
-        truths = match.truth.regions
+        truths: Sequence[Region] = match.truth.regions
         self.counts["truths_unreadable"] += sum(
             region.mask is None and region.keep is not Reason.CROWD for region in truths
         )
+        known = {region.id for region in truths}
+        self.counts["untold"] += sum(region.score is None and region.id not in known for region in detections[0])
+        if self.class_agnostic:
+            truths, detections = _as_one(truths), [_as_one(regions) for regions in detections]
         self.counts["uncategorised"] += sum(region.category is None for region in (*truths, *detections[0]))
         canvas = match.canvas(self.boundary_ratio)
         of_truth = _group_by_category(truths)
@@ -112,7 +135,7 @@ class ApEvaluator:
             self.counts["detections_unreadable"] += sum(not _count_pixels(region.mask) for region in found)
             self.counts["unscored"] += sum(region.score is None for region in found)
         if self.federation is not None:
-            found = sorted(found, key=lambda region: -_get_score(region))[:LVIS_DETECTIONS]
+            found = sorted(found, key=lambda region: -_get_score(region))[: self.max_detections]
         return found
 
     def merge(self, other: Self) -> None:
@@ -124,7 +147,13 @@ class ApEvaluator:
         if self.counts["uncategorised"]:
             left_out = f"AP is left out: {self.counts['uncategorised']} annotations have no category_id."
             return Report((), counts=counts, remarks=(left_out,))
-        after, before = self._compute_precisions("after"), self._compute_precisions("before")
+        if self.if_complete and self.counts["untold"]:
+            left_out = (
+                f"AP is left out: {self.counts['untold']} masks have no ground truth, which is therefore not complete, "
+                "and would count as wrong; --protocol coco computes it all the same"
+            )
+            return Report((), counts=counts, remarks=(left_out,))
+        (after, classes), (before, coarse) = (self._compute_precisions(side) for side in ("after", "before"))
         return Report(
             measures=tuple(
                 Measure(
@@ -137,6 +166,10 @@ class ApEvaluator:
                 for name, (reduction, of_after) in values.items()
             ),
             counts=counts,
+            per_class=tuple(
+                Measure(f"AP of category {category}", "mean over IoU 0.50:0.95", value, coarse.get(category))
+                for category, value in classes.items()
+            ),
             remarks=tuple(self._write_remarks()),
         )
 
@@ -147,15 +180,18 @@ class ApEvaluator:
                 "the file; compare it only with the AP of the same file before or after refinement"
             )
 
-    def _compute_precisions(self, side: str) -> dict[str, dict[str, tuple[str, float | None]]]:
-        """The reduction and the value of each AP, by kind (`` for masks, `boundary ` for boundaries) and name."""
+    def _compute_precisions(
+        self, side: str
+    ) -> tuple[dict[str, dict[str, tuple[str, float | None]]], dict[int, float | None]]:
+        """The reduction and the value of each AP, by kind (`` for masks, `boundary ` for boundaries) and name; and the
+        AP of masks by category."""
         places, values = self._locate_categories(), {}
+        classes: dict[int, float | None] = {}
         for kind, overlap in (("", "mask_iou"), ("boundary ", "boundary_iou")):
-            precisions = {
-                category: self._compute_precision(side, category, where, overlap) for category, where in places
-            }
-            values[kind] = self._summarise(precisions)
-        return values
+            curves = {category: self._compute_curves(side, category, where, overlap) for category, where in places}
+            values[kind] = self._summarise(curves)
+            classes = classes or {category: _average_defined(of.precision[..., 0]) for category, of in curves.items()}
+        return values, classes
 
     def _locate_categories(self) -> list[tuple[int, list[tuple[int, str]]]]:
         """Each category of the ground truth with the images, by number and key, that hold it on either side.
@@ -173,10 +209,7 @@ class ApEvaluator:
                     places.setdefault(category, []).append((number, key))
         return sorted(places.items())
 
-    def _compute_precision(
-        self, side: str, category: int, where: Sequence[tuple[int, str]], overlap: str
-    ) -> NDArray[np.float64]:
-        """The precision by IoU threshold, recall point and area, float64 (T, R, A); -1 where it is not defined."""
+    def _compute_curves(self, side: str, category: int, where: Sequence[tuple[int, str]], overlap: str) -> Curves:
         truths: list[dict[str, Any]] = []
         detections: list[dict[str, Any]] = []
         overlaps: dict[int, NDArray[np.float64]] = {}
@@ -197,11 +230,12 @@ class ApEvaluator:
             COCO({**shared, "annotations": detections}),
             overlaps=overlaps,
             lvis=self.federation is not None,
+            max_detections=self.max_detections,
         )
         evaluation.evaluate()
         evaluation.accumulate()
-        precision: NDArray[np.float64] = np.asarray(evaluation.eval["precision"], dtype=np.float64)
-        return precision[:, :, 0, :, -1]
+        precision, recall = (np.asarray(evaluation.eval[name], dtype=np.float64) for name in ("precision", "recall"))
+        return Curves(precision[:, :, 0, :, -1], recall[:, 0, :, -1])
 
     def _list_federation(self, key: str) -> dict[str, Any]:
         if self.federation is None:
@@ -211,12 +245,15 @@ class ApEvaluator:
             "not_exhaustive_category_ids": list(self.federation.not_exhaustive.get(key, ())),
         }
 
-    def _summarise(self, precisions: Mapping[int, NDArray[np.float64]]) -> dict[str, tuple[str, float | None]]:
-        """AP and its reduction by name; None where it is not defined."""
-        if not precisions:
+    def _summarise(self, curves: Mapping[int, Curves]) -> dict[str, tuple[str, float | None]]:
+        """AP, AR and their reductions by name; None where they are not defined."""
+        if not curves:
             return {}
-        whole = np.stack(list(precisions.values()))  # category, threshold, recall, area
+        whole = np.stack([of.precision for of in curves.values()])  # category, threshold, recall, area
+        recalls = np.stack([of.recall for of in curves.values()])  # category, threshold, area
         rules = "COCO" if self.federation is None else "LVIS"
+        if self.class_agnostic:
+            rules += ", class-agnostic"
         values = {
             "AP": (f"{rules}, mean over categories and IoU 0.50:0.95", _average_defined(whole[..., 0])),
             "AP50": (f"{rules}, IoU 0.50", _average_defined(whole[:, 0, :, 0])),
@@ -226,8 +263,10 @@ class ApEvaluator:
             values[f"AP {area}"] = (f"{rules}, {area} objects", _average_defined(whole[..., place]))
         frequencies = {} if self.federation is None else self.federation.frequencies
         for letter, word in (("r", "rare"), ("c", "common"), ("f", "frequent")) if frequencies else ():
-            rows = [row for row, category in enumerate(precisions) if frequencies.get(category) == letter]
+            rows = [row for row, category in enumerate(curves) if frequencies.get(category) == letter]
             values[f"AP{letter}"] = (f"{rules}, {word} categories", _average_defined(whole[rows, ..., 0]))
+        per = "image and category" if self.federation is None else "image"
+        values["AR"] = (f"{rules}, {self.max_detections} detections per {per}", _average_defined(recalls[..., 0]))
         return values
 
 
@@ -238,11 +277,18 @@ class _Evaluation(COCOeval_faster):  # type: ignore[misc]
     `computeIoU`, as pycocotools does: those of the best scores first, and only as many as count.
     """
 
-    def __init__(self, truth: COCO, found: COCO, *, overlaps: Mapping[int, NDArray[np.float64]], lvis: bool) -> None:
+    def __init__(
+        self,
+        truth: COCO,
+        found: COCO,
+        *,
+        overlaps: Mapping[int, NDArray[np.float64]],
+        lvis: bool,
+        max_detections: int,
+    ) -> None:
         super().__init__(truth, found, "bbox", print_function=lambda *_: None, lvis_style=lvis)
         self.overlaps = overlaps
-        if lvis:
-            self.params.maxDets = [LVIS_DETECTIONS]
+        self.params.maxDets = [max_detections]
 
     def computeIoU(self, imgId: int, catId: int) -> Any:  # noqa: N802, N803
         found = self.dt_dataset.get(imgId, catId)
@@ -261,6 +307,11 @@ def _make_annotation(id: int, image: int, category: int, **more: Any) -> dict[st
 def _average_defined(precision: NDArray[np.float64]) -> float | None:
     defined = precision[precision > -1]
     return float(defined.mean()) if defined.size else None
+
+
+def _as_one(regions: Sequence[Region]) -> list[Region]:
+    """Return regions that are all of one category."""
+    return [replace(region, category=1) for region in regions]
 
 
 def _group_by_category(regions: Sequence[Region]) -> dict[int, list[Region]]:

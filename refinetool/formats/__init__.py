@@ -6,24 +6,28 @@ masks. It is written by looking up one outcome at a time. Everything that is not
 
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
 from refinetool.errors import UsageError
 from refinetool.locations import check_reachable
-from refinetool.settings import MAX_PIXELS
+from refinetool.settings import MAX_PIXELS, PolygonSettings
 
 if TYPE_CHECKING:
     from refinetool.records import Outcome, Sample
 
-COCO, COCO_RESULTS, VOC_CLASS, VOC_OBJECT, DAVIS, MASKS = (
+COCO, COCO_RESULTS, VOC_CLASS, VOC_OBJECT, DAVIS, MASKS, YOLO, LABELME, PANOPTIC, CITYSCAPES = (
     "coco",
     "coco-results",
     "voc-class",
     "voc-object",
     "davis",
     "masks",
+    "yolo",
+    "labelme",
+    "coco-panoptic",
+    "cityscapes",
 )
 
 FORMATS: Mapping[str, str] = {
@@ -33,10 +37,15 @@ FORMATS: Mapping[str, str] = {
     VOC_OBJECT: "refinetool.formats.voc:open_voc_object",
     DAVIS: "refinetool.formats.voc:open_davis",
     MASKS: "refinetool.formats.masks_dir:open_masks",
+    YOLO: "refinetool.formats.yolo:open_yolo",
+    LABELME: "refinetool.formats.labelme:open_labelme",
+    PANOPTIC: "refinetool.formats.coco_panoptic:open_panoptic",
+    CITYSCAPES: "refinetool.formats.cityscapes:open_cityscapes",
 }
 """The function that opens each format, as `module:function(path, request) -> Dataset`: COCO instances, COCO results,
-VOC's SegmentationClass and SegmentationObject, index PNGs in folders as in DAVIS, and folders of two-valued PNGs. To
-add a format, add a file and a line here; `detection` detects the format if it is not named."""
+VOC's SegmentationClass and SegmentationObject, index maps in folders as in DAVIS, two-valued masks, YOLO's text files,
+LabelMe's JSON files, COCO panoptic, and Cityscapes. To add a format, add a file and a line here; `detection` detects
+the format if it is not named."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +58,8 @@ class Request:
     need_images: Whether it is an error if no image is found; masks can be measured without images.
     follow_links: Whether links in the folders of images and masks may lead out of these folders.
     max_pixels: The masks of COCO images that claim more pixels are not decoded.
+    polygons: How refined masks are written in place of polygons.
+    mask_suffix: What the names of mask files end in, before the suffix, and those of their images do not: `_mask`.
     """
 
     images: Path | None = None
@@ -57,6 +68,8 @@ class Request:
     need_images: bool = True
     follow_links: bool = False
     max_pixels: int = MAX_PIXELS
+    polygons: PolygonSettings = field(default_factory=PolygonSettings)
+    mask_suffix: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,13 +122,16 @@ def open_dataset(
     need_images: bool = True,
     follow_links: bool = False,
     max_pixels: int = MAX_PIXELS,
+    polygons: PolygonSettings | None = None,
+    mask_suffix: str = "",
 ) -> Dataset:
     """Open coarse masks.
 
     Args:
-        path: A COCO JSON file, a VOC root, or a folder of PNGs.
+        path: A COCO JSON file, a VOC root, a folder of masks, or a single mask.
         format: One of FORMATS; None detects it.
-        images, sizes, include_crowd, need_images, follow_links, max_pixels: See `Request`.
+        images, sizes, include_crowd, need_images, follow_links, max_pixels, polygons, mask_suffix: See
+            `Request`.
 
     Raises:
         UsageError: The format does not exist, or can't be detected from the files, or a store can't be used.
@@ -126,8 +142,11 @@ def open_dataset(
     if format is None:
         from refinetool.formats.detection import detect
 
-        format = detect(path, follow_links=follow_links)
+        format = detect(path, follow_links=follow_links, ending=mask_suffix)
     if format not in FORMATS:
         raise UsageError(f"there is no format {format!r}; choose one of {', '.join(FORMATS)}.")
     opener: Callable[[Path, Request], Dataset] = pkgutil.resolve_name(FORMATS[format])
-    return opener(path, Request(images, sizes, include_crowd, need_images, follow_links, max_pixels))
+    drawn = PolygonSettings() if polygons is None else polygons
+    return opener(
+        path, Request(images, sizes, include_crowd, need_images, follow_links, max_pixels, drawn, mask_suffix)
+    )

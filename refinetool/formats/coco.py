@@ -14,6 +14,7 @@ import numpy as np
 
 from refinetool.errors import DataError
 from refinetool.formats import COCO, COCO_RESULTS, Request, Written
+from refinetool.formats.categories import read_names
 from refinetool.formats.coco_images import CocoImages, ImageEntry, listed_images, numbered_images
 from refinetool.formats.coco_index import (
     LONGEST_SIDE,
@@ -23,7 +24,7 @@ from refinetool.formats.coco_index import (
     read_results,
     rows_of,
 )
-from refinetool.formats.coco_masks import read_segmentation, refined_values
+from refinetool.formats.coco_masks import PolygonCount, read_segmentation, redraw
 from refinetool.formats.image_files import header_size
 from refinetool.formats.json_spans import Json, Span, member_spans
 from refinetool.formats.storage import new_file, refuse_clashes
@@ -92,6 +93,10 @@ class CocoDataset:
         """
         return replace(self, known_sizes=sizes)
 
+    def category_names(self) -> Mapping[str, int]:
+        """Return the number of each category's name; results take them from the file that lists the images."""
+        return read_names(self.sources.get("list of images") or self.annotations.path)
+
     def image_paths(self) -> Iterator[Path]:
         return (entry.path for entry in self.images.entries())
 
@@ -116,11 +121,11 @@ class CocoDataset:
             path.open("rb") as file,
             tempfile.TemporaryFile(dir=destination.parent) as drafts,
         ):
-            drafted, rings_lost = self._draft(find, file, drafts)
+            drafted, count = self._draft(find, file, drafts)
             changed = np.flatnonzero(drafted[:, 1])
             records = ((Span(*self.annotations.spans[row].tolist()), _bytes(drafts, drafted[row])) for row in changed)
             _splice(file, out, heapq.merge(records, self._info(file, notes), key=lambda edit: edit[0].start))
-        return Written(destination, len(changed), _remarks(rings_lost))
+        return Written(destination, len(changed), count.remarks())
 
     def _by_image(self) -> Iterator[tuple[ImageEntry, IntArray]]:
         """Yield each image with the rows of its annotations, both in the order of the file."""
@@ -153,17 +158,19 @@ class CocoDataset:
             area=_number(record.get("area")),
         )
 
-    def _draft(self, find: Callable[[str], Outcome | None], file: BinaryIO, drafts: BinaryIO) -> tuple[IntArray, int]:
+    def _draft(
+        self, find: Callable[[str], Outcome | None], file: BinaryIO, drafts: BinaryIO
+    ) -> tuple[IntArray, PolygonCount]:
         """Write the refined records to `drafts`, image by image, because outcomes are found per image.
 
         Annotations of an image may be far apart in the file, and there are too many outcomes to hold in memory.
 
         Returns:
-            int64 (A, 2): offsets in `drafts`, (0, 0) for an unchanged annotation; and the number of rings that became
-            RLE.
+            int64 (A, 2): offsets in `drafts`, (0, 0) for an unchanged annotation; and how polygons were written.
         """
         drafted = np.zeros((len(self.annotations), 2), dtype=np.int64)
-        end = rings_lost = 0
+        count = PolygonCount()
+        end = 0
         for entry, members in self._by_image():
             outcome = find(entry.key)
             if outcome is None:
@@ -173,13 +180,13 @@ class CocoDataset:
                     continue
                 text = _text(file, self.annotations.spans[member])
                 segmentation = json.loads(text)["segmentation"]
-                values = refined_values(segmentation, annotation.mask)
-                if values is None:
+                redrawn = redraw(segmentation, annotation.mask, polygons=self.request.polygons)
+                if redrawn is None:
                     continue
-                start, end = end, end + drafts.write(_with_values(text, values).encode())
+                start, end = end, end + drafts.write(_with_values(text, redrawn.values).encode())
                 drafted[member] = start, end
-                rings_lost += isinstance(segmentation, list) and isinstance(values["segmentation"], dict)
-        return drafted, rings_lost
+                count.add(redrawn)
+        return drafted, count
 
     def _info(self, file: BinaryIO, notes: Mapping[str, object]) -> list[tuple[Span, bytes]]:
         """Return the edit that adds notes to `info`; no edit if there are no notes, or if `info` is no JSON object."""
@@ -273,9 +280,3 @@ def _claimed_size(records: Sequence[Mapping[str, Json]]) -> Size | None:
             case {"size": [int(height), int(width)]} if 0 < height <= LONGEST_SIDE and 0 < width <= LONGEST_SIDE:
                 return height, width
     return None
-
-
-def _remarks(rings_lost: int) -> tuple[str, ...]:
-    if not rings_lost:
-        return ()
-    return (f"Polygons that became run lengths, because their new masks have holes: {rings_lost}.",)

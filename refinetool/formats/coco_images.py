@@ -11,7 +11,9 @@ from refinetool.errors import DataError
 from refinetool.formats import Request
 from refinetool.formats.coco_index import ImageId, ImageRecords, image_name
 from refinetool.formats.image_files import by_stem, existing_folder, fault_of_name, fence, refuse_link_out
+from refinetool.formats.image_search import ImageSearch
 from refinetool.formats.json_spans import Json
+from refinetool.locations import is_remote
 from refinetool.records import Size
 
 
@@ -41,11 +43,16 @@ class CocoImages(Protocol):
 
 @dataclass(frozen=True, slots=True)
 class ListedImages:
-    """Images listed in the records of a file."""
+    """Images listed in the records of a file.
+
+    as_named: Whether images are taken to be where they are named, without looking: it takes long to ask a store for
+        every single file.
+    """
 
     records: ImageRecords
-    folder: Path
+    search: ImageSearch
     within: Path | None
+    as_named: bool = False
 
     @property
     def rows(self) -> Mapping[ImageId, int]:
@@ -56,12 +63,16 @@ class ListedImages:
             for image_id, (start, end) in zip(self.rows, self.records.spans.tolist(), strict=True):
                 file.seek(start)
                 record = json.loads(file.read(end - start))
-                yield ImageEntry(str(image_id), self._locate(record), _stated_size(record))
+                name = image_name(record) or ""
+                path = self.search.expected(name) if self.as_named else self.search.locate(name)
+                yield ImageEntry(str(image_id), path, _stated_size(record))
 
-    def _locate(self, record: Mapping[str, Json]) -> Path:
-        path = self.folder / (image_name(record) or "")
-        # The name derived from an LVIS URL begins with a folder, which may not exist.
-        return path if "file_name" in record or path.is_file() else self.folder / path.name
+    def names(self) -> Iterator[str]:
+        """Yield the names of the images in order."""
+        with self.records.path.open("rb") as file:
+            for start, end in self.records.spans.tolist():
+                file.seek(start)
+                yield image_name(json.loads(file.read(end - start))) or ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,34 +98,46 @@ class NumberedImages:
 
 
 def listed_images(records: ImageRecords, annotations: Path, request: Request) -> ListedImages:
-    """Find images in the folder of the request or, without one, in the first of the usual places that has one of them.
+    """Find images in the folder of the request or, without one, in the first of the usual places that has the first
+    image by its path, or else any image by the last part of its name.
 
     Raises:
         DataError: No image of the list exists, and one is needed.
     """
-    folder = request.images
-    if folder is not None:
-        places = [existing_folder(folder)]
-    else:
-        base, split = annotations.absolute().parent, annotations.stem.rpartition("_")[2]
-        places = [base / "images", base, base.parent / "images", base.parent / split, base.parent]
-    wanted = None
-    for place in places:
-        images = ListedImages(records, place, fence(place, request))
-        for entry in images.entries():
-            wanted = wanted or entry.path
-            if entry.path.is_file():
-                if request.need_images:  # where all images are links, the user learns it at once
-                    refuse_link_out(entry.path, images.within)
-                return images
-            if folder is None:
-                break  # in a place that the user did not name, only the first image is tried
+    searches = _searches(annotations, request)
+    for search in searches:
+        images = ListedImages(records, search, fence(search.folder, request), as_named=is_remote(search.folder))
+        first = next(images.names(), None)
+        if first is not None and (found := search.direct(first)):
+            return _checked(images, found, request)
+    for search in searches:
+        images = ListedImages(records, search, fence(search.folder, request))
+        for name in images.names():
+            if found := search.direct(name) or search.by_last_part(name):
+                return _checked(images, found, request)
+    images = ListedImages(records, searches[0], fence(searches[0].folder, request))
+    wanted = next(images.names(), None)
     if wanted is None or not request.need_images:
-        return ListedImages(records, places[0], fence(places[0], request))
+        return images
     raise DataError(
-        f"{annotations}: none of its {len(records.rows)} images is where it was looked for, the first as {wanted}; "
-        "name the folder of the images with --images."
+        f"{annotations}: none of its {len(records.rows)} images is where it was looked for, the first as "
+        f"{searches[0].expected(wanted)}; name the folder of the images with --images."
     )
+
+
+def _searches(annotations: Path, request: Request) -> list[ImageSearch]:
+    if request.images is not None:
+        return [ImageSearch(existing_folder(request.images))]
+    base, split = annotations.absolute().parent, annotations.stem.rpartition("_")[2]
+    places = [base / "images", base, base.parent / "images", base.parent / split, base.parent]
+    # The folder of the file and the one above may be anything, such as a home, so their sub-folders are not searched.
+    return [ImageSearch(place, deep=place not in (base, base.parent)) for place in places]
+
+
+def _checked(images: ListedImages, found: Path, request: Request) -> ListedImages:
+    if request.need_images:  # where all images are links, the user learns it at once
+        refuse_link_out(found, images.within)
+    return images
 
 
 def numbered_images(ids: Sequence[ImageId], annotations: Path, request: Request) -> NumberedImages:

@@ -13,7 +13,7 @@ from typing import TypeAlias, TypeGuard
 import numpy as np
 
 from refinetool.errors import DataError
-from refinetool.formats.image_files import fault_of_name
+from refinetool.formats.image_search import fault_of_record
 from refinetool.formats.json_spans import WINDOW_BYTES, Cursor, Json, Span, place
 from refinetool.records import IntArray
 
@@ -195,7 +195,7 @@ class _Records:
             name = image_name(record)
             if name is None:
                 raise self._error(start, f"image {image_id!r} has no 'file_name'")
-            if fault := fault_of_name(name):
+            if fault := fault_of_record(name):
                 raise self._error(start, f"image {image_id!r} is called {name!r}, which {fault}")
             for side in ("width", "height"):
                 length = record.get(side)

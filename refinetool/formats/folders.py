@@ -1,4 +1,4 @@
-"""Finds the PNGs of a folder of masks, and the folder of images that belongs to it."""
+"""Finds the files of a folder of masks, or a single mask, and the images that belong to them."""
 
 import shutil
 from collections.abc import Callable, Iterable, Mapping
@@ -16,8 +16,8 @@ from refinetool.formats.image_files import (
     refuse_link_out,
     stem,
 )
-from refinetool.formats.png import check_headers
-from refinetool.formats.storage import new_folder, refuse_clashes
+from refinetool.formats.rasters import SUFFIXES, check_headers
+from refinetool.formats.storage import new_file, new_folder, refuse_clashes
 from refinetool.records import Size
 
 _BESIDE = ("JPEGImages", "images", "Images", "image", "imgs", "img", "im")
@@ -26,14 +26,15 @@ _BESIDE = ("JPEGImages", "images", "Images", "image", "imgs", "img", "im")
 
 @dataclass(frozen=True, slots=True)
 class MaskFolder:
-    """Mask PNGs, and images with the same path without suffix.
+    """Mask files, and images with the same path without suffix.
 
-    root: The path that the user named; outputs keep the paths within it.
-    folder: The folder of the masks, `root` or a sub-folder.
-    files: The PNGs, sorted by path.
+    root: The path that the user named, a folder or a single mask; outputs keep the paths within it.
+    folder: The folder of the masks: `root`, a sub-folder, or the one that the single mask is in.
+    files: The masks, sorted by path.
     image_folder: Where images are looked for.
     images: The images there by path without suffix.
     within: The folder that links among the images must not lead out of; None if they may.
+    ending: What the names of masks end in and those of their images do not, such as `_mask`.
     """
 
     root: Path
@@ -42,9 +43,11 @@ class MaskFolder:
     image_folder: Path
     images: Mapping[str, Path]
     within: Path | None
+    ending: str = ""
 
     def stem(self, file: Path) -> str:
-        return stem(file, self.folder)
+        """Return the name of a mask's image: its path without suffix and ending."""
+        return stem(file, self.folder).removesuffix(self.ending)
 
     def image(self, key: str) -> Path:
         """Return the image of that name; if there is none, the path where it was expected."""
@@ -55,8 +58,12 @@ class MaskFolder:
         return header_size(self.image(key), within=self.within) or (0, 0)
 
     def write(self, rewrite: Callable[[Path], bytes | None], destination: Path) -> None:
-        """Write a folder with the same mask files: the bytes of `rewrite(file)`, or a copy of the file for None."""
+        """Write the same mask files: the bytes of `rewrite(file)`, or a copy of the file for None."""
         refuse_clashes({"output": destination}, {"input": self.root})
+        if self.root.is_file():
+            with new_file(destination) as out:
+                out.write(rewrite(self.root) or self.root.read_bytes())
+            return
         with new_folder(destination) as partial:
             for file in self.files:
                 target = partial / file.relative_to(self.root)
@@ -68,48 +75,69 @@ class MaskFolder:
                     target.write_bytes(content)
 
 
-def mask_files(folder: Path, *, follow_links: bool) -> tuple[Path, ...]:
-    """Return the PNGs in a folder and its sub-folders, sorted.
+def folder_of(path: Path) -> Path:
+    """Return the folder that a mask is in, or the folder itself; raises DataError if the path does not exist."""
+    return path.parent if path.is_file() else existing_folder(path)
+
+
+def mask_files(path: Path, *, follow_links: bool, ending: str = "") -> tuple[Path, ...]:
+    """Return a mask, or the masks in a folder and its sub-folders, sorted: PNGs or, if there are none, TIFFs and BMPs.
+
+    Args:
+        ending: Only files whose names, without suffix, end like this are masks.
 
     Raises:
         DataError: There are none, or one is a link that leads out of the folder and must not be followed.
     """
-    files = tuple(sorted(files_under(folder, (".png",))))
+    if path.is_file():
+        return (path,)
+    found = [file for file in sorted(files_under(path, SUFFIXES)) if file.stem.endswith(ending)]
+    files = tuple(file for file in found if file.suffix.lower() == ".png") or tuple(found)
     if not files:
-        raise DataError(f"{folder}: holds no PNGs; masks have to be PNGs, since other formats change values.")
-    within = None if follow_links else folder.resolve()
+        called = f" whose names end in {ending}" if ending else ""
+        raise DataError(
+            f"{path}: holds no PNGs{called}; masks have to be PNGs, TIFFs or BMPs, since JPEG changes values."
+        )
+    within = None if follow_links else path.resolve()
     for file in files:
         if file.is_symlink():
             refuse_link_out(file, within)
     return files
 
 
-def find_images(root: Path, folder: Path, request: Request) -> MaskFolder:
+def find_images(root: Path, folder: Path, request: Request, *, files: tuple[Path, ...] | None = None) -> MaskFolder:
     """Pair the masks in `folder` with images in the folder of the request, or in the first of the usual places that has
     one of them.
+
+    Args:
+        files: The masks; None finds them.
 
     Raises:
         DataError: There are no masks, their kind is not supported, or none has an image although images are needed.
     """
-    images = request.images
-    files = mask_files(folder, follow_links=request.follow_links)
+    images, ending = request.images, request.mask_suffix
+    if files is None:
+        files = mask_files(root if root.is_file() else folder, follow_links=request.follow_links, ending=ending)
+    check_headers(files)
+    if root.is_file() and images is not None and images.is_file():
+        key = stem(root, folder).removesuffix(ending)
+        return MaskFolder(root, folder, files, images.parent, {key: images}, None, ending)
     masks = frozenset(files)
-    keys = {key for file in files for key in (stem(file, folder), stem(file, folder).rpartition("/")[0])}
+    stems = [stem(file, folder).removesuffix(ending) for file in files]
+    keys = {key for each in stems for key in (each, each.rpartition("/")[0])}
     places = _usual_places(folder) if images is None else [existing_folder(images)]
     for place in places:
         found = {key: path for key, path in by_stem(place).items() if path not in masks}
         if matched := keys & found.keys():
-            check_headers(files)
             if request.need_images:
                 refuse_link_out(found[min(matched)], fence(place, request))
-            return MaskFolder(root, folder, files, place, found, fence(place, request))
+            return MaskFolder(root, folder, files, place, found, fence(place, request), ending)
     if not request.need_images:
-        check_headers(files)
-        return MaskFolder(root, folder, files, folder, {}, fence(folder, request))
+        return MaskFolder(root, folder, files, folder, {}, fence(folder, request), ending)
     where = " or ".join(map(str, places or [folder]))
     raise DataError(
         f"{folder}: none of its {len(files)} masks has an image of the same name in {where}; name the folder of the "
-        "images with --images."
+        "images with --images, and with --mask-suffix what only the names of masks end in."
     )
 
 

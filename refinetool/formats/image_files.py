@@ -20,11 +20,8 @@ LONGEST_NAME, LONGEST_PATH = 255, 1024
 
 def fault_of_name(name: str) -> str | None:
     """Say why a file name from annotations can't be looked up in a folder, None if it can."""
-    path = PureWindowsPath(name)  # also splits at "/", so it handles the paths of both systems
-    if path.anchor or ".." in path.parts:
+    if is_foreign(name):
         return "leads out of the image folder"
-    if "://" in name:
-        return "is an address instead of a path in the image folder"
     if "\0" in name:
         return "holds a NUL character"
     try:
@@ -34,6 +31,12 @@ def fault_of_name(name: str) -> str | None:
     if len(raw) > LONGEST_PATH or any(len(part) > LONGEST_NAME for part in raw.split(b"/")):
         return "is longer than file names can be"
     return None
+
+
+def is_foreign(name: str) -> bool:
+    """Whether a file name is an address, or a path that leads out of the folder that it is joined to."""
+    path = PureWindowsPath(name)  # also splits at "/", so it handles the paths of both systems
+    return bool(path.anchor) or ".." in path.parts or "://" in name
 
 
 def fence(folder: Path, request: Request) -> Path | None:
@@ -49,10 +52,10 @@ def by_stem(folder: Path) -> dict[str, Path]:
     return found
 
 
-def files_under(folder: Path, suffixes: Iterable[str]) -> Iterator[Path]:
-    """Yield files with one of the suffixes in a folder and its sub-folders, without hidden ones."""
+def files_under(folder: Path, suffixes: Iterable[str], *, deep: bool = True) -> Iterator[Path]:
+    """Yield files with one of the suffixes in a folder and, if `deep`, in its sub-folders, without hidden ones."""
     accepted = tuple(suffixes)
-    for path in folder.rglob("*"):
+    for path in folder.rglob("*") if deep else folder.iterdir():
         if path.suffix.lower() in accepted and not any(part[0] == "." for part in path.relative_to(folder).parts):
             yield path
 

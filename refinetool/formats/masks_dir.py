@@ -1,4 +1,4 @@
-"""Reads and writes folders of two-valued PNGs, one object each: 0 and 255 (or any other second value).
+"""Reads and writes folders of two-valued masks, one object each: 0 and 255 (or any other second value).
 
 `bear/00001.png` belongs to the image `bear/00001.jpg`; if there is none, to `bear.jpg`, which then has one object per
 PNG in the folder `bear`. Grey masks with soft edges are thresholded at 128 and written as 0 and 255. Size, bit depth,
@@ -14,9 +14,9 @@ import numpy as np
 from refinetool import masks
 from refinetool.errors import MaskError
 from refinetool.formats import DAVIS, MASKS, VOC_CLASS, VOC_OBJECT, Request, Written
-from refinetool.formats.folders import MaskFolder, find_images
-from refinetool.formats.image_files import existing_folder
-from refinetool.formats.png import Values, mostly_black_and_white, read_header, read_values, with_values
+from refinetool.formats.folders import MaskFolder, find_images, folder_of
+from refinetool.formats.png import mostly_black_and_white
+from refinetool.formats.rasters import Values, has_colours, read_values, with_values
 from refinetool.records import Mask, Outcome, Region, Rle, Sample
 from refinetool.statuses import Reason
 
@@ -25,12 +25,12 @@ SOFT_THRESHOLD = 128
 
 
 def open_masks(path: Path, request: Request) -> "BinaryMasks":
-    """Open a folder of two-valued PNGs.
+    """Open a folder of two-valued masks, or a single one.
 
     Raises:
         DataError: There are no masks, or no images although they are needed.
     """
-    source = find_images(path, existing_folder(path), request)
+    source = find_images(path, folder_of(path), request)
     members: dict[str, list[Path]] = {}
     for file in source.files:
         own = source.stem(file)
@@ -105,7 +105,7 @@ def two_valued(path: Path, values: Values) -> tuple[Mask, int, bool]:
     others = present[present > 0]
     if others.size <= 1:
         return values > 0, int(others[0]) if others.size else 255, False
-    if read_header(path).palette or not mostly_black_and_white(np.bincount(values.ravel(), minlength=256)):
+    if has_colours(path) or not mostly_black_and_white(np.bincount(values.ravel(), minlength=256)):
         raise MaskError(
             f"{path}: holds the values {', '.join(map(str, present[:8]))} ...; expected two. If they number classes or "
             f"objects, name the format {VOC_CLASS}, {VOC_OBJECT} or {DAVIS}."

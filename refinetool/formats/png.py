@@ -3,7 +3,7 @@
 import io
 import struct
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -17,28 +17,30 @@ from refinetool.records import IntArray, Size
 from refinetool.settings import MAX_PIXELS
 
 Values: TypeAlias = NDArray[np.uint8]
-"""uint8 (H, W): palette indices, or grey values."""
+"""uint8 (H, W): palette indices, or grey values; (H, W, C) where a pixel has several samples."""
 
 _SIGNATURE = b"\x89PNG\r\n\x1a\n"
-_GREY, _PALETTE = 0, 3
-_KINDS = {2: "colours", 4: "grey with transparency", 6: "colours with transparency"}
+_PALETTE = 3
+_CHANNELS = {0: 1, 2: 3, _PALETTE: 1, 4: 2, 6: 4}
+"""Samples per pixel by kind: grey, colours, palette, grey with transparency, colours with transparency."""
 _HEADER = struct.Struct(">IIBBBBB")
 
 
 @dataclass(frozen=True, slots=True)
 class Header:
-    """The content of the first chunk; `depth` is bits per pixel, 1, 2, 4 or 8."""
+    """The content of the first chunk: `depth` is bits per sample, 1, 2, 4 or 8; `channels` is samples per pixel."""
 
     size: Size
     depth: int
     palette: bool
+    channels: int
 
 
 def read_header(path: Path) -> Header:
     """Check that a file can hold a mask.
 
     Raises:
-        DataError: A PNG with colours or 16 bits, which is not supported.
+        DataError: A PNG with 16 bits, which is not supported.
         MaskError: Not a PNG, a broken PNG, or one of absurd size.
     """
     try:
@@ -49,23 +51,27 @@ def read_header(path: Path) -> Header:
     if not start.startswith(_SIGNATURE) or start[12:16] != b"IHDR" or len(start) < 16 + _HEADER.size:
         raise MaskError(f"{path}: is not a PNG; masks have to be PNGs, since other formats change values.")
     width, height, depth, colour, *_ = _HEADER.unpack(start[16:])
-    if colour not in (_GREY, _PALETTE):
-        kind = _KINDS.get(colour, "an unknown kind of pixels")
-        raise DataError(f"{path}: holds {kind}; expected a mask with one number per pixel, grey or with a palette.")
+    if colour not in _CHANNELS:
+        raise MaskError(f"{path}: holds an unknown kind of pixels; expected grey, a palette or colours.")
     if depth > 8:
         raise DataError(f"{path}: has {depth} bits per pixel; only masks of up to 8 bits can be refined.")
     if not 0 < width * height <= MAX_PIXELS:
         raise MaskError(f"{path}: claims {width} x {height} pixels; expected 1 to {MAX_PIXELS:,}.")
-    return Header((height, width), depth, colour == _PALETTE)
+    return Header((height, width), depth, colour == _PALETTE, _CHANNELS[colour])
 
 
-def read_values(path: Path) -> Values:
-    """Read the pixel values, uint8 (H, W). Raises the errors of `read_header`, and MaskError for a broken file."""
+def read_samples(path: Path) -> Values:
+    """Read the pixels, uint8 (H, W) or, with several samples per pixel, (H, W, C), as they are stored.
+
+    Raises the errors of `read_header`, and MaskError for a broken file.
+    """
     header = read_header(path)
     try:
         data = path.read_bytes()
         _check_chunks(data)
         values = np.array(open_lazily(io.BytesIO(data)), dtype=np.uint8)
+        if values.shape[2:] != ((header.channels,) if header.channels > 1 else ()):
+            raise ValueError("its pixels are not what its header says")
     except Exception as error:  # Pillow's decoder raises all kinds of exceptions; all of them mean a broken file
         raise MaskError(f"{path}: is broken ({error}).") from error
     if header.palette or header.depth == 8:
@@ -74,15 +80,17 @@ def read_values(path: Path) -> Values:
     return values if header.depth == 1 else values // np.uint8(255 // (2**header.depth - 1))
 
 
-def with_values(path: Path, values: Values) -> bytes:
+def with_samples(path: Path, samples: Values) -> bytes:
     """Return the file with other pixels: kind, bit depth, palette and all other chunks are unchanged.
 
     Args:
-        path: A PNG that `read_values` can read.
-        values: uint8 (H, W) of the same size, within the bit depth.
+        path: A PNG that `read_samples` can read.
+        samples: uint8 (H, W) or (H, W, C), like those of the file, within the bit depth.
     """
     header = read_header(path)
-    rows = np.pad(_packed(values, header.depth), ((0, 0), (1, 0)))  # each row starts with its filter: 0, none
+    rows = np.pad(
+        _packed(samples.reshape(samples.shape[0], -1), header.depth), ((0, 0), (1, 0))
+    )  # each row starts with its filter: 0, none
     pixels: bytes | None = _chunk(b"IDAT", zlib.compress(rows.tobytes()))
     pieces = [_SIGNATURE]
     for name, chunk in _chunks(path.read_bytes()):
@@ -95,18 +103,6 @@ def with_values(path: Path, values: Values) -> bytes:
             pieces.append(pixels)
             pixels = None
     return b"".join(pieces)
-
-
-def check_headers(files: Sequence[Path]) -> None:
-    """Refuse a folder with PNGs of an unsupported kind, or with only broken PNGs; see `read_header`."""
-    broken: list[MaskError] = []
-    for path in files:
-        try:
-            read_header(path)
-        except MaskError as error:
-            broken.append(error)
-    if broken and len(broken) == len(files):
-        raise broken[0]
 
 
 def mostly_black_and_white(histogram: IntArray) -> bool:

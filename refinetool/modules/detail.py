@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.modules.cues import colour_cue, place_cue
-from refinetool.modules.heads import Decoded, Encode, Features, HeadAnswer, Prompted, Seen, colours_of
+from refinetool.modules.heads import Decoded, Encode, Features, HeadAnswer, Prompted, Seen
+from refinetool.modules.sam2_passes import colours_of
 
 FULL, HALF, QUARTER, EIGHTH = 16, 32, 64, 128
 """Channels at S/2, S/4, S/8 and S/16."""

@@ -1,6 +1,6 @@
 """The embedded model prepared for inference: everything that depends on weights alone is computed once.
 
-The functions are those of `modules.heads.see` and `modules.detail.DetailHead`, up to rounding:
+The functions are those of `modules.sam2_passes.see` and `modules.detail.DetailHead`, up to rounding:
 
 * Position embeddings of the trunk are added ready-made, instead of being interpolated for every call.
 * Feature pyramid and the decoder's projections of it are linear with nothing between them, so their matrices are
@@ -44,7 +44,7 @@ class _Affine(NamedTuple):
 
 
 class FoldedEncoder:
-    """Computes what `modules.heads.see` computes, for one size of input, apart from the pyramid.
+    """Computes what `modules.sam2_passes.see` computes, for one size of input, apart from the pyramid.
 
     Args:
         model: In evaluation mode; shares its trunk.

@@ -18,16 +18,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.modules.detail import GIVEN, DetailHead, mask_maps
-from refinetool.modules.heads import (
-    Decoded,
-    Encode,
-    Features,
-    HeadAnswer,
-    Prompted,
-    Seen,
-    colours_of,
-    masks_of_tokens,
-)
+from refinetool.modules.heads import Decoded, Encode, Features, HeadAnswer, Prompted, Seen
+from refinetool.modules.sam2_passes import colours_of, masks_of_tokens
 from refinetool.records import BACKGROUND, FOREGROUND
 from refinetool.settings import RefinerOptions
 

@@ -9,6 +9,7 @@ from typing import TypeAlias
 
 from refinetool.post.guard import judge
 from refinetool.post.snap import snap_to_edges
+from refinetool.post.specks import remove_specks
 from refinetool.records import Proposal
 from refinetool.settings import RefineSettings
 
@@ -20,6 +21,7 @@ def post_steps(settings: RefineSettings) -> tuple[Step, ...]:
     steps: list[Step] = []
     if settings.snap.mode == "guided":
         steps.append(partial(snap_to_edges, settings=settings.snap))
+    steps.append(partial(remove_specks, settings=settings.specks))
     steps.append(partial(judge, settings=settings.guard))
     return tuple(steps)
 

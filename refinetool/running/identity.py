@@ -11,6 +11,8 @@ PACKAGES = ("refinetool", "torch", "numpy", "scipy", "opencv-python-headless", "
 """Packages whose version may affect pixels."""
 MEMORY_BOUNDS = ("image_batch", "prompt_batch", "max_pixels")
 """Settings that change masks by rounding at most. A run that hit these limits may be resumed with other values."""
+WRITING = ("polygons",)
+"""Settings that change only how masks are written."""
 
 
 def job_identity(
@@ -31,5 +33,5 @@ def job_identity(
         "device": place.partition(":")[0],
         "precision": pick_precision(precision, place),
         "format": format,
-        "settings": {name: value for name, value in asdict(settings).items() if name not in MEMORY_BOUNDS},
+        "settings": {name: value for name, value in asdict(settings).items() if name not in (*MEMORY_BOUNDS, *WRITING)},
     }

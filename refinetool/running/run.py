@@ -6,15 +6,16 @@
 
 import shutil
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
 
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
+from refinetool.formats.categories import chosen_categories, only
 from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing
 from refinetool.locations import location
 from refinetool.records import Outcome, Sample
@@ -45,6 +46,8 @@ def refine_dataset(
     format: str | None = None,
     sizes: Path | str | None = None,
     follow_links: bool = False,
+    mask_suffix: str = "",
+    categories: Sequence[str] = (),
     limit: int | None = None,
     resume: bool = False,
     fresh: bool = False,
@@ -80,6 +83,8 @@ def refine_dataset(
         format: A name in `formats.FORMATS`, None to detect it.
         sizes: A COCO file that lists the images, for COCO results, which don't.
         follow_links: Whether links in the folders of images and masks may lead out of these folders.
+        mask_suffix: What the names of mask files end in, before the suffix, and those of their images do not: `_mask`.
+        categories: Names or numbers of the categories to refine; the masks of all others are kept. Empty means all.
         limit: Number of images to refine, from the first; the others are written unchanged.
         resume: Continue from the journal, and replace the output that it belongs to.
         fresh: Discard the journal.
@@ -120,10 +125,11 @@ def refine_dataset(
         "IoU adapter": location(iou_adapter),
     }
     refuse_clashes(outputs, inputs)
-    check_journal(left, resume=resume, fresh=fresh)
-    replaced = overwrite or (resume and holds_work(left))
-    check_output(source, destination, replaced=replaced)
-    refuse_existing(records, replaced=replaced)
+    if not dry_run:
+        check_journal(left, resume=resume, fresh=fresh)
+        replaced = overwrite or (resume and holds_work(left))
+        check_output(source, destination, replaced=replaced, resume=resume)
+        refuse_existing(records, replaced=replaced)
     dataset = open_dataset(
         source,
         images=location(images),
@@ -132,10 +138,14 @@ def refine_dataset(
         include_crowd=settings.include_crowd,
         follow_links=follow_links,
         max_pixels=settings.max_pixels,
+        polygons=settings.polygons,
+        mask_suffix=mask_suffix,
     )
     refuse_clashes(outputs, {}, images=dataset.image_paths())
     total = len(dataset) if limit is None else min(limit, len(dataset))
     samples: Iterable[Sample] = islice(dataset.samples(), total)
+    if categories:
+        samples = only(samples, chosen_categories(dataset, categories))
     if (settings.selection == "oracle") != (truth is not None):
         raise UsageError("--selection oracle chooses by the ground truth given with --truth: give both or neither")
     if truth is not None:
@@ -146,6 +156,7 @@ def refine_dataset(
             need_images=False,
             follow_links=follow_links,
             max_pixels=settings.max_pixels,
+            mask_suffix=mask_suffix,
         )
         samples = with_truth(samples, known.samples())
     if candidates is not None:
@@ -172,7 +183,8 @@ def refine_dataset(
         ):
             with stop_on_interrupt(after="the model has answered") as stop:
                 summary = run(samples, runner, journal=journal, total=total, on_progress=on_progress, stop=stop)
-            written = write(dataset, journal.find, destination, runner.identity)
+            notes = {**runner.identity, "polygons": asdict(settings.polygons)}
+            written = write(dataset, journal.find, destination, notes)
             if record is not None:
                 write_mask_record(dataset.samples(), journal.find, Path(record))
             if candidates is not None:
@@ -236,10 +248,11 @@ def check_journal(path: Path, *, resume: bool, fresh: bool) -> None:
         )
 
 
-def check_output(source: Path, destination: Path, *, replaced: bool) -> None:
+def check_output(source: Path, destination: Path, *, replaced: bool, resume: bool) -> None:
     """Raise UsageError if the output can't be written, or would replace something that must not be replaced.
 
-    A folder is replaced only if the input has all of its files, because then it can only be an earlier output.
+    With `resume`, an output without a journal is taken to be that of a finished run. A folder is replaced only if the
+    input has all of its files, because then it can only be an earlier output.
     """
     if not destination.parent.is_dir():
         raise UsageError(f"{destination}: there is no folder {destination.parent}; make it, or name another output")
@@ -249,6 +262,11 @@ def check_output(source: Path, destination: Path, *, replaced: bool) -> None:
         kinds = ("folder", "file") if source.is_dir() else ("file", "folder")
         raise UsageError(
             f"{destination}: the output will be a {kinds[0]}, but this is a {kinds[1]}; name another output"
+        )
+    if not replaced and resume:
+        raise UsageError(
+            f"{destination}: exists already, and no unfinished run has left a journal beside it, so nothing is left to "
+            "do; --overwrite refines again"
         )
     if not replaced:
         raise UsageError(f"{destination}: exists already; --overwrite replaces it, --output names another")

@@ -11,7 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from refinetool.modules.heads import Decoded, Head, HeadAnswer, Prompted, decode, encode, normalised, see
+from refinetool.modules.heads import Decoded, Head, HeadAnswer, Prompted
+from refinetool.modules.sam2_passes import decode, encode, normalised, see
 from refinetool.records import ABSENT, BACKGROUND, FOREGROUND
 from refinetool.train.data.examples import Example
 

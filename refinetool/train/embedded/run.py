@@ -9,7 +9,7 @@ from torch import Tensor, nn
 from refinetool.backends.models import misfit, read_state
 from refinetool.errors import UsageError, WeightsError
 from refinetool.modules.embedded import DETAIL_PREFIX, EmbeddedModel
-from refinetool.modules.heads import set_image_size
+from refinetool.modules.sam2_passes import set_image_size
 from refinetool.settings import PackSettings, TrainSettings
 from refinetool.train.embedded.whole import Whole
 from refinetool.train.files import export

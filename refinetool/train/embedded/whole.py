@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from refinetool.modules.embedded import CHANNELS, EmbeddedModel, build_embedded
-from refinetool.modules.heads import set_image_size
+from refinetool.modules.sam2_passes import set_image_size
 from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
 from refinetool.train.losses import detail_loss, edge_loss, harm_loss, mask_loss

@@ -16,7 +16,7 @@ from refinetool.backends.weights import user_path
 from refinetool.errors import UsageError
 from refinetool.formats.storage import new_file
 from refinetool.modules.head_files import HeadRecord, base_digest, build_head, load_head, serialise_head
-from refinetool.modules.heads import set_image_size
+from refinetool.modules.sam2_passes import set_image_size
 from refinetool.settings import HeadKind, PackSettings, RefinerOptions, TrainSettings
 from refinetool.train.head.on_frozen import OnFrozen
 from refinetool.train.loop import Source, check_run, train

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from refinetool.backends.image_encoders import Features, ImageEncoder
-from refinetool.backends.square import SquareBackend, SquareEmbedding
+from refinetool.backends.predictions import SquareEmbedding
+from refinetool.backends.square import SquareBackend
 from refinetool.records import Mask
 from refinetool.train.reference.data import ClassPicture
 
