@@ -47,5 +47,5 @@ def test_ten_clicks_become_masks(command: Command, tmp_path: Path, monkeypatch: 
         coins = [(24, 50), (87, 52), (146, 43), (12, 122), (90, 118), (144, 124), (20, 192), (81, 194), (157, 187)]
         between = [(58, 95), (118, 88), (50, 155), (115, 160), (175, 90), (5, 85)]
         on, off = (np.mean([found[y, x] for x, y in places]) for places in (coins, between))
-        assert on > 0.8, name
-        assert off < on, name
+        assert on > 0.7, name
+        assert off < 0.2, name
