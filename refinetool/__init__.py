@@ -15,13 +15,16 @@ from typing import TYPE_CHECKING
 from refinetool.settings import JobSettings, RefineSettings
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+    from contextlib import AbstractContextManager
     from pathlib import Path
 
     from refinetool.refine import Refiner
     from refinetool.running.run import refine_dataset
+    from refinetool.running.summary import Progress
 
 __version__ = "0.1.0"
-__all__ = ["RefineSettings", "__version__", "load", "refine_dataset"]
+__all__ = ["RefineSettings", "__version__", "load", "progress_bar", "refine_dataset"]
 
 _JOB, _REFINE = JobSettings(), RefineSettings()
 
@@ -64,6 +67,18 @@ def load(
         settings=settings,
         iou_adapter=None if iou_adapter is None else Path(iou_adapter),
     )
+
+
+def progress_bar() -> "AbstractContextManager[Callable[[Progress], None]]":
+    """Show the progress of `refine_dataset`: a bar on a terminal, and in notebooks where ipywidgets is installed; else
+    a line from time to time.
+
+        with refinetool.progress_bar() as bar:
+            refinetool.refine_dataset("coarse.json", output="refined.json", on_progress=bar)
+    """
+    from refinetool.cli.console import listening
+
+    return listening(waiting="loading the model", quiet=False)
 
 
 def __dir__() -> list[str]:

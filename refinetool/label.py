@@ -55,6 +55,7 @@ def label_dataset(
     checkpoint: str | None = None,
     device: str = JOB.device,
     precision: str = JOB.precision,
+    head: str = JOB.head,
     reference_encoder: str | None = None,
     image_encoder: str | None = None,
     encoder_checkpoint: str | None = None,
@@ -78,7 +79,7 @@ def label_dataset(
         references: COCO-shaped JSON, a folder of class maps, or a VOC root; see `formats.references`.
         output: A COCO file, if it ends in `.json`; else a folder of class maps.
         reference_images: The folder of the reference images; None looks beside the references.
-        model, checkpoint, device, precision: The model that decodes, and refines; as in `refine_dataset`.
+        model, checkpoint, device, precision, head: The model that decodes, and refines; as in `refine_dataset`.
         reference_encoder: Weights that `train reference` wrote for this model; `random:SEED`; None for those in the
             package, which are for the model `embedded`.
         image_encoder: A name in `IMAGE_ENCODERS`, for random weights; others name theirs.
@@ -110,6 +111,7 @@ def label_dataset(
         IMAGE_FOLDER: source if source.is_dir() else None,
         "folder of the reference images": location(reference_images),
         "checkpoint": location(checkpoint),
+        "head": location(head),
         "reference encoder": location(reference_encoder),
         "checkpoint of the image encoder": location(encoder_checkpoint),
     }
@@ -138,6 +140,7 @@ def label_dataset(
         shown,
         settings,
         refine,
+        head=head,
     )
     try:
         with (

@@ -278,6 +278,7 @@ class LabelJob:
     references: References
     settings: LabelSettings
     refine: RefineSettings | None
+    head: str = "auto"
     encoder: ReferenceSettings = field(default_factory=ReferenceSettings)
 
     def on(self, device: str) -> Self:
@@ -294,6 +295,7 @@ class LabelJob:
             checkpoint=self.checkpoint,
             device=self.device,
             precision=self.precision,
+            head=self.head,
             image_batch=chosen.image_batch,
             prompt_batch=chosen.prompt_batch,
         )

@@ -166,7 +166,11 @@ class Refiner:
             for row in range(len(job.parts))
         ]
         return outcome_of(
-            prepared.sample, verdicts, prepared.trivial, drifted=partial(drifted, settings=self.settings.guard)
+            prepared.sample,
+            verdicts,
+            prepared.trivial,
+            drifted=partial(drifted, settings=self.settings.guard),
+            exclusive=self.settings.exclusive,
         )
 
     def _judge(self, job: Job, row: int, answer: Answer, *, size: Size) -> Verdict:

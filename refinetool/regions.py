@@ -15,16 +15,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from refinetool import masks
+from refinetool.gaps import NOBODY, LabelMap, close_gaps
 from refinetool.masks import bounding_box, components, tight_box
-from refinetool.records import Annotation, Box, Candidates, IntArray, Mask, Outcome, Region, Rle, Sample, Size
-from refinetool.settings import SplitSettings
+from refinetool.records import (
+    Annotation,
+    Box,
+    Candidates,
+    IntArray,
+    Mask,
+    Outcome,
+    Region,
+    Rle,
+    Sample,
+    Size,
+)
+from refinetool.settings import ExclusiveSettings, SplitSettings
 from refinetool.statuses import Reason
-
-LabelMap: TypeAlias = NDArray[np.int32]
-"""int32 (H, W): the index of the region that owns each pixel."""
-
-NOBODY = -1
-"""In a label map: background."""
 
 DROPPED = -1
 """In place of a part's number: a component too small to be refined."""
@@ -210,14 +216,24 @@ Drifted: TypeAlias = Callable[[Mask, Mask, float], bool]
 """Whether a mask has drifted too far from the coarse one. Arguments: coarse mask, mask, and their IoU."""
 
 
-def outcome_of(sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim], *, drifted: Drifted) -> Outcome:
+def outcome_of(
+    sample: Sample,
+    verdicts: Sequence[Verdict],
+    trivial: Sequence[Claim],
+    *,
+    drifted: Drifted,
+    exclusive: ExclusiveSettings,
+) -> Outcome:
     """Return the outcome of a sample: one annotation per region, in the order of the regions.
 
     Args:
         verdicts: One per part that was refined.
         trivial: Components of class masks that were too small to be parts.
         drifted: Called for regions in a merged map, which may have lost pixels to others.
+        exclusive: Whether instances are merged like regions of a map, and gaps between them closed.
     """
+    if sample.layout == "instances" and exclusive.enabled:
+        return Outcome(sample.key, tuple(_merged(sample, verdicts, trivial, drifted=drifted, gap_px=exclusive.gap_px)))
     if sample.layout == "instances":
         return Outcome(sample.key, tuple(_alone(sample, verdicts)))
     return Outcome(sample.key, tuple(_merged(sample, verdicts, trivial, drifted=drifted)))
@@ -238,21 +254,21 @@ def _alone(sample: Sample, verdicts: Sequence[Verdict]) -> list[Annotation]:
 
 
 def _merged(
-    sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim], *, drifted: Drifted
+    sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim], *, drifted: Drifted, gap_px: float = 0.0
 ) -> list[Annotation]:
     """Return one annotation per region, where regions share a map and no pixel has two owners (see `merge`).
 
     A region counts as refined if any of its parts is; its predicted IoU is the mean of those parts, weighted by area.
     A region without refined parts keeps its coarse mask to the pixel: no other region can claim these pixels. A region
     that is empty or has drifted after the merge, because others took its pixels, also keeps its coarse mask; the rest
-    is then merged around it.
+    is then merged around it. Crowds of instances don't take part.
     """
     by_region = [[verdict for verdict in verdicts if verdict.claim.owner == n] for n in range(len(sample.regions))]
     refined = {n for n, own in enumerate(by_region) if any(verdict.reason is None for verdict in own)}
     coarse = {
         n: masks.decode(region.mask)
         for n, region in enumerate(sample.regions)
-        if region.mask is not None and masks.area(region.mask) > 0
+        if region.mask is not None and masks.area(region.mask) > 0 and not _is_crowd(sample, region)
     }
     void = None if sample.void is None else masks.decode(sample.void)
     fixed = {n: whole_claim(n, mask, predicted_iou=math.inf) for n, mask in coarse.items()}
@@ -266,12 +282,17 @@ def _merged(
         if not lost:
             break
         moving = moving - lost
+    if gap_px > 0:
+        owners = close_gaps(owners, coarse, moving=moving, gap_px=gap_px)
+        overlaps = {n: masks.iou(owners == n, coarse[n]) for n in moving}
 
     annotations = []
     for n, (region, own) in enumerate(zip(sample.regions, by_region, strict=True)):
         if n in moving:
             accepted = [verdict for verdict in own if verdict.reason is None]
-            annotations.append(Annotation(masks.encode(owners == n), None, _mean_score(accepted), overlaps[n]))
+            candidates = own[0].candidates if len(own) == 1 else None
+            refined_mask = masks.encode(owners == n)
+            annotations.append(Annotation(refined_mask, None, _mean_score(accepted), overlaps[n], candidates))
         elif n in refined:
             annotations.append(Annotation(region.mask, Reason.CROWDED_OUT, _mean_score(own)))
         elif own:
@@ -280,6 +301,10 @@ def _merged(
         else:
             annotations.append(_untouched(region))
     return annotations
+
+
+def _is_crowd(sample: Sample, region: Region) -> bool:
+    return sample.layout == "instances" and region.keep is Reason.CROWD
 
 
 def _judged(verdict: Verdict, mask: Rle | None) -> Annotation:

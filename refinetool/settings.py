@@ -136,6 +136,16 @@ class SpeckSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class ExclusiveSettings:
+    """Whether COCO's instances may overlap after refinement. Regions that share a map never do."""
+
+    enabled: bool = False
+    gap_px: float = 5.0
+    """Pixels that two neighbours give up go to the nearer one if both are at most this far away and the neighbours
+    touched in the coarse masks; with 0, gaps stay."""
+
+
+@dataclass(frozen=True, slots=True)
 class PolygonSettings:
     """How a refined mask is written where the coarse one was a polygon. A result is not affected, only its file."""
 
@@ -222,6 +232,7 @@ class RefineSettings:
     guard: GuardSettings = field(default_factory=GuardSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
     specks: SpeckSettings = field(default_factory=SpeckSettings)
+    exclusive: ExclusiveSettings = field(default_factory=ExclusiveSettings)
     polygons: PolygonSettings = field(default_factory=PolygonSettings)
     grid: GridSettings = field(default_factory=GridSettings)
     classical: ClassicalSettings = field(default_factory=ClassicalSettings)

@@ -156,6 +156,7 @@ def backend_of(kind: str, precision: Precision = "fp32", device: str = "cpu") ->
         name=kind,
         defaults=ModelDefaults(selection="single"),
         fingerprint="-",
+        base_fingerprint="-",
         device=device,
         precision=precision,
         image_batch=2,

@@ -210,6 +210,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--view crop", "view.mode", "crop"),
     ("--view-margin 0.1", "view.margin", 0.1),
     ("--snap guided", "snap.mode", "guided"),
+    ("--exclusive", "exclusive.enabled", True),
     ("--speck-px 4", "specks.max_px", 4.0),
     ("--speck-share 0.01", "specks.max_share", 0.01),
     ("--polygon-tolerance 0.5", "polygons.tolerance_px", 0.5),
@@ -595,3 +596,11 @@ def test_threads_that_wait_leave_the_processor_to_others() -> None:
             [sys.executable, "-c", code, "--version"], env=environment, capture_output=True, text=True, check=True
         )
         assert done.stdout.splitlines()[-1] == expected
+
+
+def test_shells_can_complete(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "--install-completion" in command("--help").out
+    monkeypatch.setenv("_REFINETOOL_COMPLETE", "complete_bash")
+    monkeypatch.setenv("COMP_WORDS", "refinetool refine --polygon")
+    monkeypatch.setenv("COMP_CWORD", "2")
+    assert "--polygon-tolerance" in command().out

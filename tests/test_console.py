@@ -10,7 +10,9 @@ import pytest
 from commands import Command, a_summary
 from rich.console import Console
 
+import refinetool
 from refinetool.cli import console
+from refinetool.errors import DataError
 from refinetool.running import run as running
 from refinetool.running.summary import Progress
 from refinetool.statuses import Reason
@@ -122,5 +124,37 @@ def test_a_bar_is_drawn_on_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
     terminal = Console(file=drawn, force_terminal=True, width=120)
     monkeypatch.setattr(console, "Console", lambda **_: terminal)
     with console.listening(waiting="loading the model", quiet=False) as listener:
+        assert "loading the model" in drawn.getvalue(), "from the first moment"
+        listener(progress(0))
         listener(progress(7))
+    assert "loading the model, then 20 images" in drawn.getvalue()
     assert "7/20 images, 21 masks" in drawn.getvalue()
+    assert "0:00:00" in drawn.getvalue(), "the time that has passed"
+
+
+def test_a_notebook_without_widgets_gets_lines(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(console, "Console", lambda **_: Console(force_jupyter=True))
+    with refinetool.progress_bar() as bar:
+        bar(progress(20))
+    assert capsys.readouterr().err == console.describe(progress(20)) + "\n"
+
+
+def test_the_total_is_told_before_the_model_is_loaded(
+    command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told: list[tuple[int, int]] = []
+
+    def opened(*_: object, **__: object) -> None:
+        assert told == [(0, 3)]
+        raise DataError("stop here")
+
+    del command  # its fake model is not needed
+    monkeypatch.setattr(running, "open_runner", opened)
+    with pytest.raises(DataError, match="stop here"):
+        running.refine_dataset(
+            folder / "coarse.json",
+            output=folder / "out.json",
+            on_progress=lambda progress: told.append((progress.done, progress.total)),
+        )

@@ -102,7 +102,8 @@ def find_command(words: list[str]) -> tuple[Any, list[str]]:
 @cache
 def known_options() -> dict[str, frozenset[str]]:
     """Every option of any command with its choices, none where it takes anything else."""
-    known: dict[str, frozenset[str]] = dict.fromkeys(("--help", "-h", "--version"), frozenset())
+    for_all = ("--help", "-h", "--version", "--install-completion")
+    known: dict[str, frozenset[str]] = dict.fromkeys(for_all, frozenset())
     for command in generate_reference.commands(cli.app):
         for option in command.parameters:
             choices = frozenset(re.findall(r"`([a-z0-9-]+)`", option.values))

@@ -141,10 +141,17 @@ def test_unknown_colours_are_not_guessed(tmp_path: Path) -> None:
 )
 def test_label_maps(text: str, values: list[int], tmp_path: Path) -> None:
     (tmp_path / "labelmap.txt").write_text(text, encoding="utf-8")
-    assert read_label_map(tmp_path / "labelmap.txt").values.tolist() == values
+    table = read_label_map(tmp_path / "labelmap.txt")
+    assert table is not None
+    assert table.values.tolist() == values
 
 
-@pytest.mark.parametrize("line", ["cat", "cat:1,2::", "cat:1,2,300::", "cat:a,b,c"])
+def test_a_label_map_without_colours_is_none(tmp_path: Path) -> None:
+    (tmp_path / "labelmap.txt").write_text("# label:color_rgb:parts:actions\nbackground:::\nbox:::\n")
+    assert read_label_map(tmp_path / "labelmap.txt") is None
+
+
+@pytest.mark.parametrize("line", ["cat:x", "cat:1,2::", "cat:1,2,300::", "cat:a,b,c"])
 def test_a_broken_label_map_gets_a_sentence(line: str, tmp_path: Path) -> None:
     (tmp_path / "labelmap.txt").write_text(f"background:0,0,0::\n{line}\n")
     with pytest.raises(DataError, match=r"labelmap\.txt, line 2: .* is no label"):

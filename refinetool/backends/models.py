@@ -136,8 +136,12 @@ def load_backend(
     place = pick_device(device)
     chosen_precision = pick_precision(precision, place)
     network, digest = load_network(model, checkpoint)
-    fingerprint = _hash(f"{model.name} {digest}")
+    fingerprint = base = _hash(f"{model.name} {digest}")
     defaults, options = model.defaults, {}
+    if model.head != NO_HEAD:
+        from refinetool.modules.head_files import base_digest
+
+        base = _hash(f"{model.name} {base_digest(network)}")
     if model.takes_heads:
         options["head"], head_digest = load_model_head(model, network, head, checkpoint=checkpoint)
         if head_digest is not None:
@@ -157,6 +161,7 @@ def load_backend(
         name=model.name,
         defaults=defaults,
         fingerprint=fingerprint,
+        base_fingerprint=base,
         device=place,
         precision=chosen_precision,
         image_batch=image_batch or views,

@@ -33,7 +33,7 @@ METADATA = "refinetool_reference_encoder"
 class Recipe:
     """What a reference encoder was trained with.
 
-    decoder, decoder_fingerprint: The model that its tokens are for.
+    decoder, decoder_fingerprint: The model that its tokens are for, and the hash of its weights without its head.
     threshold: Probability above which pixels belong to the class; chosen on validation episodes.
     kinds: The kinds of annotations it was trained on.
     held_out: Names of the classes that were kept out of training.
@@ -201,7 +201,7 @@ def load_prompter(
         )
     encoder = load_image_encoder(recipe.image_encoder, checkpoint=encoder_checkpoint, device=device)
     for what, found, expected in (
-        (f"the model {backend.name}", backend.fingerprint, recipe.decoder_fingerprint),
+        (f"the model {backend.name}", backend.base_fingerprint, recipe.decoder_fingerprint),
         (f"the image encoder {recipe.image_encoder}", encoder.fingerprint, recipe.image_encoder_fingerprint),
     ):
         if found != expected:
@@ -215,7 +215,7 @@ def recipe_for(encoder: ImageEncoder, backend: SquareBackend, *, settings: Refer
         encoder.name,
         encoder.fingerprint,
         backend.name,
-        backend.fingerprint,
+        backend.base_fingerprint,
         encoder.mid_channels,
         backend.token_width,
         settings.queries,

@@ -35,6 +35,8 @@ HOOKS = Lock()
 class SquareBackend(ABC):
     """A promptable model with square inputs of a fixed side: the `Backend` protocol, apart from the model itself.
 
+    `base_fingerprint` is the hash of the model without any head, for what depends on encoder and decoder alone.
+
     Encoder and decoder are called with batches of a fixed size, so that the rounding of a view or a region does not
     depend on the rest of the batch: see `batches.in_batches`.
     """
@@ -49,6 +51,7 @@ class SquareBackend(ABC):
         name: str,
         defaults: ModelDefaults,
         fingerprint: str,
+        base_fingerprint: str,
         device: str,
         precision: Precision,
         image_batch: int,
@@ -59,6 +62,7 @@ class SquareBackend(ABC):
         self.name = name
         self.defaults = defaults
         self.fingerprint = fingerprint
+        self.base_fingerprint = base_fingerprint
         self.device = torch.device(device)
         self.precision = precision
         self.image_batch, self.prompt_batch = power_of_two(image_batch), power_of_two(prompt_batch)

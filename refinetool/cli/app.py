@@ -17,7 +17,6 @@ app = typer.Typer(
     help="Turn coarse segmentation masks into precise ones. The output is the same file with better masks.",
     epilog="First steps: refinetool demo, then refinetool refine masks.json --images photos",
     no_args_is_help=True,
-    add_completion=False,
     rich_markup_mode="rich",
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},

@@ -9,6 +9,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeAlias
 
@@ -102,15 +103,16 @@ def duration(seconds: float) -> str:
 
 @contextmanager
 def listening(*, waiting: str, quiet: bool) -> Iterator[Listener]:
-    """Yield a callback that shows the progress of a run: a bar on a terminal, lines elsewhere, nothing if `quiet`.
+    """Yield a callback that shows the progress of a run: a bar on a terminal, and in a notebook with ipywidgets; lines
+    elsewhere; nothing if `quiet`.
 
     Args:
-        waiting: Text of the bar before the first image.
+        waiting: Text of the bar before the first image is done.
     """
     console = Console(stderr=True)
     if quiet:
         yield lambda _: None
-    elif console.is_terminal:
+    elif console.is_terminal or (console.is_jupyter and find_spec("ipywidgets") is not None):
         with _bar(console, waiting) as listener:
             yield listener
     else:
@@ -163,12 +165,18 @@ def _bar(console: Console, waiting: str) -> Iterator[Listener]:
         rich_progress.SpinnerColumn(),
         rich_progress.BarColumn(),
         rich_progress.TextColumn("{task.description}"),
+        rich_progress.TimeElapsedColumn(),
     )
     with rich_progress.Progress(*columns, console=console, transient=True) as bar:
         task = bar.add_task(waiting, total=None)
-        yield lambda progress: bar.update(
-            task, completed=progress.done, total=progress.total, description=describe(progress)
-        )
+
+        def tell(progress: "Progress") -> None:
+            if progress.done:
+                bar.update(task, completed=progress.done, total=progress.total, description=describe(progress))
+            else:
+                bar.update(task, description=f"{waiting}, then {counted(progress.total, 'image')}", refresh=True)
+
+        yield tell
 
 
 @contextmanager

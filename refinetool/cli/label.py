@@ -91,6 +91,7 @@ def label(
     checkpoint: options.Checkpoint = None,
     device: options.Device = JOB.device,
     precision: options.Precision = JOB.precision,
+    head: options.Head = JOB.head,
     reference_encoder: Annotated[
         str | None,
         typer.Option(
@@ -193,6 +194,7 @@ def label(
                 checkpoint=checkpoint,
                 device=device,
                 precision=precision,
+                head=head,
                 reference_encoder=reference_encoder,
                 image_encoder=encoder,
                 encoder_checkpoint=encoder_checkpoint,

@@ -345,6 +345,13 @@ SETTINGS = (
         low=0,
     ),
     Setting("specks.max_share", "--speck-share", METHOD, "The same, as a fraction of the mask's area.", low=0, high=1),
+    Setting(
+        "exclusive.enabled",
+        "--exclusive",
+        METHOD,
+        "COCO instances don't overlap after refinement, and neighbours that touched have no gap between them.",
+        value=True,
+    ),
     Setting("split.rule", "--split-rule", METHOD, "How the components of a class mask are joined into parts."),
     Setting("grid.points_per_side", "--grid-points", METHOD, "Points per side of the grid methods.", low=1),
     Setting(

@@ -67,13 +67,13 @@ def refine(
     if not (prompts.use_point or prompts.use_negative or prompts.use_box or prompts.use_mask):
         raise UsageError("no prompt is left for the model; keep at least one of point, negative point, box and mask")
 
-    from refinetool.backends.models import find_model
-    from refinetool.running.run import refine_dataset
-
-    find_model(model)
     destination = output or default_output(coarse)
     try:
         with console.listening(waiting="loading the model", quiet=quiet or dry_run) as listener:
+            from refinetool.backends.models import find_model
+            from refinetool.running.run import refine_dataset
+
+            find_model(model)
             summary = refine_dataset(
                 coarse,
                 images=images,

@@ -85,11 +85,11 @@ def voc_colours() -> ColourTable:
     return ColourTable(colours.astype(np.uint8), values.astype(np.uint8))
 
 
-def read_label_map(path: Path) -> ColourTable:
+def read_label_map(path: Path) -> ColourTable | None:
     """Read the colours of classes from a `labelmap.txt` of CVAT or Datumaro: lines `name:red,green,blue:parts:actions`.
 
     Black is background and 0. The colour of VOC's void, and a class called so, are 255. The other classes are numbered
-    in their order from 1.
+    in their order from 1. Returns None if no label has a colour: Datumaro then paints them in VOC's.
 
     Raises:
         DataError: A line can't be read, or there are too many classes.
@@ -99,11 +99,15 @@ def read_label_map(path: Path) -> ColourTable:
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(f"{path}: can't be read ({error}).") from error
     found: dict[tuple[int, int, int], int] = {(0, 0, 0): 0}
+    coloured = False
     for number, line in enumerate(lines, start=1):
         text = line.partition("#")[0].strip()
         if not text:
             continue
         name, _, rest = text.partition(":")
+        if not rest.partition(":")[0].strip():
+            continue
+        coloured = True
         parts = rest.partition(":")[0].split(",")
         if len(parts) != 3 or not all(part.strip().isdecimal() and int(part) <= 255 for part in parts):
             raise DataError(
@@ -113,6 +117,8 @@ def read_label_map(path: Path) -> ColourTable:
         void = name.strip().lower() in ("void", "ignored") or (red, green, blue) == (224, 224, 192)
         following = sum(value != VOID for value in found.values())
         found.setdefault((red, green, blue), VOID if void else following)
+    if not coloured:
+        return None
     if len(found) > VOID:
         raise DataError(f"{path}: has {len(found)} labels; at most {VOID - 1} can be told apart.")
     return ColourTable(np.array(list(found), dtype=np.uint8), np.array(list(found.values()), dtype=np.uint8))

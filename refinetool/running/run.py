@@ -102,7 +102,7 @@ def refine_dataset(
             With 1, the model runs in this process.
         ray_address: A running Ray cluster to use; None starts the workers on this machine.
         threads: Number of threads per process that prepare and finish images; None means up to eight, as cores allow.
-        on_progress: Called after each image.
+        on_progress: Called once before the model is loaded, and after each image.
 
     Raises:
         UsageError: The output exists, there is a journal of an earlier run, or the model or device does not exist.
@@ -176,6 +176,7 @@ def refine_dataset(
         compiled=compile,
         format=dataset.format,
     )
+    on_progress(Tally(total).progress())  # before the model is loaded, which takes seconds
     try:
         with (
             open_runner(job, workers=workers, address=ray_address, threads=threads, total=total) as runner,

@@ -1,0 +1,182 @@
+"""Files written by other libraries: refined, and read by them again. Each test needs its library (`exporters.txt`)."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from commands import Command
+from PIL import Image
+from pycocotools.coco import COCO
+
+from refinetool.formats import open_dataset
+from refinetool.masks import decode
+
+pytestmark = pytest.mark.filterwarnings("ignore")  # the libraries' own
+
+
+def truth(number: int) -> np.ndarray:
+    """The bright rectangle of image 1, 2 or 3 of the fixture `folder`."""
+    mask = np.zeros((60, 80), dtype=np.bool_)
+    x, y = 10 + number, 12 + number
+    mask[y : y + 20, x : x + 30] = True
+    return mask
+
+
+def found(path: Path, **options: Any) -> dict[str, np.ndarray]:
+    """The first mask of each image by the name of the image."""
+    samples = open_dataset(path, **options).samples()
+    return {one.image.stem: decode(one.regions[0].mask) for one in samples if one.regions and one.regions[0].mask}
+
+
+def assert_refined(masks: dict[str, np.ndarray]) -> None:
+    assert len(masks) == 3
+    for name, mask in masks.items():
+        assert (mask == truth(int(name.rpartition("-")[2]))).all(), name
+
+
+def refined(command: Command, *arguments: object) -> None:
+    said = command("refine", *arguments)
+    assert said.code == 0, said.err
+    assert "3 of 3 masks refined" in said.out
+
+
+def same_but_for_masks(before: Path, after: Path) -> None:
+    """Whether everything but masks, areas and boxes is the same."""
+    old, new = (json.loads(path.read_text()) for path in (before, after))
+    new.get("info", {}).pop("refinetool", None)
+    for record in (old, new):
+        record.setdefault("info", {})
+        for annotation in record["annotations"]:
+            for name in ("segmentation", "area", "bbox"):
+                annotation.pop(name, None)
+    assert new == old
+
+
+def test_pycocotools_and_faster_coco_eval_read_what_is_written(command: Command, folder: Path) -> None:
+    refined(command, folder / "coarse.json")
+    faster = pytest.importorskip("faster_coco_eval")
+    for kind in (COCO, faster.COCO):
+        read = kind(str(folder / "coarse.refined.json"))
+        for number in (1, 2, 3):
+            (annotation,) = read.loadAnns(read.getAnnIds(imgIds=[number]))
+            assert (read.annToMask(annotation) == truth(number)).all()
+            assert annotation["iscrowd"] == 0
+
+
+@pytest.fixture
+def detections(folder: Path) -> Any:
+    """The data set as supervision reads it."""
+    sv = pytest.importorskip("supervision")
+    return sv.DetectionDataset.from_coco(str(folder / "images"), str(folder / "coarse.json"), force_masks=True)
+
+
+def test_supervisions_coco(command: Command, folder: Path, detections: Any) -> None:
+    coarse = folder / "sv" / "annotations.json"
+    detections.as_coco(images_directory_path=str(folder / "sv" / "images"), annotations_path=str(coarse))
+    refined(command, coarse)
+    assert_refined(found(folder / "sv" / "annotations.refined.json"))
+    same_but_for_masks(coarse, folder / "sv" / "annotations.refined.json")
+
+
+def test_supervisions_yolo(command: Command, folder: Path, detections: Any) -> None:
+    root = folder / "yolo"
+    detections.as_yolo(str(root / "images"), str(root / "labels"), str(root / "data.yaml"))
+    refined(command, root)
+    assert_refined(found(folder / "yolo-refined", images=root / "images"))
+    sv = pytest.importorskip("supervision")
+    out = folder / "yolo-refined"
+    again = sv.DetectionDataset.from_yolo(
+        str(root / "images"), str(out / "labels"), str(out / "data.yaml"), force_masks=True
+    )
+    assert again.classes == detections.classes
+    for path, _, read in again:
+        drawn, true = read.mask[0], truth(int(Path(path).stem))
+        assert (drawn & true).sum() / (drawn | true).sum() > 0.9, "supervision draws outlines a pixel too wide"
+
+
+def items(folder: Path, *, crowd: bool = False) -> Any:
+    """The data set as Datumaro holds it, with an attribute."""
+    dm = pytest.importorskip("datumaro")
+    made = []
+    for number in (1, 2, 3):
+        mask = np.zeros((60, 80), dtype=np.int32)
+        x, y = 10 + number, 12 + number
+        mask[y - 1 : y + 21, x - 1 : x + 31] = 1
+        label = dm.Mask(
+            mask, label=1, id=70 + number, group=70 + number, attributes={"occluded": True, "is_crowd": crowd}
+        )
+        image = dm.Image.from_file(path=str(folder / "images" / f"{number}.png"))
+        made.append(
+            dm.DatasetItem(f"{number}", subset="train", annotations=[label], media=image, attributes={"id": number})
+        )
+    return dm.Dataset.from_iterable(made, categories=["background", "box"], media_type=dm.Image)
+
+
+@pytest.mark.parametrize("crowd", [False, True])
+def test_datumaros_coco(command: Command, folder: Path, crowd: bool) -> None:
+    items(folder, crowd=crowd).export(str(folder / "dm"), "coco_instances", save_media=True)
+    (coarse,) = (folder / "dm" / "annotations").glob("*.json")
+    if crowd:  # what Datumaro makes of masks unless they say that they are none
+        assert "3 kept coarse: crowds; --include-crowd" in command("refine", coarse, "--dry-run").out
+    refined(command, coarse, *(["--include-crowd"] if crowd else []))
+    after = coarse.with_name(f"{coarse.stem}.refined.json")
+    assert_refined(found(after))
+    same_but_for_masks(coarse, after)
+
+
+def test_datumaros_voc(command: Command, folder: Path) -> None:
+    items(folder).export(str(folder / "dm"), "voc_segmentation", save_media=True)
+    refined(command, folder / "dm", "--format", "voc-class")
+    assert_refined(found(folder / "dm-refined", format="voc-class", images=folder / "dm" / "JPEGImages"))
+    for name in ("1", "2", "3"):
+        with Image.open(folder / "dm" / "SegmentationClass" / f"{name}.png") as old:  # noqa: SIM117
+            with Image.open(folder / "dm-refined" / "SegmentationClass" / f"{name}.png") as new:
+                assert (new.mode, new.size) == (old.mode, old.size)
+                colours = [np.unique(np.array(one.convert("RGB")).reshape(-1, 3), axis=0) for one in (old, new)]
+                assert np.array_equal(*colours)
+
+
+CONFIG = """<View><Image name="image" value="$image"/>
+<PolygonLabels name="label" toName="image"><Label value="box"/></PolygonLabels></View>"""
+
+
+def test_label_studios_coco(command: Command, folder: Path) -> None:
+    converter = pytest.importorskip("label_studio_sdk.converter")
+    tasks = []
+    for number in (1, 2, 3):
+        (folder / "images" / f"{number}.png").rename(folder / "images" / f"0af1bc2d-{number}.png")
+        x0, y0, x1, y1 = 9 + number, 11 + number, 41 + number, 33 + number
+        points = [[100 * x / 80, 100 * y / 60] for x, y in ((x0, y0), (x1, y0), (x1, y1), (x0, y1))]
+        value = {"points": points, "polygonlabels": ["box"], "closed": True}
+        result = {"id": "a", "type": "polygonlabels", "from_name": "label", "to_name": "image", "value": value}
+        result |= {"original_width": 80, "original_height": 60, "image_rotation": 0}
+        image = f"/data/upload/1/0af1bc2d-{number}.png"
+        tasks.append({"id": number, "data": {"image": image}, "annotations": [{"id": number, "result": [result]}]})
+    (folder / "tasks.json").write_text(json.dumps(tasks))
+    made = converter.Converter(CONFIG, project_dir=None, download_resources=False)
+    made.convert_to_coco(str(folder / "tasks.json"), str(folder / "ls"), is_dir=False)
+    coarse = folder / "ls" / "result.json"
+    refined(command, coarse, "--images", folder / "images")
+    after = folder / "ls" / "result.refined.json"
+    assert_refined(found(after, images=folder / "images"))
+    same_but_for_masks(coarse, after)
+
+
+def test_lvis_reads_what_is_written(command: Command, folder: Path) -> None:
+    lvis = pytest.importorskip("lvis")
+    record = json.loads((folder / "coarse.json").read_text())
+    for image in record["images"]:
+        image["coco_url"] = f"http://images.cocodataset.org/val2017/{image.pop('file_name')}"
+        image |= {"neg_category_ids": [2], "not_exhaustive_category_ids": []}
+    for annotation in record["annotations"]:
+        del annotation["iscrowd"]
+    record["categories"][0] |= {"frequency": "r", "synset": "box.n.01"}
+    (folder / "lvis.json").write_text(json.dumps(record))
+    refined(command, folder / "lvis.json")
+    same_but_for_masks(folder / "lvis.json", folder / "lvis.refined.json")
+    read = lvis.LVIS(str(folder / "lvis.refined.json"))
+    for number in (1, 2, 3):
+        (annotation,) = read.load_anns(read.get_ann_ids(img_ids=[number]))
+        assert (read.ann_to_mask(annotation) == truth(number)).all()
