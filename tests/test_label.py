@@ -1,6 +1,7 @@
 """`refinetool label`: references of all kinds, targets, several classes, refinement, and what is refused."""
 
 import json
+import pickle
 import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -22,10 +23,11 @@ from refinetool.errors import DataError
 from refinetool.formats import open_dataset
 from refinetool.formats.class_maps import voc_palette, write_class_maps
 from refinetool.formats.references import References, draw_strokes, read_references
-from refinetool.label import label_dataset
+from refinetool.label import find_targets, label_dataset
 from refinetool.labeller import Labeller, empty_target, judge, share_out
 from refinetool.records import Annotation, BoolArray, ImageArray, Region, Sample
 from refinetool.refine import Refiner
+from refinetool.running import runners
 from refinetool.settings import MAX_PIXELS, NO_GUARD, LabelSettings, RefineSettings, SnapSettings, ViewSettings
 from refinetool.statuses import Reason
 
@@ -526,6 +528,23 @@ def test_the_whole_job_runs_with_the_embedded_model_and_random_tokens(job: Path)
         threads=1,
     )
     assert (job / "labels.json").read_bytes() == first
+
+
+def test_a_worker_finds_what_this_process_finds(job: Path) -> None:
+    """What a worker is sent is pickled, and what it is handed are units of samples."""
+    references = read_references(job / "refs.json", images=None, follow_links=False, max_pixels=MAX_PIXELS)
+    settings = LabelSettings(min_area_px=1)
+    sent = labelling.LabelJob(
+        "embedded", None, "cpu", "fp32", "random:1", None, None, references, settings, RefineSettings()
+    )
+    loaded = runners._WorkerJob(pickle.loads(pickle.dumps(sent)), runners.Share("cpu", 1, 1))()
+    here, identity = sent.load()
+    assert loaded.about == identity
+    samples = list(find_targets(job / "targets", follow_links=False).samples(here.categories))
+    results = [pickle.loads(pickle.dumps(result)) for result in loaded.work(samples)]
+    for sample, result in zip(samples, results, strict=True):
+        prepared = here.prepare(sample)
+        assert result.outcome == here.finish(prepared, here.segment(prepared.jobs))
 
 
 @pytest.mark.ray
