@@ -1,6 +1,8 @@
 """`refinetool eval` as typed: tables, Markdown, JSON, the plot, and what is refused."""
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -392,3 +394,18 @@ def test_without_gains_there_is_no_plot(tmp_path: Path) -> None:
     with pytest.raises(UsageError, match="no gains to plot"):
         write_plot(Report(()), tmp_path / "gain.png")
     assert not (tmp_path / "gain.png").exists()
+
+
+@pytest.mark.parametrize(("cores", "workers"), [(None, 1), (1, 1), (2, 1), (4, 3), (64, 8)])
+def test_one_core_is_left_to_the_process_that_reads(
+    cores: int | None, workers: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("os.cpu_count", lambda: cores)
+    assert EvaluateSettings().workers == workers
+
+
+def test_processes_that_score_need_no_torch() -> None:
+    looked = "import sys, refinetool.evaluate.evaluators; print('torch' in sys.modules)"
+    assert (
+        subprocess.run([sys.executable, "-c", looked], capture_output=True, text=True, check=True).stdout == "False\n"
+    )

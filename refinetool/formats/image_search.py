@@ -1,6 +1,6 @@
 """Finds the images that annotations name, although tools write paths of other machines.
 
-`images\\\\x.jpg`, `/data/upload/1/x.jpg`, `s3://bucket/x.jpg` and `images/x.jpg` may be `x.jpg` in the image folder. A
+`images\\x.jpg`, `/data/upload/1/x.jpg`, `s3://bucket/x.jpg` and `images/x.jpg` may be `x.jpg` in the image folder. A
 name is taken as a path within the folder first. Only if there is no such file, its last part is looked for among all
 images in the folder. Nothing outside the folder is ever looked at.
 """
