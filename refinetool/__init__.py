@@ -19,12 +19,13 @@ if TYPE_CHECKING:
     from contextlib import AbstractContextManager
     from pathlib import Path
 
+    from refinetool.label import label_dataset
     from refinetool.refine import Refiner
     from refinetool.running.run import refine_dataset
     from refinetool.running.summary import Progress
 
 __version__ = "0.1.0"
-__all__ = ["RefineSettings", "__version__", "load", "progress_bar", "refine_dataset"]
+__all__ = ["RefineSettings", "__version__", "label_dataset", "load", "progress_bar", "refine_dataset"]
 
 _JOB, _REFINE = JobSettings(), RefineSettings()
 
@@ -87,9 +88,13 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> object:
-    """Import `refine_dataset` on first access: its imports would make `import refinetool` slow."""
+    """Import what maps data sets on first access: its imports would make `import refinetool` slow."""
     if name == "refine_dataset":
         from refinetool.running.run import refine_dataset
 
         return refine_dataset
+    if name == "label_dataset":
+        from refinetool.label import label_dataset
+
+        return label_dataset
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
