@@ -9,10 +9,12 @@ import torch.nn.functional as F
 from test_backends import small_sam2
 from torch import Tensor, nn
 
+from refinetool.modules.detail import DetailHead
 from refinetool.modules.embedded import build_embedded
 from refinetool.modules.heads import Decoded, Features, Prompted
 from refinetool.modules.sam2_passes import decode, encode, see, set_image_size
 from refinetool.modules.sam2refiner import (
+    AugmentedDetailHead,
     LocalizationAugment,
     MaskRefinement,
     PromptRetargeting,
@@ -38,7 +40,7 @@ def small(kind: str = "sam2") -> Any:
     return (small_sam2() if kind == "sam2" else build_embedded(image_size=SIDE)).eval().requires_grad_(False)
 
 
-def run(sam: Any, head: Sam2RefinerHead, images: Tensor) -> tuple[Features, Decoded, Any]:
+def run(sam: Any, head: Any, images: Tensor) -> tuple[Features, Decoded, Any]:
     """A box, two clicks and a mask for each image."""
     side, count = images.shape[-1], len(images)
     points = torch.tensor([[[0.2, 0.2], [0.8, 0.7], [0.5, 0.5], [0.25, 0.6]]]).repeat(count, 1, 1) * side
@@ -147,6 +149,20 @@ def test_every_parameter_of_the_head_learns_and_none_of_the_model(kind: str) -> 
     ]
     # Keys have no use for a bias: it adds the same to all of a query's scores.
     assert [name for name in without if not name.endswith(("k_proj.bias", "key.bias"))] == []
+    assert all(parameter.grad is None for parameter in sam.parameters())
+
+
+def test_the_detail_head_lets_localization_augment_learn() -> None:
+    sam = small()
+    channels = sam.sam_prompt_encoder.embed_dim
+    detail = DetailHead(fine_channels=(channels // 8, channels // 4), channels=channels)
+    head = AugmentedDetailHead(detail, sam)
+    for parameter in head.parameters():
+        parameter.data.add_(0.05 * torch.randn(parameter.shape))
+    _, _, answer = run(sam, head, torch.randn(2, 3, SIDE, SIDE))
+    answer.logits.square().mean().backward()
+    without = [name for name, one in head.la.named_parameters() if one.grad is None or not one.grad.abs().sum() > 0]
+    assert [name for name in without if not name.endswith("key.bias")] == []
     assert all(parameter.grad is None for parameter in sam.parameters())
 
 

@@ -11,6 +11,7 @@ official ones).
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -290,9 +291,12 @@ class AugmentedDetailHead(nn.Module):
         self.detail = detail
 
     def look(self, features: Features, encode: Encode) -> Seen:
-        """Compute the augmented embedding of each image for the decoder, and what the detail head sees of the image."""
+        """Compute the augmented embedding of each image, for the decoder and for the detail head.
+
+        The detail head takes no gradients from the decoder's mask, so it is through its features that LA learns.
+        """
         embedding = augmented(self.la, features, encode, self._borrowed.sam)
-        return Seen(embedding, self.detail.look(features).maps)
+        return Seen(embedding, self.detail.look(replace(features, embedding=embedding)).maps)
 
     def forward(self, seen: list[Tensor], prompted: Prompted, decoded: Decoded) -> HeadAnswer:
         """Return the detail head's answer, logits at S/2."""
