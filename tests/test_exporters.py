@@ -180,3 +180,68 @@ def test_lvis_reads_what_is_written(command: Command, folder: Path) -> None:
     for number in (1, 2, 3):
         (annotation,) = read.load_anns(read.get_ann_ids(img_ids=[number]))
         assert (read.ann_to_mask(annotation) == truth(number)).all()
+
+
+def test_labelmes_files(command: Command, folder: Path) -> None:
+    """A polygon and a mask in each file, written and read again by LabelMe itself."""
+    labelme = pytest.importorskip("labelme")
+    for number in (1, 2, 3):
+        x, y = 9 + number, 11 + number
+        corners = [[float(a), float(b)] for a, b in ((x, y), (x + 32, y), (x + 32, y + 22), (x, y + 22))]
+        mask = labelme.utils.img_arr_to_b64(np.full((22, 32), 255, dtype=np.uint8))
+        common = {"label": "Größe", "group_id": 7, "description": "loose", "flags": {"seen": True}, "mine": [1]}
+        box = [corners[0], [x + 31.0, y + 21.0]]
+        shapes = [
+            {**common, "shape_type": "polygon", "points": corners, "mask": None},
+            {**common, "shape_type": "mask", "points": box, "mask": mask},
+            {**common, "shape_type": "rectangle", "points": box, "mask": None},
+        ]
+        image = folder / "images" / f"{number}.png"
+        labelme.LabelFile().save(
+            filename=str(image.with_suffix(".json")),
+            shapes=shapes,
+            image_path=image.name,
+            image_height=60,
+            image_width=80,
+            image_data=labelme.LabelFile.load_image_file(str(image)),
+            other_data={"reviewer": "é"},
+            flags={"night": False},
+        )
+    said = command("refine", folder / "images", "--format", "labelme", "--output", folder / "out")
+    assert said.code == 0, said.err
+    assert "6 of 9 masks refined" in said.out
+    for number in (1, 2, 3):
+        before, after = (
+            labelme.LabelFile(str(place / f"{number}.json")) for place in (folder / "images", folder / "out")
+        )
+        drawn = [
+            labelme.utils.shape_to_mask((60, 80), after.shapes[0]["points"], shape_type="polygon"),
+            np.zeros((60, 80), dtype=np.bool_),
+        ]
+        (x0, y0), (x1, y1) = np.array(after.shapes[1]["points"], dtype=int)
+        drawn[1][y0 : y1 + 1, x0 : x1 + 1] = after.shapes[1]["mask"]
+        assert (drawn[1] == truth(number)).all()
+        outside, inside = (np.count_nonzero(a & ~b) for a, b in ((drawn[0], truth(number)), (truth(number), drawn[0])))
+        assert inside == 0 and outside <= 51, "LabelMe draws the outline itself as inside"
+        for read in (before, after):
+            del read.shapes[0]["points"], read.shapes[1]["points"], read.shapes[1]["mask"]
+        assert after.shapes == before.shapes
+        assert (after.image_path, after.flags, after.other_data) == (before.image_path, before.flags, before.other_data)
+        assert after.image_data == before.image_data
+
+
+def test_ultralytics_converter(command: Command, folder: Path) -> None:
+    """COCO to YOLO by Ultralytics before refinement, and after: the same lines but for coordinates."""
+    converter = pytest.importorskip("ultralytics.data.converter")
+    (folder / "annotations").mkdir()
+    (folder / "coarse.json").rename(folder / "annotations" / "instances_train.json")
+    options = {"use_segments": True, "cls91to80": False}
+    converter.convert_coco(str(folder / "annotations"), str(folder / "yolo"), **options)
+    (folder / "images").rename(folder / "yolo" / "images" / "train")
+    refined(command, folder / "yolo")
+    assert_refined(found(folder / "yolo-refined", images=folder / "yolo" / "images"))
+    refined(command, folder / "annotations" / "instances_train.json", "--images", folder / "yolo" / "images" / "train")
+    (folder / "annotations" / "instances_train.json").unlink()
+    converter.convert_coco(str(folder / "annotations"), str(folder / "again"), **options)
+    of_coco = found(folder / "again", images=folder / "yolo" / "images")
+    assert_refined(of_coco)
