@@ -245,3 +245,46 @@ def test_ultralytics_converter(command: Command, folder: Path) -> None:
     converter.convert_coco(str(folder / "annotations"), str(folder / "again"), **options)
     of_coco = found(folder / "again", images=folder / "yolo" / "images")
     assert_refined(of_coco)
+
+
+def test_panopticapi_reads_what_is_written(command: Command, folder: Path) -> None:
+    """Ids and PNGs by panopticapi; its panoptic quality of the refined file is 1, and was lower before."""
+    utils, evaluation = (pytest.importorskip(f"panopticapi.{name}") for name in ("utils", "evaluation"))
+    categories = {
+        1: {"id": 1, "name": "box", "isthing": 1, "color": [220, 20, 60]},
+        2: {"id": 2, "name": "wall", "isthing": 0, "color": [7, 246, 231]},
+    }
+    annotations: dict[str, list[dict[str, Any]]] = {"exact": [], "coarse": []}
+    images = json.loads((folder / "coarse.json").read_text())["images"]
+    for number in (1, 2, 3):
+        ids = utils.IdGenerator(categories)
+        box, wall = ids.get_id(1), ids.get_id(2)
+        loose = np.zeros((60, 80), dtype=np.bool_)
+        loose[11 + number : 33 + number, 9 + number : 41 + number] = True
+        for name, mask in (("exact", truth(number)), ("coarse", loose)):
+            (folder / name).mkdir(exist_ok=True)
+            Image.fromarray(utils.id2rgb(np.where(mask, box, wall))).save(folder / name / f"{number}.png")
+            segments = [
+                {"id": id, "category_id": category, "iscrowd": 0, "area": int(pixels.sum())}
+                for id, category, pixels in ((box, 1, mask), (wall, 2, ~mask))
+            ]
+            one = {"image_id": number, "file_name": f"{number}.png", "segments_info": segments}
+            annotations[name].append(one)
+    record = {"images": images, "categories": list(categories.values()), "annotations": annotations["coarse"]}
+    utils.save_json(record, str(folder / "coarse.json"))
+    said = command("refine", folder / "coarse.json", "--images", folder / "images")
+    assert said.code == 0, said.err
+    assert "3 of 6 masks refined" in said.out
+    after = json.loads((folder / "coarse.refined.json").read_text())
+    quality = []
+    for name, predicted in (("coarse", annotations["coarse"]), ("coarse.refined", after["annotations"])):
+        pairs = list(zip(annotations["exact"], predicted, strict=True))
+        found = evaluation.pq_compute_single_core(0, pairs, str(folder / "exact"), str(folder / name), categories)
+        quality.append(found.pq_average(categories, isthing=None)[0]["pq"])
+    assert quality[0] < 0.95 and quality[1] == 1, quality
+    for record_of in (record, after):
+        record_of.pop("info", None)
+        for annotation in record_of["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment.pop("area"), segment.pop("bbox", None)
+    assert after == record
