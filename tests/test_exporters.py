@@ -180,3 +180,111 @@ def test_lvis_reads_what_is_written(command: Command, folder: Path) -> None:
     for number in (1, 2, 3):
         (annotation,) = read.load_anns(read.get_ann_ids(img_ids=[number]))
         assert (read.ann_to_mask(annotation) == truth(number)).all()
+
+
+def test_labelmes_files(command: Command, folder: Path) -> None:
+    """A polygon and a mask in each file, written and read again by LabelMe itself."""
+    labelme = pytest.importorskip("labelme")
+    for number in (1, 2, 3):
+        x, y = 9 + number, 11 + number
+        corners = [[float(a), float(b)] for a, b in ((x, y), (x + 32, y), (x + 32, y + 22), (x, y + 22))]
+        mask = labelme.utils.img_arr_to_b64(np.full((22, 32), 255, dtype=np.uint8))
+        common = {"label": "Größe", "group_id": 7, "description": "loose", "flags": {"seen": True}, "mine": [1]}
+        box = [corners[0], [x + 31.0, y + 21.0]]
+        shapes = [
+            {**common, "shape_type": "polygon", "points": corners, "mask": None},
+            {**common, "shape_type": "mask", "points": box, "mask": mask},
+            {**common, "shape_type": "rectangle", "points": box, "mask": None},
+        ]
+        image = folder / "images" / f"{number}.png"
+        labelme.LabelFile().save(
+            filename=str(image.with_suffix(".json")),
+            shapes=shapes,
+            image_path=image.name,
+            image_height=60,
+            image_width=80,
+            image_data=labelme.LabelFile.load_image_file(str(image)),
+            other_data={"reviewer": "é"},
+            flags={"night": False},
+        )
+    said = command("refine", folder / "images", "--format", "labelme", "--output", folder / "out")
+    assert said.code == 0, said.err
+    assert "6 of 9 masks refined" in said.out
+    for number in (1, 2, 3):
+        before, after = (
+            labelme.LabelFile(str(place / f"{number}.json")) for place in (folder / "images", folder / "out")
+        )
+        drawn = [
+            labelme.utils.shape_to_mask((60, 80), after.shapes[0]["points"], shape_type="polygon"),
+            np.zeros((60, 80), dtype=np.bool_),
+        ]
+        (x0, y0), (x1, y1) = np.array(after.shapes[1]["points"], dtype=int)
+        drawn[1][y0 : y1 + 1, x0 : x1 + 1] = after.shapes[1]["mask"]
+        assert (drawn[1] == truth(number)).all()
+        outside, inside = (np.count_nonzero(a & ~b) for a, b in ((drawn[0], truth(number)), (truth(number), drawn[0])))
+        assert inside == 0 and outside <= 51, "LabelMe draws the outline itself as inside"
+        for read in (before, after):
+            del read.shapes[0]["points"], read.shapes[1]["points"], read.shapes[1]["mask"]
+        assert after.shapes == before.shapes
+        assert (after.image_path, after.flags, after.other_data) == (before.image_path, before.flags, before.other_data)
+        assert after.image_data == before.image_data
+
+
+def test_ultralytics_converter(command: Command, folder: Path) -> None:
+    """COCO to YOLO by Ultralytics before refinement, and after: the same lines but for coordinates."""
+    converter = pytest.importorskip("ultralytics.data.converter")
+    (folder / "annotations").mkdir()
+    (folder / "coarse.json").rename(folder / "annotations" / "instances_train.json")
+    options = {"use_segments": True, "cls91to80": False}
+    converter.convert_coco(str(folder / "annotations"), str(folder / "yolo"), **options)
+    (folder / "images").rename(folder / "yolo" / "images" / "train")
+    refined(command, folder / "yolo")
+    assert_refined(found(folder / "yolo-refined", images=folder / "yolo" / "images"))
+    refined(command, folder / "annotations" / "instances_train.json", "--images", folder / "yolo" / "images" / "train")
+    (folder / "annotations" / "instances_train.json").unlink()
+    converter.convert_coco(str(folder / "annotations"), str(folder / "again"), **options)
+    of_coco = found(folder / "again", images=folder / "yolo" / "images")
+    assert_refined(of_coco)
+
+
+def test_panopticapi_reads_what_is_written(command: Command, folder: Path) -> None:
+    """Ids and PNGs by panopticapi; its panoptic quality of the refined file is 1, and was lower before."""
+    utils, evaluation = (pytest.importorskip(f"panopticapi.{name}") for name in ("utils", "evaluation"))
+    categories = {
+        1: {"id": 1, "name": "box", "isthing": 1, "color": [220, 20, 60]},
+        2: {"id": 2, "name": "wall", "isthing": 0, "color": [7, 246, 231]},
+    }
+    annotations: dict[str, list[dict[str, Any]]] = {"exact": [], "coarse": []}
+    images = json.loads((folder / "coarse.json").read_text())["images"]
+    for number in (1, 2, 3):
+        ids = utils.IdGenerator(categories)
+        box, wall = ids.get_id(1), ids.get_id(2)
+        loose = np.zeros((60, 80), dtype=np.bool_)
+        loose[11 + number : 33 + number, 9 + number : 41 + number] = True
+        for name, mask in (("exact", truth(number)), ("coarse", loose)):
+            (folder / name).mkdir(exist_ok=True)
+            Image.fromarray(utils.id2rgb(np.where(mask, box, wall))).save(folder / name / f"{number}.png")
+            segments = [
+                {"id": id, "category_id": category, "iscrowd": 0, "area": int(pixels.sum())}
+                for id, category, pixels in ((box, 1, mask), (wall, 2, ~mask))
+            ]
+            one = {"image_id": number, "file_name": f"{number}.png", "segments_info": segments}
+            annotations[name].append(one)
+    record = {"images": images, "categories": list(categories.values()), "annotations": annotations["coarse"]}
+    utils.save_json(record, str(folder / "coarse.json"))
+    said = command("refine", folder / "coarse.json", "--images", folder / "images")
+    assert said.code == 0, said.err
+    assert "3 of 6 masks refined" in said.out
+    after = json.loads((folder / "coarse.refined.json").read_text())
+    quality = []
+    for name, predicted in (("coarse", annotations["coarse"]), ("coarse.refined", after["annotations"])):
+        pairs = list(zip(annotations["exact"], predicted, strict=True))
+        found = evaluation.pq_compute_single_core(0, pairs, str(folder / "exact"), str(folder / name), categories)
+        quality.append(found.pq_average(categories, isthing=None)[0]["pq"])
+    assert quality[0] < 0.95 and quality[1] == 1, quality
+    for record_of in (record, after):
+        record_of.pop("info", None)
+        for annotation in record_of["annotations"]:
+            for segment in annotation["segments_info"]:
+                segment.pop("area"), segment.pop("bbox", None)
+    assert after == record
