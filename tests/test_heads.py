@@ -22,7 +22,7 @@ from test_backends import picture, prompts_for
 from torch import Tensor
 from training_data import PACKING, QUICK, packed_folder
 
-from refinetool.backends.models import find_model, load_backend, load_network
+from refinetool.backends.models import find_model, head_weights, load_backend, load_network
 from refinetool.errors import DataError, UsageError, WeightsError
 from refinetool.modules.head_files import HeadRecord, base_digest, build_head, serialise_head
 from refinetool.running.run import refine_dataset
@@ -139,6 +139,16 @@ def test_random_weights_come_with_random_heads() -> None:
     first, second, other = (load("sam2refiner", checkpoint=f"random:{seed}") for seed in (3, 3, 4))
     assert first.fingerprint == second.fingerprint != other.fingerprint
     assert torch.equal(grids(first)[0], grids(second)[0])
+
+
+def test_a_head_comes_with_the_embedded_model() -> None:
+    """Trained on these weights: others are refused, so it must be trained again with them."""
+    backend = load("sam2refiner", checkpoint=None)
+    grid, _ = grids(backend)
+    assert grid.shape[-1] == 256
+    assert backend.fingerprint != load("auto", checkpoint=None).fingerprint
+    assets = [path for path in head_weights(find_model("embedded"), "sam2refiner").parent.iterdir() if path.is_file()]
+    assert sum(path.stat().st_size for path in assets) < 16e6
 
 
 @pytest.mark.parametrize("head", ["detail", "sam2refiner"])
