@@ -29,7 +29,7 @@ def files(folder: Path) -> list[Path]:
     return sorted(folder.glob(f"*/*{SUFFIX}"))
 
 
-@pytest.mark.parametrize("model", ["embedded", "sam-hq-vit-tiny"])
+@pytest.mark.parametrize("model", ["embedded", pytest.param("sam-hq-vit-tiny", marks=pytest.mark.slow)])
 def test_kept_embeddings_give_the_same_answers_and_nothing_is_encoded(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str
 ) -> None:
