@@ -1,16 +1,15 @@
 """`refinetool train`."""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.cli.options import JOB
-from refinetool.errors import Interrupted, UsageError
+from refinetool.cli.train_options import Images, Minutes, Resume, no_data, setting, told_how_to_continue, with_given
 from refinetool.settings import FINE_TUNE_RATE, MAX_SEED, TRAIN_ON_GPU, PackSettings, TrainSettings
 
 TRAIN, PACK = TrainSettings(), PackSettings()
@@ -19,12 +18,6 @@ train = typer.Typer(no_args_is_help=True, rich_markup_mode="rich")
 app.add_typer(train, name="train", help="Train a model on your own images.")
 
 SOURCES = "Folder with images/, masks/ and split.json, COCO JSON file, or VOC root. May be given several times."
-
-
-def setting(name: str, text: str, *, default: object, **more: Any) -> Any:
-    """Make an option that is None unless given; `default` is only shown in the help."""
-    shown = "" if default is None else f" [dim]\\[default: {default}][/dim]"
-    return typer.Option(name, help=text + shown, show_default=False, **more)
 
 
 def _both(name: str) -> str:
@@ -40,9 +33,7 @@ def pack_data(
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Folder to write the pack to; an existing pack is replaced.")
     ],
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Image folder of COCO files. Without it, images are looked for.")
-    ] = None,
+    images: Images = None,
     side: Annotated[
         int, typer.Option("--side", min=64, help="Maximum longer side of a packed picture, in pixels.")
     ] = PACK.side,
@@ -84,9 +75,7 @@ def train_embedded_model(
         typer.Option("--data", help=f"{SOURCES} Or one pack. Not needed with --resume."),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, metrics and weights.")],
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Image folder of COCO files. Without it, images are looked for.")
-    ] = None,
+    images: Images = None,
     start: Annotated[
         Path | None, typer.Option("--from", help="Weights to start from instead of random weights (fine-tuning).")
     ] = None,
@@ -95,9 +84,7 @@ def train_embedded_model(
         setting("--part", "What to train: all, or only the detail head on top of --from.", default=TRAIN.part),
     ] = None,
     steps: Annotated[int | None, setting("--steps", "Optimiser steps.", default=_both("steps"), min=1)] = None,
-    minutes: Annotated[
-        float | None, setting("--minutes", "Training time in minutes, instead of --steps.", default=None, min=0.01)
-    ] = None,
+    minutes: Minutes = None,
     batch: Annotated[
         int | None, setting("--batch", "Images per step.", default=_both("images_per_step"), min=1)
     ] = None,
@@ -118,7 +105,7 @@ def train_embedded_model(
         int | None, setting("--seed", "Random seed of weights and examples.", default=TRAIN.seed, min=0, max=MAX_SEED)
     ] = None,
     device: options.Device = JOB.device,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the output.")] = False,
+    resume: Resume = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Train the embedded model, from scratch or from weights. On several GPUs: torchrun -m refinetool train embedded"""
@@ -136,36 +123,35 @@ def train_embedded_model(
         if start is not None and part != "detail":  # the weights to start from may have no detail head yet
             settings = replace(settings, learning_rate=settings.learning_rate * FINE_TUNE_RATE)
     else:
-        raise UsageError("there are no data to train on; name a folder with --data, or continue with --resume.")
+        raise no_data()
     if steps is not None:
         settings = replace(settings, minutes=None)
-    given: dict[str, Any] = {
-        "part": part,
-        "steps": steps,
-        "minutes": minutes,
-        "images_per_step": batch,
-        "learning_rate": learning_rate,
-        "side": side,
-        "seed": seed,
-    }
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    try:
-        with console.training(quiet=quiet or not ranks.first) as (packing_listener, listener):
-            weights = train_embedded(
-                data,
-                output,
-                images=images,
-                start=start,
-                settings=settings,
-                packing=replace(PACK, max_megabytes=None),
-                device=place,
-                ranks=ranks,
-                resume=resume,
-                on_packing=packing_listener,
-                on_progress=listener,
-            )
-    except Interrupted as interrupted:
-        again = shlex.join(["refinetool", "train", "embedded", "-o", str(output), "--resume"])
-        raise Interrupted(f"{interrupted}\nContinue with: {again}") from None
+    settings = with_given(
+        settings,
+        part=part,
+        steps=steps,
+        minutes=minutes,
+        images_per_step=batch,
+        learning_rate=learning_rate,
+        side=side,
+        seed=seed,
+    )
+    with (
+        told_how_to_continue("embedded", output),
+        console.training(quiet=quiet or not ranks.first) as (packing_listener, listener),
+    ):
+        weights = train_embedded(
+            data,
+            output,
+            images=images,
+            start=start,
+            settings=settings,
+            packing=replace(PACK, max_megabytes=None),
+            device=place,
+            ranks=ranks,
+            resume=resume,
+            on_packing=packing_listener,
+            on_progress=listener,
+        )
     if ranks.first and not quiet:
         console.say(f"written to {weights}; use it with refinetool refine --checkpoint", markup=False)

@@ -1,16 +1,15 @@
 """`refinetool train head`."""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from refinetool.cli import console, options
 from refinetool.cli.options import JOB
-from refinetool.cli.train import PACK, SOURCES, setting, train
-from refinetool.errors import Interrupted, UsageError
+from refinetool.cli.train import PACK, SOURCES, train
+from refinetool.cli.train_options import Images, Minutes, Resume, no_data, setting, told_how_to_continue, with_given
 from refinetool.settings import MAX_SEED, TRAIN_EMBEDDED_HEAD, TRAIN_HEAD, HeadKind, RefinerOptions
 
 REFINER = RefinerOptions()
@@ -44,16 +43,12 @@ def train_the_head(
     cues: Annotated[
         bool, typer.Option("--cues", help="Show the head the coarse mask, and cues from its colours.")
     ] = False,
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Image folder of COCO files. Without it, images are looked for.")
-    ] = None,
+    images: Images = None,
     start: Annotated[
         Path | None, typer.Option("--from", help="Head to start from instead of random weights; decides its kind.")
     ] = None,
     steps: Annotated[int | None, setting("--steps", "Optimiser steps.", default=_both("steps"), min=1)] = None,
-    minutes: Annotated[
-        float | None, setting("--minutes", "Training time in minutes, instead of --steps.", default=None, min=0.01)
-    ] = None,
+    minutes: Minutes = None,
     batch: Annotated[
         int | None,
         setting("--batch", "Images per step, over all processes.", default=_both("images_per_step"), min=1),
@@ -73,7 +68,7 @@ def train_the_head(
         setting("--seed", "Random seed of weights and examples.", default=TRAIN_HEAD.seed, min=0, max=MAX_SEED),
     ] = None,
     device: options.Device = JOB.device,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the output.")] = False,
+    resume: Resume = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Train a head for fine detail on a frozen SAM 2 model. On several GPUs: torchrun -m refinetool train head ..."""
@@ -96,40 +91,39 @@ def train_the_head(
         chosen = {part: value for part, value in shape.items() if value != getattr(REFINER, part)}
         about = {"model": name, "checkpoint": checkpoint, "kind": kind, "options": chosen}
     else:
-        raise UsageError("there are no data to train on; name a folder with --data, or continue with --resume.")
+        raise no_data()
     if steps is not None:
         settings = replace(settings, minutes=None)
-    given: dict[str, Any] = {
-        "steps": steps,
-        "minutes": minutes,
-        "images_per_step": batch,
-        "learning_rate": learning_rate,
-        "side": side,
-        "small_side": None if side is None else min(side, settings.small_side),
-        "seed": seed,
-    }
-    settings = replace(settings, **{name: value for name, value in given.items() if value is not None})
-    try:
-        with console.training(quiet=quiet or not ranks.first) as (packing_listener, listener):
-            weights = train_head(
-                data,
-                output,
-                model=about["model"],
-                checkpoint=about["checkpoint"],
-                kind=about["kind"],
-                options=about["options"],
-                images=images,
-                start=start,
-                settings=settings,
-                packing=replace(PACK, side=max(PACK.side, settings.side), max_megabytes=None),
-                device=place,
-                ranks=ranks,
-                resume=resume,
-                on_packing=packing_listener,
-                on_progress=listener,
-            )
-    except Interrupted as interrupted:
-        again = shlex.join(["refinetool", "train", "head", "-o", str(output), "--resume"])
-        raise Interrupted(f"{interrupted}\nContinue with: {again}") from None
+    settings = with_given(
+        settings,
+        steps=steps,
+        minutes=minutes,
+        images_per_step=batch,
+        learning_rate=learning_rate,
+        side=side,
+        small_side=None if side is None else min(side, settings.small_side),
+        seed=seed,
+    )
+    with (
+        told_how_to_continue("head", output),
+        console.training(quiet=quiet or not ranks.first) as (packing_listener, listener),
+    ):
+        weights = train_head(
+            data,
+            output,
+            model=about["model"],
+            checkpoint=about["checkpoint"],
+            kind=about["kind"],
+            options=about["options"],
+            images=images,
+            start=start,
+            settings=settings,
+            packing=replace(PACK, side=max(PACK.side, settings.side), max_megabytes=None),
+            device=place,
+            ranks=ranks,
+            resume=resume,
+            on_packing=packing_listener,
+            on_progress=listener,
+        )
     if ranks.first and not quiet:
         console.say(f"written to {weights}; use it with refinetool refine --head", markup=False)

@@ -1,24 +1,18 @@
 """`refinetool train reference`."""
 
-import shlex
 from dataclasses import replace
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 import typer
 
 from refinetool.cli import console, options
 from refinetool.cli.options import JOB
 from refinetool.cli.train import train
-from refinetool.errors import Interrupted, UsageError
+from refinetool.cli.train_options import Images, Resume, no_data, setting, told_how_to_continue, with_given
 from refinetool.settings import MAX_SEED, ReferenceTrainSettings
 
 TRAIN = ReferenceTrainSettings()
-
-
-def _setting(name: str, text: str, *, default: object, **more: Any) -> Any:
-    """Make an option that is None unless given; `default` is only shown in the help."""
-    return typer.Option(name, help=f"{text} [dim]\\[default: {default}][/dim]", show_default=False, **more)
 
 
 @train.command("reference")
@@ -33,9 +27,7 @@ def train_reference_encoder(
         ),
     ] = None,
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder for checkpoint, metrics and weights.")],
-    images: Annotated[
-        Path | None, typer.Option("--images", help="Image folder of COCO files. Without it, images are looked for.")
-    ] = None,
+    images: Images = None,
     hold_out: Annotated[
         list[str] | None,
         typer.Option(
@@ -70,19 +62,19 @@ def train_reference_encoder(
             show_default=False,
         ),
     ] = None,
-    steps: Annotated[int | None, _setting("--steps", "Optimiser steps.", default=TRAIN.steps, min=1)] = None,
+    steps: Annotated[int | None, setting("--steps", "Optimiser steps.", default=TRAIN.steps, min=1)] = None,
     batch: Annotated[
-        int | None, _setting("--batch", "Episodes per step.", default=TRAIN.episodes_per_step, min=1)
+        int | None, setting("--batch", "Episodes per step.", default=TRAIN.episodes_per_step, min=1)
     ] = None,
     learning_rate: Annotated[
         float | None,
-        _setting("--learning-rate", "Learning rate at the start.", default=f"{TRAIN.learning_rate:g}", min=1e-9),
+        setting("--learning-rate", "Learning rate at the start.", default=f"{TRAIN.learning_rate:g}", min=1e-9),
     ] = None,
     seed: Annotated[
-        int | None, _setting("--seed", "Random seed of weights and episodes.", default=TRAIN.seed, min=0, max=MAX_SEED)
+        int | None, setting("--seed", "Random seed of weights and episodes.", default=TRAIN.seed, min=0, max=MAX_SEED)
     ] = None,
     device: options.Device = JOB.device,
-    resume: Annotated[bool, typer.Option("--resume", help="Continue from the checkpoint in the output.")] = False,
+    resume: Resume = False,
     quiet: options.Quiet = False,
 ) -> None:
     """Train the encoder that turns annotated references into prompts of a model, for refinetool label."""
@@ -101,15 +93,10 @@ def train_reference_encoder(
         held_out = tuple(hold_out or ())
         run = ReferenceRun(tuple(data), images, held_out, model, checkpoint, encoder, encoder_checkpoint, settings)
     else:
-        raise UsageError("there are no data to train on; name a folder with --data, or continue with --resume.")
-    given = {"steps": steps, "episodes_per_step": batch, "learning_rate": learning_rate, "seed": seed}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    run = replace(run, settings=replace(run.settings, **changes))
-    try:
-        with console.training(quiet=quiet) as (_, listener):
-            weights = train_reference(run, output, device=place, resume=resume, on_progress=listener)
-    except Interrupted as interrupted:
-        again = shlex.join(["refinetool", "train", "reference", "-o", str(output), "--resume"])
-        raise Interrupted(f"{interrupted}\nContinue with: {again}") from None
+        raise no_data()
+    settings = with_given(run.settings, steps=steps, episodes_per_step=batch, learning_rate=learning_rate, seed=seed)
+    run = replace(run, settings=settings)
+    with told_how_to_continue("reference", output), console.training(quiet=quiet) as (_, listener):
+        weights = train_reference(run, output, device=place, resume=resume, on_progress=listener)
     if not quiet:
         console.say(f"written to {weights}; use it with refinetool label --reference-encoder", markup=False)
