@@ -1,6 +1,5 @@
 """Labels a folder of images by a few annotated reference images: `label_dataset`. One image: `labeller`."""
 
-import shutil
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import islice
@@ -13,7 +12,7 @@ from refinetool.formats.class_maps import NAMES_FILE, write_class_maps
 from refinetool.formats.coco_writer import write_coco
 from refinetool.formats.image_files import by_stem, fence, header_size
 from refinetool.formats.references import References, read_references
-from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing
+from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing, replacing_folder
 from refinetool.labeller import LabelJob, empty_target
 from refinetool.locations import check_reachable, location
 from refinetool.records import VOID, Outcome, Region, Sample
@@ -230,16 +229,8 @@ def write_labels(
         folder = targets.folder
         write_coco(labelled, destination, images=folder, categories=names, info=notes)
         return
-    if not destination.is_dir():
-        write_class_maps(labelled, destination, names=names)
-        return
-    fresh, old = (destination.with_name(f".{destination.name}.refinetool-{which}") for which in ("new", "old"))
-    for folder in (fresh, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    write_class_maps(labelled, fresh, names=names)
-    destination.rename(old)
-    fresh.rename(destination)
-    shutil.rmtree(old)
+    with replacing_folder(destination) as fresh:
+        write_class_maps(labelled, fresh, names=names)
 
 
 def labelled_samples(

@@ -54,6 +54,21 @@ def new_folder(destination: Path) -> Iterator[Path]:
             shutil.rmtree(partial, ignore_errors=True)
 
 
+@contextmanager
+def replacing_folder(destination: Path) -> Iterator[Path]:
+    """Yield the path to write a folder to: the destination or, if it is a folder, one that replaces it at the end."""
+    if not destination.is_dir():
+        yield destination
+        return
+    fresh, old = (destination.with_name(f".{destination.name}.refinetool-{which}") for which in ("new", "old"))
+    for folder in (fresh, old):
+        shutil.rmtree(folder, ignore_errors=True)
+    yield fresh
+    destination.rename(old)
+    fresh.rename(destination)
+    shutil.rmtree(old)
+
+
 IMAGE_FOLDER = "image folder"
 """The name of the only input that outputs may lie in, because masks and images are often kept together."""
 

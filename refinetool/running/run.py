@@ -4,7 +4,6 @@
 `Runner` maps samples to results; only the runner knows where the model is (`running.runners`).
 """
 
-import shutil
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
@@ -16,7 +15,7 @@ from typing import Literal
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.categories import chosen_categories, only
-from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing
+from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing, replacing_folder
 from refinetool.locations import location
 from refinetool.records import Outcome, Sample
 from refinetool.running.interrupts import stop_on_interrupt
@@ -280,16 +279,9 @@ def write(
     dataset: Dataset, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]
 ) -> Written:
     """Write the output; an existing folder is replaced when the new one is complete."""
-    if not destination.is_dir():
-        return dataset.write(find, destination, notes)
-    fresh, old = (destination.with_name(f".{destination.name}.refinetool-{which}") for which in ("new", "old"))
-    for folder in (fresh, old):
-        shutil.rmtree(folder, ignore_errors=True)
-    written = dataset.write(find, fresh, notes)
-    destination.rename(old)
-    fresh.rename(destination)
-    shutil.rmtree(old)
-    return replace(written, path=destination)
+    with replacing_folder(destination) as fresh:
+        written = dataset.write(find, fresh, notes)
+    return written if fresh == destination else replace(written, path=destination)
 
 
 def _files(folder: Path) -> set[str]:
