@@ -65,6 +65,14 @@ def test_a_new_pinhole_is_filled_and_a_new_island_dropped() -> None:
     assert (without_specks(mask, square(), max_px=16, max_share=0) == square()).all()
 
 
+def test_what_is_left_of_a_hole_that_was_opened_is_not_new() -> None:
+    """The background outside overlaps the coarse mask's hole, too, but is no hole, so the rest of it stays."""
+    coarse, mask = np.ones(SIZE, dtype=np.bool_), np.ones(SIZE, dtype=np.bool_)
+    coarse[5:8, 1] = False
+    mask[[4, 5, 7], [0, 1, 1]] = False
+    assert (without_specks(mask, coarse, max_px=1, max_share=0) == mask).all()
+
+
 def test_larger_pieces_stay() -> None:
     mask = square()
     mask[12:16, 12:17] = False  # 20 pixels

@@ -57,8 +57,8 @@ def without_specks(mask: Mask, coarse: Mask, *, max_px: float, max_share: float)
 def _without_small(pixels: Mask, before: Mask, *, limit: float) -> Mask:
     """Drop the pieces of a set of pixels that are small and new, compared with the pieces of another set."""
     count, labels, areas = _pieces(pixels)
-    areas[labels[0, 0]] = pixels.size  # the background outside, which is no hole; or all that is in no piece
     kept: BoolArray = areas > limit
+    kept[labels[0, 0]] = True  # the background outside, which is no hole; or all that is in no piece
     kept[0] = False
     if kept.sum() == count - 1:
         return pixels
@@ -76,8 +76,11 @@ def _pieces(pixels: Mask) -> tuple[int, Labels, IntArray]:
 
 
 def _heirs(labels: Labels, areas: IntArray, before: Labels) -> IntArray:
-    """Return, for each piece of `before` that overlaps any piece, the label of the largest one, or of several."""
-    both = (labels > 0) & (before > 0)
+    """Return, for each piece of `before` that overlaps any piece, the label of the largest one, or of several.
+
+    What holds the first pixel is the background outside, and takes no part: it is no hole.
+    """
+    both = (labels > 0) & (before > 0) & (labels != labels[0, 0]) & (before != before[0, 0])
     old, new = np.unique(np.stack((before[both], labels[both])), axis=1)
     largest = np.zeros(int(before.max()) + 1, dtype=np.int64)
     np.maximum.at(largest, old, areas[new])
