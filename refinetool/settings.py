@@ -549,8 +549,8 @@ embedded model: see docs/design/iou-adaption.md."""
 class TrainSettings:
     """How the embedded model is trained. Names with `share` are probabilities or fractions, as their text says."""
 
-    part: Literal["all", "detail"] = "all"
-    """What is trained: everything, or only the detail head, on top of weights to start from."""
+    part: Literal["all", "sam2", "detail"] = "all"
+    """What is trained: everything, only the SAM 2 part, or only the detail head on top of weights to start from."""
     steps: int = 4_250
     minutes: float | None = None
     """Train for this many minutes and ignore `steps`: the schedule then follows the clock."""
@@ -577,6 +577,9 @@ class TrainSettings:
     """Probability that the object of an example is pasted from another picture; only these have exact edges."""
     frame_share: float = 0.12
     """Probability that an example shows much of the picture instead of a crop around the object."""
+    smaller_share: float = 0.25
+    """Probability that a crop is reduced and enlarged again, so that the object is as small as most are in large
+    pictures."""
     other_object_share: float = 0.25
     """Probability that a prompt is for another object of the crop."""
     good_share: float = 0.25
@@ -632,6 +635,7 @@ TRAIN_HEAD = TrainSettings(
     second_beta=0.999,
     decay_share=0.2,
     frame_share=0.5,
+    smaller_share=0.0,
     harm_loss=0.0,
     prompts="mixed",
     mask_loss="points",

@@ -275,6 +275,16 @@ def test_the_detail_head_can_learn_alone(folder: Path, tmp_path: Path) -> None:
     assert all(name.startswith(DETAIL_PREFIX) for name in changed)
 
 
+def test_the_sam2_part_can_learn_alone(folder: Path, tmp_path: Path) -> None:
+    train(folder, tmp_path / "first", replace(QUICK, steps=1))
+    start = tmp_path / "first" / "embedded.safetensors"
+    train(folder, tmp_path / "second", replace(QUICK, steps=2, part="sam2"), start=start)
+    before, after = (load_file(tmp_path / name / "embedded.safetensors") for name in ("first", "second"))
+    changed = {name for name in before if not torch.equal(before[name], after[name])}
+    assert changed
+    assert not any(name.startswith(DETAIL_PREFIX) for name in changed)
+
+
 def test_weights_without_a_detail_head_can_be_given_one(folder: Path, tmp_path: Path) -> None:
     train(folder, tmp_path / "first", replace(QUICK, steps=1))
     whole = load_file(tmp_path / "first" / "embedded.safetensors")

@@ -80,8 +80,12 @@ def train_embedded_model(
         Path | None, typer.Option("--from", help="Weights to start from instead of random weights (fine-tuning).")
     ] = None,
     part: Annotated[
-        Literal["all", "detail"] | None,
-        setting("--part", "What to train: all, or only the detail head on top of --from.", default=TRAIN.part),
+        Literal["all", "sam2", "detail"] | None,
+        setting(
+            "--part",
+            "What to train: all, only the SAM 2 part, or only the detail head on top of --from.",
+            default=TRAIN.part,
+        ),
     ] = None,
     steps: Annotated[int | None, setting("--steps", "Optimiser steps.", default=_both("steps"), min=1)] = None,
     minutes: Minutes = None,

@@ -49,12 +49,14 @@ class Crops:
     ids: int64 (B, S, S).
     target: bool (B, S, S), the object of the example.
     members: bool (B, J, 256), which ids make up each of J objects of the picture, drawn with replacement.
+    trust: float32 (B,), how far outlines can be trusted to the pixel, 0..1.
     """
 
     image: Tensor
     ids: Tensor
     target: Tensor
     members: Tensor
+    trust: Tensor
 
 
 # --- choosing windows
@@ -142,7 +144,8 @@ def cut(store: PictureStore, windows: Windows, draws: Draws, *, side: int, compa
     column = boxes[:, 0, None] + nearest(boxes[:, 2] - boxes[:, 0], target=side, mirrored=mirrored)
     ids = store.ids[start[:, None, None] + row[:, :, None] * stride[:, None, None] + column[:, None]].long()
     target = lookup(store.members[windows.object.to(device)], ids)
-    return Crops(image.contiguous(), ids, target, store.members[torch.stack(picks, 1).to(device)])
+    members = store.members[torch.stack(picks, 1).to(device)]
+    return Crops(image.contiguous(), ids, target, members, store.trust[windows.picture].to(device))
 
 
 def resampling(lengths: Tensor, *, source: int, target: int, mirrored: Tensor) -> Tensor:
@@ -216,7 +219,8 @@ def paste(crops: Crops, other: Crops, draws: Draws) -> Crops:
     alpha = torch.where(blur < 0.7, blurred(alpha, sigma.flatten()), alpha)
     image = crops.image * (1 - alpha) + (colours * gain + offset) * alpha
     ids = torch.where(alpha[:, 0] > 0.5, PASTED, crops.ids)
-    return replace(crops, image=image.round().clamp(0, 255), ids=ids, target=target)
+    trust = torch.ones_like(crops.trust)
+    return replace(crops, image=image.round().clamp(0, 255), ids=ids, target=target, trust=trust)
 
 
 def blurred(images: Tensor, sigmas: Tensor) -> Tensor:

@@ -14,7 +14,7 @@ class Example(NamedTuple):
     masks: float32 (B, K, S/4, S/4), the Gaussian mask prompt.
     coarse: bool (B, K, S/2, S/2), the coarse mask.
     targets: uint8 (B, K, S/2, S/2), 255 times the fraction of each cell that the object covers.
-    weights: uint8 (B, K, S/2, S/2), 40 times the loss weight: 1 far from the true edge, 4 on it, 0 where ignored.
+    weights: uint8 (B, K, S/2, S/2), 40 times the loss weight: 1 far from the true edge, up to 4 on it, 0 where ignored.
     edges: uint8 (B, S/4, S/4), 1 where two annotated regions meet.
     coarse_iou: float32 (B, K), IoU of the coarse mask with the ground truth.
     truth: bool (B, K, S, S), the object.

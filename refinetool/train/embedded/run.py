@@ -71,7 +71,7 @@ def train_embedded(
         if start is not None:
             load_start(whole.model, start)
         whole.to(device)
-        return whole if settings.part == "all" else _DetailAlone(whole.model, settings=settings)
+        return _DetailAlone(whole.model, settings=settings) if settings.part == "detail" else whole
 
     return train(
         make,
@@ -112,7 +112,7 @@ class _WholeModel(Whole):
     def measured(self, average: nn.Module, side: int) -> tuple[Any, Any]:
         assert isinstance(average, EmbeddedModel)
         set_image_size(average, side)
-        return average, average.detail
+        return average, average.detail if self.settings.part == "all" else None
 
     def save(self, average: nn.Module, path: Path, *, recipe: dict[str, str]) -> None:
         export(average.state_dict(), path, metadata=recipe)

@@ -1,4 +1,4 @@
-"""Trains the whole embedded model: its SAM 2 part and its detail head together."""
+"""Trains the SAM 2 part of the embedded model, alone or together with the detail head."""
 
 import torch
 import torch.nn.functional as F
@@ -8,7 +8,8 @@ from refinetool.modules.embedded import CHANNELS, EmbeddedModel, build_embedded
 from refinetool.modules.sam2_passes import set_image_size
 from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
-from refinetool.train.losses import detail_loss, edge_loss, harm_loss, mask_loss
+from refinetool.train.head.on_frozen import head_loss
+from refinetool.train.losses import edge_loss, mask_loss
 from refinetool.train.questions import Looked, answer, ask, look, mined_groups, pose
 from refinetool.train.step import Loss
 
@@ -32,29 +33,28 @@ class Whole(nn.Module):
         return self.model
 
     def loss(self, batch: Example, *, host: torch.Generator, noise: torch.Generator) -> Loss:
-        """Compute the losses of decoder, detail head and edges."""
+        """Compute the losses of decoder and edges and, if it is trained along, of the detail head."""
         settings, model = self.settings, self.model
         self.train()
         set_image_size(model, batch.image.shape[-1])
+        detail = model.detail if settings.part == "all" else None
         groups = mined_groups(settings.prompts_per_image, host)
         with torch.autocast(batch.image.device.type, torch.bfloat16):
-            looked = look(model, model.detail, batch.image)
+            looked = look(model, detail, batch.image)
             questions = [pose(looked, batch, rows=rows, kinds=kinds, generator=noise) for rows, kinds in groups]
             decoded = [answer(model, question) for question in questions]
-            refined = ask(model.detail, questions, decoded)
+            refined = None if detail is None else ask(detail, questions, decoded)
             total = settings.edge_loss * self._edge_losses(looked, batch.edges.float())
+        full, count = len(questions[0].targets), sum(len(question.targets) for question in questions)
+        reached = []
         for question, one in zip(questions, decoded, strict=True):
             losses = mask_loss(one.logits, one.scores, question.targets, question.weights)
-            total = total + (losses.mask + losses.iou) * len(question.targets) / len(refined.logits)
-        target, weight, coarse = (
-            torch.cat([getattr(question, name) for question in questions]) for name in ("targets", "weights", "sides")
-        )
-        assert refined.scores is not None
-        losses = detail_loss(refined.logits, refined.scores, target=target, weight=weight)
-        total = total + losses.mask + losses.iou
-        total = total + settings.harm_loss * harm_loss(refined.logits, coarse=coarse, target=target, weight=weight)
-        # Full prompts are the first group.
-        return Loss(total, losses.true_iou[: len(questions[0].targets), 0].mean())
+            total = total + (losses.mask + losses.iou) * len(question.targets) / count
+            reached.append(losses.true_iou[:, 0])
+        if refined is not None:
+            of_head, true_iou = head_loss(refined, questions, settings=settings, generator=noise)
+            total, reached = total + of_head, [true_iou]
+        return Loss(total, reached[0][:full].mean())  # full prompts are the first group
 
     def _edge_losses(self, looked: Looked, edges: Tensor) -> Tensor:
         """Compute the loss of predicting edges (B, S/4, S/4) from the features at S/4 and S/16."""
