@@ -596,6 +596,8 @@ class TrainSettings:
     """Range of IoU of the blobs."""
     corruption_tries: int = 4
     """Draws of a coarse mask before the one closest to its range of IoU is used."""
+    second_pass_share: float = 0.2
+    """Probability that the detail head, trained alone, gets its own masks as the coarse masks of a step."""
     edge_loss: float = 0.3
     """Weight of the auxiliary loss that makes the image features predict edges, independently of the prompts."""
     harm_loss: float = 2.0
@@ -636,6 +638,7 @@ TRAIN_HEAD = TrainSettings(
     decay_share=0.2,
     frame_share=0.5,
     smaller_share=0.0,
+    second_pass_share=0.0,
     harm_loss=0.0,
     prompts="mixed",
     mask_loss="points",

@@ -11,6 +11,7 @@ from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
 from refinetool.train.losses import detail_loss, hard_iou, harm_loss, point_loss
 from refinetool.train.questions import Question, answer, ask, look, mined_groups, mixed_groups, pose
+from refinetool.train.second_pass import second_pass
 from refinetool.train.step import Loss
 
 GROUPS = {"mined": mined_groups, "mixed": mixed_groups}
@@ -44,8 +45,11 @@ class OnFrozen:
     def loss(self, batch: Example, *, host: torch.Generator, noise: torch.Generator) -> Loss:
         """Compute the loss of the head's masks, of their predicted IoUs if it has any, and of what they harm."""
         settings, head = self.settings, cast("Head", self.head)
-        self.head.train()
         self.set_side(batch.image.shape[-1])
+        if settings.second_pass_share and float(torch.rand((), generator=host)) < settings.second_pass_share:
+            self.head.eval()
+            batch = second_pass(batch, self.sam, head, generator=noise)
+        self.head.train()
         groups = GROUPS[settings.prompts](settings.prompts_per_image, host)
         with torch.autocast(batch.image.device.type, torch.bfloat16):
             looked = look(self.sam, head, batch.image)
