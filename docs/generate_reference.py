@@ -302,6 +302,8 @@ def models_page() -> str:
                     "snap",
                     "predicted IoU",
                     "expected gain",
+                    "coarse IoU",
+                    "area ratio",
                     "weights",
                 ],
                 models,
@@ -317,7 +319,12 @@ def models_page() -> str:
 
 
 def _defaults(defaults: settings.ModelDefaults) -> list[str]:
-    thresholds = (defaults.min_predicted_iou, defaults.min_expected_gain)
+    thresholds = (
+        defaults.min_predicted_iou,
+        defaults.min_expected_gain,
+        defaults.min_coarse_iou,
+        defaults.max_area_ratio,
+    )
     bounds = ["-" if bound == settings.UNBOUNDED else f"{bound:g}" for bound in thresholds]
     return [defaults.view, defaults.selection, defaults.snap, *bounds]
 

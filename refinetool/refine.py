@@ -10,7 +10,6 @@ mines prompts ahead of the model, `segment` runs the model, `finish` judges and 
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -26,7 +25,6 @@ from refinetool.images import read_sample
 from refinetool.inputs import ImageLike, MasksLike, as_image, as_masks
 from refinetool.masks import tight_box
 from refinetool.post import post_steps
-from refinetool.post.guard import drifted
 from refinetool.prompts import excavate, expand_boxes
 from refinetool.records import ImageArray, Mask, Masks, Outcome, Prompts, Proposal, Region, Sample, Size, seed_of
 from refinetool.regions import Claim, Part, Verdict, outcome_of, split_sample
@@ -169,7 +167,7 @@ class Refiner:
             prepared.sample,
             verdicts,
             prepared.trivial,
-            drifted=partial(drifted, settings=self.settings.guard),
+            min_left=self.settings.guard.min_left,
             exclusive=self.settings.exclusive,
         )
 

@@ -7,9 +7,9 @@ left of each region in the map. Instances have one part each and may overlap.
 """
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import Literal, TypeAlias
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
@@ -212,16 +212,12 @@ class Verdict:
     candidates: Candidates | None = None
 
 
-Drifted: TypeAlias = Callable[[Mask, Mask, float], bool]
-"""Whether a mask has drifted too far from the coarse one. Arguments: coarse mask, mask, and their IoU."""
-
-
 def outcome_of(
     sample: Sample,
     verdicts: Sequence[Verdict],
     trivial: Sequence[Claim],
     *,
-    drifted: Drifted,
+    min_left: float,
     exclusive: ExclusiveSettings,
 ) -> Outcome:
     """Return the outcome of a sample: one annotation per region, in the order of the regions.
@@ -229,14 +225,16 @@ def outcome_of(
     Args:
         verdicts: One per part that was refined.
         trivial: Components of class masks that were too small to be parts.
-        drifted: Called for regions in a merged map, which may have lost pixels to others.
+        min_left: Fraction of its pixels that a refined region must keep in a merged map, where others may take some.
         exclusive: Whether instances are merged like regions of a map, and gaps between them closed.
     """
     if sample.layout == "instances" and exclusive.enabled:
-        return Outcome(sample.key, tuple(_merged(sample, verdicts, trivial, drifted=drifted, gap_px=exclusive.gap_px)))
+        return Outcome(
+            sample.key, tuple(_merged(sample, verdicts, trivial, min_left=min_left, gap_px=exclusive.gap_px))
+        )
     if sample.layout == "instances":
         return Outcome(sample.key, tuple(_alone(sample, verdicts)))
-    return Outcome(sample.key, tuple(_merged(sample, verdicts, trivial, drifted=drifted)))
+    return Outcome(sample.key, tuple(_merged(sample, verdicts, trivial, min_left=min_left)))
 
 
 def _alone(sample: Sample, verdicts: Sequence[Verdict]) -> list[Annotation]:
@@ -254,14 +252,14 @@ def _alone(sample: Sample, verdicts: Sequence[Verdict]) -> list[Annotation]:
 
 
 def _merged(
-    sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim], *, drifted: Drifted, gap_px: float = 0.0
+    sample: Sample, verdicts: Sequence[Verdict], trivial: Sequence[Claim], *, min_left: float, gap_px: float = 0.0
 ) -> list[Annotation]:
     """Return one annotation per region, where regions share a map and no pixel has two owners (see `merge`).
 
     A region counts as refined if any of its parts is; its predicted IoU is the mean of those parts, weighted by area.
     A region without refined parts keeps its coarse mask to the pixel: no other region can claim these pixels. A region
-    that is empty or has drifted after the merge, because others took its pixels, also keeps its coarse mask; the rest
-    is then merged around it. Crowds of instances don't take part.
+    that is empty after the merge, or has less than `min_left` of its pixels, because others took them, also keeps its
+    coarse mask; the rest is then merged around it. Crowds of instances don't take part.
     """
     by_region = [[verdict for verdict in verdicts if verdict.claim.owner == n] for n in range(len(sample.regions))]
     refined = {n for n, own in enumerate(by_region) if any(verdict.reason is None for verdict in own)}
@@ -277,14 +275,15 @@ def _merged(
         claims = [claim for claim in (*trivial, *(verdict.claim for verdict in verdicts)) if claim.owner in moving]
         claims += [claim for n, claim in fixed.items() if n not in moving]
         owners = merge(claims, void=void, size=sample.size)
-        overlaps = {n: masks.iou(owners == n, coarse[n]) for n in moving}
-        lost = {n for n in moving if not (owners == n).any() or drifted(coarse[n], owners == n, overlaps[n])}
+        claimed = {n: sum(int(claim.mask.sum()) for claim in claims if claim.owner == n) for n in moving}
+        left = {n: int(np.count_nonzero(owners == n)) for n in moving}
+        lost = {n for n in moving if left[n] == 0 or left[n] < min_left * claimed[n]}
         if not lost:
             break
         moving = moving - lost
     if gap_px > 0:
         owners = close_gaps(owners, coarse, moving=moving, gap_px=gap_px)
-        overlaps = {n: masks.iou(owners == n, coarse[n]) for n in moving}
+    overlaps = {n: masks.iou(owners == n, coarse[n]) for n in moving}
 
     annotations = []
     for n, (region, own) in enumerate(zip(sample.regions, by_region, strict=True)):

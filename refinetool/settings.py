@@ -108,11 +108,13 @@ class GuardSettings:
     """When the coarse mask is kept; see docs/design/guard.md. None stands for the default of the model."""
 
     min_predicted_iou: float | None = None
-    min_coarse_iou: float = 0.4
-    max_area_ratio: float = 2.5
+    min_coarse_iou: float | None = None
+    max_area_ratio: float | None = None
     """Refined area over coarse area, or its inverse, above which the refined mask is doubtful."""
     min_expected_gain: float | None = None
     """Fraction of the coarse mask's error that the model's mask must remove, as estimated from the model's logits."""
+    min_left: float = 0.4
+    """Fraction of its pixels that a refined mask must keep where regions share a map and others take some of them."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -162,7 +164,8 @@ class PolygonSettings:
 class ModelDefaults:
     """Defaults of a model: the values that `auto` and None stand for in `RefineSettings`.
 
-    The guard has thresholds only for models on which they were measured; see docs/design/guard.md.
+    The guard has thresholds for predicted IoU and expected gain only for models on which they were measured; see
+    docs/design/guard.md.
     """
 
     view: Literal["frame", "crop", "mixed"] = "mixed"
@@ -170,6 +173,9 @@ class ModelDefaults:
     snap: Literal["none", "guided"] = "none"
     min_predicted_iou: float = UNBOUNDED
     min_expected_gain: float = UNBOUNDED
+    min_coarse_iou: float = 0.4
+    max_area_ratio: float = 2.5
+    """The last two bound what a model may do whose own opinion of its masks was not measured."""
     single_threaded: bool = False
     """Whether, on a CPU, batches run side by side on one thread each instead of one after the other on all threads. It
     is faster for a small model, whose operations are too short to divide; a large one would need its memory many times.
@@ -249,6 +255,8 @@ class RefineSettings:
                 guard,
                 min_predicted_iou=_either(guard.min_predicted_iou, defaults.min_predicted_iou),
                 min_expected_gain=_either(guard.min_expected_gain, defaults.min_expected_gain),
+                min_coarse_iou=_either(guard.min_coarse_iou, defaults.min_coarse_iou),
+                max_area_ratio=_either(guard.max_area_ratio, defaults.max_area_ratio),
             ),
         )
 
@@ -261,7 +269,11 @@ BATCHES = {"cpu": (1, 4), "cuda": (8, 32)}
 """Views per encoder call and regions per decoder call, by kind of device. On a CPU larger batches gain nothing."""
 
 NO_GUARD = GuardSettings(
-    min_predicted_iou=UNBOUNDED, min_expected_gain=UNBOUNDED, min_coarse_iou=0.0, max_area_ratio=-UNBOUNDED
+    min_predicted_iou=UNBOUNDED,
+    min_expected_gain=UNBOUNDED,
+    min_coarse_iou=0.0,
+    max_area_ratio=-UNBOUNDED,
+    min_left=0.0,
 )
 """Thresholds that only an empty mask fails."""
 

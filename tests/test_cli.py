@@ -224,6 +224,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--min-expected-gain 0.3", "guard.min_expected_gain", 0.3),
     ("--min-coarse-iou 0.8", "guard.min_coarse_iou", 0.8),
     ("--max-area-ratio 2", "guard.max_area_ratio", 2.0),
+    ("--min-left 0.6", "guard.min_left", 0.6),
     ("--point box-center", "prompts.point", "box-center"),
     ("--no-point", "prompts.use_point", False),
     ("--no-negative", "prompts.use_negative", False),

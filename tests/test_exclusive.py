@@ -36,6 +36,7 @@ def settled(
     new: list[tuple[BoolArray, float] | None],
     crowd: BoolArray | None = None,
     gap_px: float = 5,
+    min_left: float = 0.0,
 ) -> list[tuple[str, BoolArray]]:
     regions = [Region(n, 1, masks.encode(mask)) for n, mask in enumerate(coarse)]
     if crowd is not None:
@@ -48,9 +49,8 @@ def settled(
             claim = whole_claim(n, found[0], predicted_iou=found[1])
             verdicts.append(Verdict(claim, None, found[1], masks.iou(found[0], old)))
     sample = Sample("a", Path("a.jpg"), SIZE, tuple(regions))
-    outcome = outcome_of(
-        sample, verdicts, [], drifted=lambda *_: False, exclusive=ExclusiveSettings(enabled=True, gap_px=gap_px)
-    )
+    exclusive = ExclusiveSettings(enabled=True, gap_px=gap_px)
+    outcome = outcome_of(sample, verdicts, [], min_left=min_left, exclusive=exclusive)
     return [(made.status, masks.decode(made.mask)) for made in outcome.annotations if made.mask is not None]
 
 
@@ -63,6 +63,19 @@ def test_the_surer_of_two_claims_has_the_pixels() -> None:
     (_, left), (_, right) = settled([LEFT, RIGHT], [(rectangle(2, 2, 15, 12), 0.8), (rectangle(10, 2, 24, 12), 0.9)])
     assert (left == rectangle(2, 2, 10, 12)).all()
     assert (right == rectangle(10, 2, 24, 12)).all()
+
+
+@pytest.mark.parametrize(
+    ("taken", "min_left", "status"),
+    [(5, 0.4, "refined"), (7, 0.4, "kept:crowded-out"), (7, 0.2, "refined"), (9, 0.0, "refined")],
+)
+def test_a_mask_must_keep_enough_of_its_pixels(taken: int, min_left: float, status: str) -> None:
+    claims = [(LEFT, 0.8), (rectangle(12 - taken, 2, 24, 12), 0.9)]
+    (found, left), (other, right) = settled([LEFT, RIGHT], claims, min_left=min_left)
+    assert found == status
+    assert other == "refined"
+    assert (left == (LEFT if status != "refined" else rectangle(2, 2, 12 - taken, 12))).all()
+    assert (right == rectangle(12 if status != "refined" else 12 - taken, 2, 24, 12)).all()
 
 
 def test_a_kept_neighbour_keeps_its_pixels_and_a_crowd_has_no_say() -> None:

@@ -1,6 +1,7 @@
 """The guard: which refined masks are taken."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -10,7 +11,7 @@ from hypothesis.extra.numpy import arrays
 
 from refinetool.post.guard import expected_gain, judge
 from refinetool.records import BoolArray, FloatArray, Proposal
-from refinetool.settings import GuardSettings
+from refinetool.settings import NO_GUARD
 from refinetool.statuses import Reason
 
 SIZE = (6, 8)
@@ -59,7 +60,7 @@ def test_a_mask_has_to_be_expected_to_be_better() -> None:
     coarse[4:16, 4:16] = refined[4:16, 4:15] = True
     unsure = np.where(coarse, 3.0, -3.0).astype(np.float32)
     unsure[4:16, 15] = -0.1  # the column that was taken away might as well belong
-    settings = GuardSettings(min_predicted_iou=0.5, min_expected_gain=0.01)
+    settings = replace(NO_GUARD, min_predicted_iou=0.5, min_expected_gain=0.01)
 
     def reason(score: float | None, logits: FloatArray | None) -> Reason | None:
         judged = judge(proposal(coarse, refined, score=score, logits=logits), settings=settings)
@@ -89,7 +90,7 @@ def test_drift_is_too_little_overlap(box: tuple[int, int, int, int], reason: Rea
     coarse, mask = np.zeros((2, 20, 20), np.bool_)
     coarse[4:12, 4:12] = True
     mask[box[1] : box[3], box[0] : box[2]] = True
-    settings = GuardSettings(0.0, min_coarse_iou=0.4, max_area_ratio=9.0, min_expected_gain=0.0)
+    settings = replace(NO_GUARD, min_coarse_iou=0.4)
     assert judge(proposal(coarse, mask, score=None, logits=None), settings=settings).reason is reason
 
 
@@ -97,5 +98,5 @@ def test_drift_is_too_little_overlap(box: tuple[int, int, int, int], reason: Rea
 def test_drift_is_too_different_an_area(width: int, reason: Reason | None) -> None:
     coarse, mask = np.zeros((2, 20, 20), np.bool_)
     coarse[4:12, :8] = mask[4:12, :width] = True
-    settings = GuardSettings(0.0, min_coarse_iou=0.0, max_area_ratio=2.0, min_expected_gain=0.0)
+    settings = replace(NO_GUARD, max_area_ratio=2.0)
     assert judge(proposal(coarse, mask, score=None, logits=None), settings=settings).reason is reason

@@ -207,10 +207,20 @@ def test_none_stands_for_what_suits_the_model(picture: Path, chosen: GuardSettin
 
 
 def test_settings_are_resolved_once_and_for_all() -> None:
-    suits = ModelDefaults(view="crop", selection="single", snap="guided", min_predicted_iou=0.1, min_expected_gain=0.2)
+    suits = ModelDefaults(
+        view="crop",
+        selection="single",
+        snap="guided",
+        min_predicted_iou=0.1,
+        min_expected_gain=0.2,
+        min_coarse_iou=0.3,
+        max_area_ratio=4.0,
+    )
     resolved = RefineSettings().resolved(suits)
     assert (resolved.view.mode, resolved.selection, resolved.snap.mode) == ("crop", "single", "guided")
-    assert (resolved.guard.min_predicted_iou, resolved.guard.min_expected_gain) == (0.1, 0.2)
+    guard = resolved.guard
+    assert (guard.min_predicted_iou, guard.min_expected_gain, guard.min_coarse_iou) == (0.1, 0.2, 0.3)
+    assert guard.max_area_ratio == 4.0
     assert resolved.resolved(ModelDefaults()) == resolved
     chosen = RefineSettings(selection="coarse", view=ViewSettings(mode="frame"), snap=SnapSettings(mode="none"))
     kept = chosen.resolved(suits)

@@ -29,6 +29,7 @@ def judge(proposal: Proposal, *, settings: GuardSettings) -> Proposal:
 
 def _doubt(proposal: Proposal, overlap: float, settings: GuardSettings) -> Reason | None:
     assert settings.min_predicted_iou is not None and settings.min_expected_gain is not None, "unresolved settings"
+    assert settings.min_coarse_iou is not None and settings.max_area_ratio is not None, "unresolved settings"
     score, logits = proposal.predicted_iou, proposal.logits
     if not proposal.mask.any():
         return Reason.EMPTY_RESULT
@@ -36,13 +37,10 @@ def _doubt(proposal: Proposal, overlap: float, settings: GuardSettings) -> Reaso
         return Reason.LOW_SCORE
     if logits is not None and expected_gain(proposal.coarse, logits) < settings.min_expected_gain:
         return Reason.NO_GAIN
-    return Reason.DRIFT if drifted(proposal.coarse, proposal.mask, overlap, settings=settings) else None
-
-
-def drifted(coarse: Mask, mask: Mask, overlap: float, *, settings: GuardSettings) -> bool:
-    """Whether a mask differs too much from the coarse one, given their IoU. Both are bool (H, W) and not empty."""
-    growth = float(np.count_nonzero(mask) / np.count_nonzero(coarse))
-    return overlap < settings.min_coarse_iou or max(growth, 1 / growth) > settings.max_area_ratio
+    growth = float(np.count_nonzero(proposal.mask) / np.count_nonzero(proposal.coarse))
+    if overlap < settings.min_coarse_iou or max(growth, 1 / growth) > settings.max_area_ratio:
+        return Reason.DRIFT
+    return None
 
 
 def expected_gain(coarse: Mask, logits: FloatMap) -> float:
