@@ -43,6 +43,7 @@ SUITES_MEASURED: dict[str, Suite] = {
     "superpixels (davis-like)": SUITES["davis-like"],
     "boundary": SUITES["boundary"],
     "heat map": single("heat-map"),
+    "low resolution": single("blobs").with_band(0.4, 0.8),
     "weak": SUITES["weak"],
     "nearly right": single("boundary").with_band(0.95, 0.99),
 }

@@ -37,6 +37,9 @@ def variants(arguments: argparse.Namespace) -> dict[str, RefineSettings]:
         found[f"expected gain {gain:g}"] = replace(plain, guard=replace(plain.guard, min_expected_gain=gain))
     for score in arguments.score:
         found[f"predicted IoU {score:g}"] = replace(plain, guard=replace(plain.guard, min_predicted_iou=score))
+    for overlap, ratio in arguments.drift:
+        bounds = replace(plain.guard, min_coarse_iou=overlap, max_area_ratio=ratio)
+        found[f"coarse IoU {overlap:g}, area ratio {ratio:g}"] = replace(plain, guard=bounds)
     for radius in arguments.radius:
         snap = SnapSettings(mode="guided", radius=radius) if radius else SnapSettings(mode="none")
         found[f"snap radius {radius:g}"] = replace(plain, snap=snap)
@@ -93,6 +96,15 @@ def main() -> None:
     parser.add_argument("--pictures", type=int, default=8, help="pictures per validation split")
     parser.add_argument("--guard", nargs="*", type=float, default=[], help="minimum expected gains")
     parser.add_argument("--score", nargs="*", type=float, default=[], help="minimum predicted IoUs")
+    parser.add_argument(
+        "--drift",
+        nargs=2,
+        action="append",
+        type=float,
+        default=[],
+        metavar=("IOU", "RATIO"),
+        help="minimum IoU with, and maximum ratio to the area of, the coarse mask",
+    )
     parser.add_argument("--radius", nargs="*", type=float, default=[], help="radii of the snapping filter; 0: none")
     parser.add_argument("--model", default="embedded")
     parser.add_argument("--checkpoint")
