@@ -51,15 +51,16 @@ def load_store(pack: Pack, split: Literal["train", "val"], *, device: str) -> Pi
     ends = sizes.prod(axis=1).cumsum()
     sources = tensors["source"][chosen]
     groups = tuple(torch.from_numpy(np.flatnonzero(sources == source)) for source in np.unique(sources))
-    sampled = {int(ends[n]): k for k, group in enumerate(groups) for n in group[:: -(-len(group) // SAMPLE)].tolist()}
+    sampled = {n: k for k, group in enumerate(groups) for n in group[:: -(-len(group) // SAMPLE)].tolist()}
     sharp: list[list[float | None]] = [[] for _ in groups]
     pixels, ids = torch.empty((int(ends[-1]), 3), dtype=torch.uint8), torch.empty(int(ends[-1]), dtype=torch.uint8)
-    for end, (image, map_of_ids) in zip(ends.tolist(), pictures_of(pack, chosen.tolist()), strict=True):
+    pictures = pictures_of(pack, chosen.tolist())
+    for number, (end, (image, map_of_ids)) in enumerate(zip(ends.tolist(), pictures, strict=True)):
         start = end - map_of_ids.size
         pixels[start:end] = torch.tensor(image).reshape(-1, 3)
         ids[start:end] = torch.tensor(map_of_ids).reshape(-1)
-        if end in sampled:
-            sharp[sampled[end]].append(sharpness(image, map_of_ids))
+        if number in sampled:
+            sharp[sampled[number]].append(sharpness(image, map_of_ids))
     starts = np.concatenate(([0], tensors["object_ends"][:-1]))[chosen]
     counts = tensors["object_ends"][chosen] - starts
     rows = np.concatenate([np.arange(start, start + count) for start, count in zip(starts, counts, strict=True)])
