@@ -597,10 +597,10 @@ class TrainSettings:
     good_share: float = 0.25
     """Probability that a prompt's coarse mask is nearly right (IoU above 0.9), so that the model learns to leave good
     masks alone."""
-    coarse_low: float = 0.5
+    coarse_low: float = 0.4
     coarse_high: float = 0.97
     """Range of IoU of the coarse masks that are neither nearly right nor blobs."""
-    blob_share: float = 0.25
+    blob_share: float = 0.3
     """Probability that a prompt's coarse mask is a blob of low resolution, like those of activation maps and mask
     heads."""
     blob_low: float = 0.4
