@@ -66,11 +66,7 @@ def test_only_a_fraction_is_reduced_whatever_the_batch() -> None:
     changed = (reduced.image != given.image).flatten(1).any(1)
     assert 30 <= int(changed.sum()) <= 70
     some = torch.tensor([150, 3, 77])
-    alone = shrunk(
-        Crops(*(part[some] for part in (given.image, given.ids, given.target, given.members, given.trust))),
-        draws.take(some),
-        share=0.25,
-    )
+    alone = shrunk(given.take(some), draws.take(some), share=0.25)
     assert torch.equal(alone.image, reduced.image[some])
     assert torch.equal(alone.ids, reduced.ids[some])
     unchanged = shrunk(given, draws, share=0.0)

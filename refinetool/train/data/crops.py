@@ -58,6 +58,10 @@ class Crops:
     members: Tensor
     trust: Tensor
 
+    def take(self, rows: Tensor) -> "Crops":
+        """Return some of the rows."""
+        return Crops(self.image[rows], self.ids[rows], self.target[rows], self.members[rows], self.trust[rows])
+
 
 # --- choosing windows
 

@@ -63,8 +63,7 @@ class Sampler:
         rows, drawn = on_host.to(self.store.device), draws.take(on_host)
         shown = draw_windows(self.store, drawn.fork("pasted window"), frame_share=0.0)
         other = cut(self.store, shown, drawn.fork("pasted"), side=side, companions=1)
-        ground = Crops(*(part[rows] for part in (crops.image, crops.ids, crops.target, crops.members, crops.trust)))
-        changed = paste(ground, other, drawn.fork("paste"))
+        changed = paste(crops.take(rows), other, drawn.fork("paste"))
         for whole, part in (
             (crops.image, changed.image),
             (crops.ids, changed.ids),
