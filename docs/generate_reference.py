@@ -289,8 +289,10 @@ def models_page() -> str:
         [
             "# Models",
             "These are the names that `--model` takes. Head, view, selection and snap are what `auto` means for a "
-            "model. The two thresholds are the defaults of the [guard](../design/guard.md) for the model; a dash means "
-            "that none was measured, so there is none. When to change these settings: [tuning](../how-to/tuning.md). "
+            "model. The next five columns are the defaults of the [guard](../design/guard.md) for the model: minimum "
+            "predicted IoU, minimum expected gain, the expected IoU from which half that gain is enough, minimum IoU "
+            "with the coarse mask, and maximum ratio of the areas; a dash means that there is no bound. When to change "
+            "these settings: [tuning](../how-to/tuning.md). "
             "Which model to use: [choosing a model](../how-to/choosing-a-model.md).",
             table(
                 [
@@ -302,6 +304,7 @@ def models_page() -> str:
                     "snap",
                     "predicted IoU",
                     "expected gain",
+                    "sure from",
                     "coarse IoU",
                     "area ratio",
                     "weights",
@@ -322,10 +325,11 @@ def _defaults(defaults: settings.ModelDefaults) -> list[str]:
     thresholds = (
         defaults.min_predicted_iou,
         defaults.min_expected_gain,
+        defaults.sure_iou,
         defaults.min_coarse_iou,
         defaults.max_area_ratio,
     )
-    bounds = ["-" if bound == settings.UNBOUNDED else f"{bound:g}" for bound in thresholds]
+    bounds = ["-" if bound in (settings.UNBOUNDED, 1.0) else f"{bound:g}" for bound in thresholds]
     return [defaults.view, defaults.selection, defaults.snap, *bounds]
 
 

@@ -113,6 +113,8 @@ class GuardSettings:
     """Refined area over coarse area, or its inverse, above which the refined mask is doubtful."""
     min_expected_gain: float | None = None
     """Fraction of the coarse mask's error that the model's mask must remove, as estimated from the model's logits."""
+    sure_iou: float | None = None
+    """Where the logits promise the model's mask at least this IoU, half of that fraction is enough."""
     min_left: float = 0.4
     """Fraction of its pixels that a refined mask must keep where regions share a map and others take some of them."""
 
@@ -173,6 +175,7 @@ class ModelDefaults:
     snap: Literal["none", "guided"] = "none"
     min_predicted_iou: float = UNBOUNDED
     min_expected_gain: float = UNBOUNDED
+    sure_iou: float = 1.0
     min_coarse_iou: float = 0.4
     max_area_ratio: float = 2.5
     """The last two bound what a model may do whose own opinion of its masks was not measured."""
@@ -255,6 +258,7 @@ class RefineSettings:
                 guard,
                 min_predicted_iou=_either(guard.min_predicted_iou, defaults.min_predicted_iou),
                 min_expected_gain=_either(guard.min_expected_gain, defaults.min_expected_gain),
+                sure_iou=_either(guard.sure_iou, defaults.sure_iou),
                 min_coarse_iou=_either(guard.min_coarse_iou, defaults.min_coarse_iou),
                 max_area_ratio=_either(guard.max_area_ratio, defaults.max_area_ratio),
             ),
@@ -271,6 +275,7 @@ BATCHES = {"cpu": (1, 4), "cuda": (8, 32)}
 NO_GUARD = GuardSettings(
     min_predicted_iou=UNBOUNDED,
     min_expected_gain=UNBOUNDED,
+    sure_iou=1.0,
     min_coarse_iou=0.0,
     max_area_ratio=-UNBOUNDED,
     min_left=0.0,

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
 
-from refinetool.post.guard import expected_gain, judge
+from refinetool.post.guard import judge, promised
 from refinetool.records import BoolArray, FloatArray, Proposal
 from refinetool.settings import NO_GUARD
 from refinetool.statuses import Reason
@@ -32,23 +32,23 @@ def slow_expected_iou(mask: BoolArray, logits: FloatArray) -> float:
 @given(coarse=filled, logits=sure)
 def test_the_expected_gain_is_that_of_expected_areas(coarse: BoolArray, logits: FloatArray) -> None:
     before, after = (slow_expected_iou(mask, logits) for mask in (coarse, logits > 0))
-    assert expected_gain(coarse, logits) == pytest.approx((after - before) / (1 - before), rel=1e-4, abs=1e-5)
+    assert promised(coarse, logits).gain == pytest.approx((after - before) / (1 - before), rel=1e-4, abs=1e-5)
 
 
 @given(coarse=filled, sharpness=st.floats(1, 60))
 def test_where_the_model_agrees_nothing_is_gained(coarse: BoolArray, sharpness: float) -> None:
-    assert expected_gain(coarse, np.where(coarse, sharpness, -sharpness).astype(np.float32)) == 0
+    assert promised(coarse, np.where(coarse, sharpness, -sharpness).astype(np.float32)).gain == 0
 
 
 @given(coarse=filled, object=filled)
 def test_a_model_without_doubt_expects_to_remove_all_error(coarse: BoolArray, object: BoolArray) -> None:
     certain = np.where(object, 80.0, -80.0).astype(np.float32)
-    assert expected_gain(coarse, certain) == pytest.approx(0 if (coarse == object).all() else 1, abs=1e-6)
+    assert promised(coarse, certain).gain == pytest.approx(0 if (coarse == object).all() else 1, abs=1e-6)
 
 
 def test_a_model_that_finds_nothing_gains_nothing() -> None:
     coarse = np.ones(SIZE, np.bool_)
-    assert expected_gain(coarse, np.full(SIZE, -100.0, np.float32)) <= 0
+    assert promised(coarse, np.full(SIZE, -100.0, np.float32)).gain <= 0
 
 
 def proposal(coarse: BoolArray, mask: BoolArray, *, score: float | None, logits: FloatArray | None) -> Proposal:
@@ -73,6 +73,21 @@ def test_a_mask_has_to_be_expected_to_be_better() -> None:
     assert reason(0.9, sure) is None
     assert reason(0.4, sure) is Reason.LOW_SCORE
     assert reason(None, None) is None
+
+
+@pytest.mark.parametrize(("sure_iou", "reason"), [(1.0, Reason.NO_GAIN), (0.9, None)])
+def test_a_sure_model_has_to_promise_half_as_much(sure_iou: float, reason: Reason | None) -> None:
+    coarse, refined = np.zeros((2, 20, 20), np.bool_)
+    coarse[4:16, 4:16] = refined[4:16, 4:15] = True
+    logits = np.where(refined, 8.0, -8.0).astype(np.float32)
+    logits[4:16, 15] = -0.4
+    promise = promised(coarse, logits)
+    assert promise.iou == pytest.approx(slow_expected_iou(refined, logits), rel=1e-4)
+    assert 0.9 < promise.iou < 1
+    assert promise.gain > 0
+    least = 1.5 * promise.gain  # too much to ask, but half of it is not
+    settings = replace(NO_GUARD, min_expected_gain=least, sure_iou=sure_iou)
+    assert judge(proposal(coarse, refined, score=None, logits=logits), settings=settings).reason is reason
 
 
 @pytest.mark.parametrize(

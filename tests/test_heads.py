@@ -131,6 +131,7 @@ def test_the_guard_has_no_thresholds_for_other_heads(tmp_path: Path) -> None:
     for head in ("none", str(write_head(tmp_path / "head.safetensors"))):
         defaults = load(head).defaults
         assert defaults.min_predicted_iou == defaults.min_expected_gain == UNBOUNDED
+        assert defaults.sure_iou == 1.0
         assert (defaults.min_coarse_iou, defaults.max_area_ratio) == (0.4, 2.5)
         assert defaults.selection == "single"
     assert load("auto").defaults.min_expected_gain > 0

@@ -76,7 +76,8 @@ MODELS: dict[str, Model] = {
                 view="crop",
                 selection="single",
                 snap="guided",
-                min_expected_gain=0.25,
+                min_expected_gain=0.3,
+                sure_iou=0.955,
                 min_coarse_iou=0.1,
                 max_area_ratio=8.0,
                 single_threaded=True,
@@ -223,6 +224,7 @@ def _with_another_head(defaults: ModelDefaults) -> ModelDefaults:
         selection="single",
         min_predicted_iou=unmeasured.min_predicted_iou,
         min_expected_gain=unmeasured.min_expected_gain,
+        sure_iou=unmeasured.sure_iou,
         min_coarse_iou=unmeasured.min_coarse_iou,
         max_area_ratio=unmeasured.max_area_ratio,
     )

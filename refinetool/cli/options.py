@@ -380,6 +380,15 @@ SETTINGS = (
         default=MODEL_DEFAULT,
     ),
     Setting(
+        "guard.sure_iou",
+        "--sure-iou",
+        GUARD,
+        "IoU of the refined mask, estimated from the model's logits, from which half of that fraction is enough.",
+        low=0,
+        high=1,
+        default=MODEL_DEFAULT,
+    ),
+    Setting(
         "guard.min_coarse_iou",
         "--min-coarse-iou",
         GUARD,

@@ -1,6 +1,7 @@
 """The guard: keeps the coarse mask where the refined one is doubtful, and gives a reason."""
 
 from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 
@@ -9,6 +10,8 @@ from refinetool.records import FloatMap, Mask, Proposal
 from refinetool.settings import GuardSettings
 from refinetool.statuses import Reason
 
+SURE_FACTOR = 0.5
+"""What the minimum gain is multiplied by where the model is sure of its mask."""
 LEAST_ERROR = 1e-6
 """Lower bound of expected errors, which avoids a division by zero."""
 
@@ -30,34 +33,46 @@ def judge(proposal: Proposal, *, settings: GuardSettings) -> Proposal:
 def _doubt(proposal: Proposal, overlap: float, settings: GuardSettings) -> Reason | None:
     assert settings.min_predicted_iou is not None and settings.min_expected_gain is not None, "unresolved settings"
     assert settings.min_coarse_iou is not None and settings.max_area_ratio is not None, "unresolved settings"
+    assert settings.sure_iou is not None, "unresolved settings"
     score, logits = proposal.predicted_iou, proposal.logits
     if not proposal.mask.any():
         return Reason.EMPTY_RESULT
     if score is not None and score < settings.min_predicted_iou:
         return Reason.LOW_SCORE
-    if logits is not None and expected_gain(proposal.coarse, logits) < settings.min_expected_gain:
-        return Reason.NO_GAIN
+    if logits is not None:
+        promise = promised(proposal.coarse, logits)
+        factor = SURE_FACTOR if promise.iou >= settings.sure_iou else 1.0
+        if promise.gain < factor * settings.min_expected_gain:
+            return Reason.NO_GAIN
     growth = float(np.count_nonzero(proposal.mask) / np.count_nonzero(proposal.coarse))
     if overlap < settings.min_coarse_iou or max(growth, 1 / growth) > settings.max_area_ratio:
         return Reason.DRIFT
     return None
 
 
-def expected_gain(coarse: Mask, logits: FloatMap) -> float:
-    """Estimate the fraction of the coarse mask's error that the model's mask removes, from calibrated logits.
+class Promise(NamedTuple):
+    """What a model's logits promise.
+
+    iou: Expected IoU of the model's mask, 0..1.
+    gain: Expected fraction of the coarse mask's error that the model's mask removes, at most 1; 0 where the model
+        agrees with the coarse mask, or expects no object at all.
+    """
+
+    iou: float
+    gain: float
+
+
+def promised(coarse: Mask, logits: FloatMap) -> Promise:
+    """Estimate from calibrated logits how good the model's mask is, and how much better than the coarse mask.
 
     The expected IoU of a mask M with an object that covers each pixel with probability p is approximated by the ratio
-    of
-    the expected areas: sum(p in M) / (area(M) + sum(p outside M)). With E for the model's mask and C for the coarse
+    of the expected areas: sum(p in M) / (area(M) + sum(p outside M)). With E for the model's mask and C for the coarse
     one, the gain is (E - C) / (1 - C). The model's mask before snapping is used, because snapping changes details that
     are finer than the grid of the logits.
 
     Args:
         coarse: bool (H, W), not empty.
         logits: float32 (h, w) over the same frame; above 0 is the model's mask.
-
-    Returns:
-        At most 1; 0 where the model agrees with the coarse mask, or expects no object at all.
     """
     fine = spread(logits, coarse.shape)
     chance = 1 / (1 + np.exp(-np.maximum(fine, -80)))  # the exponential overflows from 88 on
@@ -68,5 +83,5 @@ def expected_gain(coarse: Mask, logits: FloatMap) -> float:
         either = np.count_nonzero(mask) + total - inside
         return float(inside / either) if either > 0 else 0.0
 
-    before = expected_iou(coarse)
-    return (expected_iou(fine > 0) - before) / max(1 - before, LEAST_ERROR)
+    before, after = expected_iou(coarse), expected_iou(fine > 0)
+    return Promise(after, (after - before) / max(1 - before, LEAST_ERROR))
