@@ -43,9 +43,9 @@ def test_ten_clicks_become_masks(command: Command, tmp_path: Path, monkeypatch: 
         record = json.loads((tmp_path / name).read_text())
         (annotation,) = record["annotations"]
         found = coco_mask.decode(annotation["segmentation"]).astype(bool)
-        # Centres of coins of the right half, and places between them that no coin is near.
-        coins = [(24, 50), (87, 52), (146, 43), (12, 122), (90, 118), (144, 124), (20, 192), (81, 194), (157, 187)]
-        between = [(58, 95), (118, 88), (50, 155), (115, 160), (175, 90), (5, 85)]
+        # Centres of the coins of the upper row, and places between them.
+        coins = [(44, 54), (101, 57), (156, 51), (216, 50), (279, 52), (338, 43)]
+        between = [(72, 84), (72, 20), (128, 84), (186, 15), (248, 84), (310, 84)]
         on, off = (np.mean([found[y, x] for x, y in places]) for places in (coins, between))
         assert on > 0.7, name
         assert off < 0.2, name
