@@ -3,14 +3,14 @@
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from refinetool.modules.heads import Head
 from refinetool.train.data.corruptions import overlap
 from refinetool.train.data.draws import Draws
 from refinetool.train.data.examples import Example
 from refinetool.train.data.prompts import mine
-from refinetool.train.data.sampler import at_least_half
+from refinetool.train.data.sampler import at_least_half, per_crop
 from refinetool.train.questions import FULL, look, pose, refine
 
 KEYS = 1 << 62
@@ -36,14 +36,10 @@ def second_pass(batch: Example, sam: Any, head: Head | None, *, generator: torch
     keys = torch.randint(KEYS, (len(coarse),), generator=generator, device=coarse.device)
     mined = mine(coarse, Draws(keys))
     truth = at_least_half(batch.targets.float() / 255).flatten(0, 1)
-
-    def per_crop(rows: Tensor) -> Tensor:
-        return rows.view(count, prompts, *rows.shape[1:])
-
     return batch._replace(
-        points=per_crop(mined.points),
-        labels=per_crop(mined.labels),
-        masks=per_crop(mined.masks),
-        coarse=per_crop(coarse),
-        coarse_iou=per_crop(overlap(coarse, truth)),
+        points=per_crop(mined.points, count),
+        labels=per_crop(mined.labels, count),
+        masks=per_crop(mined.masks, count),
+        coarse=per_crop(coarse, count),
+        coarse_iou=per_crop(overlap(coarse, truth), count),
     )

@@ -6,7 +6,7 @@ from dataclasses import replace
 import torch
 import torch.nn.functional as F
 
-from refinetool.train.data.crops import Crops
+from refinetool.train.data.crops import Crops, nearest
 from refinetool.train.data.draws import Draws
 
 SIDES = (28, 128)
@@ -36,7 +36,10 @@ def shrunk(crops: Crops, draws: Draws, *, share: float) -> Crops:
             continue
         small = F.interpolate(image[row, None], (side, side), mode="bilinear", antialias=True).round()
         image[row] = F.interpolate(small, (full, full), mode="bilinear")[0].round()
-        cell = (2 * torch.arange(full) + 1) * side // (2 * full)
-        pixel = ((2 * cell + 1) * full // (2 * side)).to(ids.device)  # the middle of the cell
+        cell, middle = (
+            nearest(torch.tensor([length]), target=count, mirrored=torch.tensor([False]))[0]
+            for length, count in ((side, full), (full, side))
+        )
+        pixel = middle[cell].to(ids.device)
         ids[row], target[row] = ids[row][pixel][:, pixel], target[row][pixel][:, pixel]
     return replace(crops, image=image, ids=ids, target=target)

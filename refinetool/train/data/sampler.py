@@ -114,15 +114,15 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
     weights = (1 + EDGE_WEIGHT * trust * torch.exp(-((scene.depth / EDGE_SIGMA) ** 2))) * known[crop]
     return Example(
         image=image.byte(),
-        points=_per_crop(prompts.points, count),
-        labels=_per_crop(prompts.labels, count),
-        masks=_per_crop(prompts.masks, count),
-        coarse=_per_crop(coarse, count),
-        targets=_per_crop((covered[crop, which] * 255).round().byte(), count),
-        weights=_per_crop((weights * 40).round().byte(), count),
+        points=per_crop(prompts.points, count),
+        labels=per_crop(prompts.labels, count),
+        masks=per_crop(prompts.masks, count),
+        coarse=per_crop(coarse, count),
+        targets=per_crop((covered[crop, which] * 255).round().byte(), count),
+        weights=per_crop((weights * 40).round().byte(), count),
         edges=meeting_lines(crops.ids, cell=CELL),
-        coarse_iou=_per_crop(overlap(coarse, scene.masks), count),
-        truth=_per_crop(things[crop, which], count),
+        coarse_iou=per_crop(overlap(coarse, scene.masks), count),
+        truth=per_crop(things[crop, which], count),
     )
 
 
@@ -143,7 +143,7 @@ def draw_goals(draws: Draws, *, settings: TrainSettings) -> Goals:
     return Goals(blobs, low, high)
 
 
-def _per_crop(rows: Tensor, count: int) -> Tensor:
+def per_crop(rows: Tensor, count: int) -> Tensor:
     """Reshape one row per prompt to rows per crop: (B x K, ...) → (B, K, ...)."""
     return rows.view(count, -1, *rows.shape[1:])
 
