@@ -20,7 +20,7 @@ from pycocotools.mask import decode, frPyObjects
 import refinetool
 from refinetool import cli
 from refinetool.backends import weights
-from refinetool.cli import options
+from refinetool.cli import options, settings_options
 from refinetool.errors import Interrupted
 from refinetool.running import run as running
 from refinetool.running.run import Summary
@@ -108,9 +108,11 @@ def literals_of(hint: object) -> set[tuple[object, ...]]:
 
 
 def test_every_option_of_a_setting_is_tried_here() -> None:
-    assert {setting.flag for setting in options.SETTINGS} == {arguments.split()[0] for arguments, _, _ in SETTINGS}
-    assert len({setting.variable for setting in options.SETTINGS}) == len(options.SETTINGS)
-    assert {setting.path for setting in options.SETTINGS} <= flat(RefineSettings()).keys()
+    assert {setting.flag for setting in settings_options.SETTINGS} == {
+        arguments.split()[0] for arguments, _, _ in SETTINGS
+    }
+    assert len({setting.variable for setting in settings_options.SETTINGS}) == len(settings_options.SETTINGS)
+    assert {setting.path for setting in settings_options.SETTINGS} <= flat(RefineSettings()).keys()
 
 
 def test_a_setting_that_takes_words_refuses_others(command: Command, passed_on: dict[str, Any]) -> None:

@@ -10,6 +10,7 @@ import typer
 from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.cli.options import JOB, REFINE
+from refinetool.cli.settings_options import changed, with_settings
 from refinetool.errors import DataError
 from refinetool.settings import ADAPT_RECIPES, MAX_SEED, AdaptSettings
 
@@ -29,7 +30,7 @@ FEW = 100
     "measure whether it helps; if it does not, nothing is written and the exit code is 1. Use the adapter with refine "
     "--iou-adapter.",
 )
-@options.with_settings("max_pixels", "image_batch", "prompt_batch", "view.mode", "prompts.box")
+@with_settings("max_pixels", "image_batch", "prompt_batch", "view.mode", "prompts.box")
 def adapt_iou(
     *,
     coarse: options.Coarse,
@@ -141,7 +142,7 @@ def adapt_iou(
         seed=seed,
         **{name: value for name, value in given.items() if value is not None},  # type: ignore[arg-type]
     )
-    settings = options.changed(REFINE, changes)
+    settings = changed(REFINE, changes)
     with console.counting("collecting features", unit="images", quiet=quiet) as listener:
         summary = adapt(
             coarse,

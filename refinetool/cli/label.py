@@ -12,6 +12,7 @@ from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.cli.options import FILES, JOB, METHOD, MODEL
 from refinetool.cli.refine import resume_command
+from refinetool.cli.settings_options import changed, with_settings
 from refinetool.errors import DataError, Interrupted
 from refinetool.locations import location
 from refinetool.settings import LabelSettings, RefineSettings
@@ -46,7 +47,7 @@ REJECTED: dict[Reason, str] = {
     "export it, or a folder of class maps. In every image of IMAGES, one mask per class is written, with a score. "
     "Masks that are doubtful are left out, and the summary says why. Continue an interrupted run with --resume."
 )
-@options.with_settings("max_pixels", "image_batch", "prompt_batch", "view.mode", "snap.mode")
+@with_settings("max_pixels", "image_batch", "prompt_batch", "view.mode", "snap.mode")
 def label(
     *,
     images: Annotated[
@@ -174,7 +175,7 @@ def label(
     from refinetool.label import label_dataset
 
     find_model(model)
-    settings = options.changed(RefineSettings(), changes)
+    settings = changed(RefineSettings(), changes)
     labels = replace(
         LABEL,
         threshold=threshold,

@@ -11,6 +11,7 @@ import typer
 from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.cli.options import JOB
+from refinetool.cli.settings_options import changed, with_settings
 from refinetool.errors import DataError, Interrupted, UsageError
 from refinetool.settings import METHODS, NO_GUARD, RELEASE
 
@@ -21,7 +22,7 @@ from refinetool.settings import METHODS, NO_GUARD, RELEASE
     "doubtful, stays coarse, and the summary says why. If images can't be read, the exit code is 1. Continue an "
     "interrupted run with --resume."
 )
-@options.with_settings()
+@with_settings()
 def refine(
     *,
     coarse: options.Coarse,
@@ -62,7 +63,7 @@ def refine(
     if compat == "release" and method != "samrefiner":
         raise UsageError(f"--compat release works only with the method samrefiner; drop it or --method {method}")
     base = RELEASE if compat == "release" else METHODS[method]
-    settings = options.changed(replace(base, guard=NO_GUARD) if no_guard else base, changes)
+    settings = changed(replace(base, guard=NO_GUARD) if no_guard else base, changes)
     prompts = settings.prompts
     if not (prompts.use_point or prompts.use_negative or prompts.use_box or prompts.use_mask):
         raise UsageError("no prompt is left for the model; keep at least one of point, negative point, box and mask")
