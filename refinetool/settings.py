@@ -594,9 +594,9 @@ class TrainSettings:
     """Probability that the object of an example is pasted from another picture; only these have exact edges."""
     frame_share: float = 0.12
     """Probability that an example shows much of the picture instead of a crop around the object."""
-    smaller_share: float = 0.25
-    """Probability that a crop is reduced and enlarged again, so that the object is as small as most are in large
-    pictures."""
+    smaller_share: float = 0.35
+    """Probability that an object is shown as small as most are in large pictures: the crop is reduced and enlarged
+    again."""
     other_object_share: float = 0.25
     """Probability that a prompt is for another object of the crop."""
     good_share: float = 0.25

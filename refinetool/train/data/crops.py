@@ -5,7 +5,7 @@ filter is separable, so a crop is two matrix products; ids are taken from the ne
 """
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +21,10 @@ WHOLE = 256
 """Sum of the weights of one pass of a resampling."""
 LEAST_FRACTION = 0.006
 """An object that covers a smaller fraction of its window is shown in a closer window."""
+SMALL_PX = (12, 64)
+"""Longer side of the box of objects that are shown smaller than they are ..."""
+LEAST_AREA_PX = 100
+"""... which keep about this area."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,16 +33,23 @@ class Windows:
 
     picture, object: int64 (B,), rows of the store.
     boxes: int64 (B, 4), half-open xyxy inside the picture.
+    pixels: int64 (B, 2), how many pixels of width and height the crop is reduced to, at most those of the box.
     mirrored: bool (B,).
     """
 
     picture: Tensor
     object: Tensor
     boxes: Tensor
+    pixels: Tensor
     mirrored: Tensor
 
     def __len__(self) -> int:
         return len(self.picture)
+
+    @property
+    def reduced(self) -> Tensor:
+        """Which crops have fewer pixels than their boxes: bool (B,)."""
+        return (self.pixels < self.boxes[:, 2:] - self.boxes[:, :2]).any(1)
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +61,7 @@ class Crops:
     target: bool (B, S, S), the object of the example.
     members: bool (B, J, 256), which ids make up each of J objects of the picture, drawn with replacement.
     trust: float32 (B,), how far outlines can be trusted to the pixel, 0..1.
+    pixels: int64 (B, 2), how many pixels of the picture lie along the width and the height of the crop.
     """
 
     image: Tensor
@@ -57,20 +69,22 @@ class Crops:
     target: Tensor
     members: Tensor
     trust: Tensor
+    pixels: Tensor
 
     def take(self, rows: Tensor) -> "Crops":
         """Return some of the rows."""
-        return Crops(self.image[rows], self.ids[rows], self.target[rows], self.members[rows], self.trust[rows])
+        return Crops(*(getattr(self, field.name)[rows] for field in fields(self)))
 
 
 # --- choosing windows
 
 
-def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float) -> Windows:
+def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float, smaller_share: float = 0.0) -> Windows:
     """Choose a source, a picture, an object and a window around it for every row.
 
     Args:
         frame_share: Fraction of windows that show much of the picture instead of the object with a margin.
+        smaller_share: Fraction of windows that show the object as if it were smaller, see `smaller_by`.
     """
     source = draws.choice("source", store.shares)
     group_sizes = torch.tensor([len(group) for group in store.groups])
@@ -79,11 +93,31 @@ def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float) -> Wi
     first, last = store.first_object[picture], store.first_object[picture + 1]
     thing = first + draws.below("object", last - first)
     size, box = store.sizes[picture].flip(1).double(), store.boxes[thing]
-    near = object_window(box, size, draws)
+    smaller = draws.uniform("smaller") < smaller_share
+    scale = torch.where(smaller, smaller_by(box, store.areas[thing], draws), 1.0)[:, None]
+    near = (object_window(box * scale, size * scale, draws) / scale).floor()
     wide = large_window(box, size, draws)
     room = (wide[:, 2:] - wide[:, :2]).prod(1)
-    far = (draws.uniform("frame") < frame_share) & (store.areas[thing] > LEAST_FRACTION * room)
-    return Windows(picture, thing, torch.where(far[:, None], wide, near).long(), draws.uniform("mirror") < 0.5)
+    far = (draws.uniform("frame") < frame_share) & (store.areas[thing] > LEAST_FRACTION * room) & ~smaller
+    boxes = torch.where(far[:, None], wide, near).long()
+    pixels = ((boxes[:, 2:] - boxes[:, :2]) * scale).round().clamp(min=1).long()
+    return Windows(picture, thing, boxes, pixels, draws.uniform("mirror") < 0.5)
+
+
+def smaller_by(boxes: Tensor, areas: Tensor, draws: Draws) -> Tensor:
+    """Choose factors, float64 (B,), that make objects as small as they are in large pictures.
+
+    The longer side of the box becomes SMALL_PX pixels long, drawn evenly on a logarithmic scale, if it is longer. The
+    object keeps about LEAST_AREA_PX pixels.
+
+    Args:
+        boxes: float64 (B, 4), xyxy.
+        areas: (B,), in pixels.
+    """
+    low, high = (math.log(side) for side in SMALL_PX)
+    wanted = draws.between("small side", low, high).exp()
+    longer = (boxes[:, 2:] - boxes[:, :2]).amax(1)
+    return torch.maximum(wanted / longer, (LEAST_AREA_PX / areas.double()).sqrt()).clamp(max=1)
 
 
 def object_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
@@ -149,7 +183,8 @@ def cut(store: PictureStore, windows: Windows, draws: Draws, *, side: int, compa
     ids = store.ids[start[:, None, None] + row[:, :, None] * stride[:, None, None] + column[:, None]].long()
     target = lookup(store.members[windows.object.to(device)], ids)
     members = store.members[torch.stack(picks, 1).to(device)]
-    return Crops(image.contiguous(), ids, target, members, store.trust[windows.picture].to(device))
+    trust = store.trust[windows.picture].to(device)
+    return Crops(image.contiguous(), ids, target, members, trust, boxes[:, 2:] - boxes[:, :2])
 
 
 def resampling(lengths: Tensor, *, source: int, target: int, mirrored: Tensor) -> Tensor:
@@ -223,8 +258,14 @@ def paste(crops: Crops, other: Crops, draws: Draws) -> Crops:
     alpha = torch.where(blur < 0.7, blurred(alpha, sigma.flatten()), alpha)
     image = crops.image * (1 - alpha) + (colours * gain + offset) * alpha
     ids = torch.where(alpha[:, 0] > 0.5, PASTED, crops.ids)
-    trust = torch.ones_like(crops.trust)
-    return replace(crops, image=image.round().clamp(0, 255), ids=ids, target=target, trust=trust)
+    return replace(
+        crops,
+        image=image.round().clamp(0, 255),
+        ids=ids,
+        target=target,
+        trust=torch.ones_like(crops.trust),
+        pixels=torch.full_like(crops.pixels, side),  # turned pixels have no rows and columns
+    )
 
 
 def blurred(images: Tensor, sigmas: Tensor) -> Tensor:

@@ -1,45 +1,67 @@
-"""Shows crops as if their picture had been smaller: in large pictures, most objects are only a few pixels wide."""
+"""Few pixels: crops as if their picture had been smaller, and coarse masks made of the picture's pixels.
 
-import math
+In large pictures, most objects are only a few pixels wide, and so are the steps of their outlines.
+"""
+
 from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
+from torch import Tensor
 
-from refinetool.train.data.crops import Crops, nearest
-from refinetool.train.data.draws import Draws
-
-SIDES = (28, 128)
-"""Pixels along a side of the smaller crop, drawn evenly on a logarithmic scale ..."""
-LEAST_AREA_PX = 100
-"""... but so many that the object keeps about this area."""
+from refinetool.train.data.crops import Crops
 
 
-def shrunk(crops: Crops, draws: Draws, *, share: float) -> Crops:
-    """Reduce a fraction of the crops and enlarge them again, so that image, ids and target have less detail.
+def shrunk(crops: Crops, pixels: Tensor, *, rows: Tensor) -> Crops:
+    """Reduce some crops and enlarge them again, so that image, ids and target have less detail.
 
     Crops are changed one at a time, so that an example does not depend on its batch.
 
     Args:
-        draws: On the CPU, one row per crop.
-        share: Probability that a crop is changed.
+        pixels: int64 (B, 2), width and height to reduce a crop to.
+        rows: bool (B,), on the CPU, which crops to reduce.
     """
-    full = crops.ids.shape[-1]
-    low, high = (math.log(side) for side in SIDES)
-    sides = draws.between("smaller side", low, high).exp()
-    image, ids, target = crops.image.clone(), crops.ids.clone(), crops.target.clone()
-    for row in (draws.uniform("smaller") < share).nonzero()[:, 0].tolist():
-        covered = float(target[row].float().mean())
-        least = math.sqrt(LEAST_AREA_PX / covered) if covered else full
-        side = round(max(float(sides[row]), least))
-        if side >= full:
-            continue
-        small = F.interpolate(image[row, None], (side, side), mode="bilinear", antialias=True).round()
+    if not rows.any():
+        return crops
+    image, ids, target, shown = (each.clone() for each in (crops.image, crops.ids, crops.target, crops.pixels))
+    full = ids.shape[-1]
+    over = cells_of_pixels(pixels, side=full).to(ids.device)
+    for row in rows.nonzero()[:, 0].tolist():
+        width, height = (min(int(count), full) for count in pixels[row])
+        small = F.interpolate(image[row, None], (height, width), mode="bilinear", antialias=True).round()
         image[row] = F.interpolate(small, (full, full), mode="bilinear")[0].round()
-        cell, middle = (
-            nearest(torch.tensor([length]), target=count, mirrored=torch.tensor([False]))[0]
-            for length, count in ((side, full), (full, side))
-        )
-        pixel = middle[cell].to(ids.device)
-        ids[row], target[row] = ids[row][pixel][:, pixel], target[row][pixel][:, pixel]
-    return replace(crops, image=image, ids=ids, target=target)
+        across, down = over[row]
+        ids[row], target[row] = ids[row][down][:, across], target[row][down][:, across]
+        shown[row] = torch.minimum(shown[row], pixels[row].to(shown.device))
+    return replace(crops, image=image, ids=ids, target=target, pixels=shown)
+
+
+def in_pixels(masks: Tensor, pixels: Tensor) -> Tensor:
+    """Redraw masks with the pixels of their picture, where these are larger than the cells of the masks.
+
+    Defects are drawn on a fine grid. A coarse mask in use has the pixels of its picture, and so has the true mask of a
+    crop. A mask that would vanish stays as it is.
+
+    Args:
+        masks: bool (n, h, h).
+        pixels: int64 (n, 2), see `Crops`.
+    """
+    across, down = cells_of_pixels(pixels, side=masks.shape[-1]).unbind(1)
+    rows = torch.arange(len(masks), device=masks.device)[:, None, None]
+    redrawn = masks[rows, down[:, :, None], across[:, None, :]]
+    return torch.where(redrawn.flatten(1).any(1)[:, None, None], redrawn, masks)
+
+
+def cells_of_pixels(pixels: Tensor, *, side: int) -> Tensor:
+    """Find the cell under the centre of the pixel under the centre of each cell, of `side` cells along an axis.
+
+    Args:
+        pixels: int64 (n, 2), the number of pixels along two axes.
+
+    Returns:
+        int64 (n, 2, side); the cells themselves where pixels are no larger.
+    """
+    cell = torch.arange(side, device=pixels.device)
+    count = pixels[..., None]
+    pixel = (2 * cell + 1) * count // (2 * side)
+    return torch.where(count < side, (2 * pixel + 1) * side // (2 * count), cell)

@@ -22,7 +22,7 @@ from refinetool.train.data.draws import Draws, draws_for
 from refinetool.train.data.examples import Example
 from refinetool.train.data.photometric import noise_bank, photometric
 from refinetool.train.data.prompts import mine
-from refinetool.train.data.resolution import shrunk
+from refinetool.train.data.resolution import in_pixels, shrunk
 from refinetool.train.data.store import PictureStore
 
 COMPANIONS = 6
@@ -50,13 +50,19 @@ class Sampler:
     def batch(self, numbers: Tensor, *, side: int) -> Example:
         """Make the examples with these numbers, int64 (B,) on the CPU, as crops of a side that is a multiple of 32."""
         draws = draws_for(self.seed, numbers)
-        crops = shrunk(self._crops(draws, side=side), draws.fork("resolution"), share=self.settings.smaller_share)
+        crops = self._crops(draws, side=side)
         image = photometric(crops.image, draws.fork("colours"), bank=self.bank)
         return make_examples(crops, image, draws, settings=self.settings)
 
     def _crops(self, draws: Draws, *, side: int) -> Crops:
-        windows = draw_windows(self.store, draws.fork("window"), frame_share=self.settings.frame_share)
+        settings = self.settings
+        windows = draw_windows(
+            self.store, draws.fork("window"), frame_share=settings.frame_share, smaller_share=settings.smaller_share
+        )
         crops = cut(self.store, windows, draws.fork("companions"), side=side, companions=COMPANIONS)
+        return shrunk(self._with_pasted(crops, draws, side=side), windows.pixels, rows=windows.reduced)
+
+    def _with_pasted(self, crops: Crops, draws: Draws, *, side: int) -> Crops:
         on_host = (draws.uniform("composite") < self.settings.composite_share).nonzero()[:, 0]
         if not len(on_host):
             return crops
@@ -69,6 +75,7 @@ class Sampler:
             (crops.ids, changed.ids),
             (crops.target, changed.target),
             (crops.trust, changed.trust),
+            (crops.pixels, changed.pixels),
         ):
             whole[rows] = part
         return crops
@@ -108,6 +115,7 @@ def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainS
     )
     goals = draw_goals(rows, settings=settings)
     coarse = corrupt(scene, rows.fork("corrupt"), **goals._asdict(), tries=settings.corruption_tries)
+    coarse = in_pixels(coarse, crops.pixels[crop])
     prompts = mine(coarse, rows.fork("prompts").to(device))
     known = F.max_pool2d((crops.ids == VOID).float()[:, None], 2)[:, 0] == 0
     trust = crops.trust[crop][:, None, None]
