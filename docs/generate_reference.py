@@ -9,7 +9,7 @@ don't depend on terminal width, colours or the version of Typer. tests/test_docs
 import ast
 import inspect
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, astuple, dataclass, fields
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -322,14 +322,7 @@ def models_page() -> str:
 
 
 def _defaults(defaults: settings.ModelDefaults) -> list[str]:
-    thresholds = (
-        defaults.min_predicted_iou,
-        defaults.min_expected_gain,
-        defaults.sure_iou,
-        defaults.min_coarse_iou,
-        defaults.max_area_ratio,
-    )
-    bounds = ["-" if bound in (settings.UNBOUNDED, 1.0) else f"{bound:g}" for bound in thresholds]
+    bounds = ["-" if bound in (settings.UNBOUNDED, 1.0) else f"{bound:g}" for bound in astuple(defaults.guard)]
     return [defaults.view, defaults.selection, defaults.snap, *bounds]
 
 

@@ -1,7 +1,7 @@
 """Settings with every default of the tool. Functions elsewhere take plain keyword arguments without defaults."""
 
 import os
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from typing import Literal, TypeAlias
 
 SuiteName: TypeAlias = Literal["davis-like", "boundary", "weak", "train-mix", "stress", "embedded-mix"]
@@ -163,22 +163,28 @@ class PolygonSettings:
 
 
 @dataclass(frozen=True, slots=True)
-class ModelDefaults:
-    """Defaults of a model: the values that `auto` and None stand for in `RefineSettings`.
+class GuardThresholds:
+    """Thresholds of the guard that suit a model: what None stands for in `GuardSettings`.
 
-    The guard has thresholds for predicted IoU and expected gain only for models on which they were measured; see
-    docs/design/guard.md.
+    The defaults are for models whose opinion of their own masks was not measured: they bound overlap and area, but
+    neither predicted IoU nor expected gain. See docs/design/guard.md.
     """
 
-    view: Literal["frame", "crop", "mixed"] = "mixed"
-    selection: Literal["single", "predicted", "coarse"] = "predicted"
-    snap: Literal["none", "guided"] = "none"
     min_predicted_iou: float = UNBOUNDED
     min_expected_gain: float = UNBOUNDED
     sure_iou: float = 1.0
     min_coarse_iou: float = 0.4
     max_area_ratio: float = 2.5
-    """The last two bound what a model may do whose own opinion of its masks was not measured."""
+
+
+@dataclass(frozen=True, slots=True)
+class ModelDefaults:
+    """Defaults of a model: the values that `auto` and None stand for in `RefineSettings`."""
+
+    view: Literal["frame", "crop", "mixed"] = "mixed"
+    selection: Literal["single", "predicted", "coarse"] = "predicted"
+    snap: Literal["none", "guided"] = "none"
+    guard: GuardThresholds = field(default_factory=GuardThresholds)
     single_threaded: bool = False
     """Whether, on a CPU, batches run side by side on one thread each instead of one after the other on all threads. It
     is faster for a small model, whose operations are too short to divide; a large one would need its memory many times.
@@ -248,25 +254,14 @@ class RefineSettings:
 
     def resolved(self, defaults: ModelDefaults) -> "RefineSettings":
         """Replace `auto` and None by the defaults of a model. Resolving twice changes nothing."""
-        guard = self.guard
+        suits = {name: value for name, value in asdict(defaults.guard).items() if getattr(self.guard, name) is None}
         return replace(
             self,
             selection=defaults.selection if self.selection == "auto" else self.selection,
             view=replace(self.view, mode=defaults.view if self.view.mode == "auto" else self.view.mode),
             snap=replace(self.snap, mode=defaults.snap if self.snap.mode == "auto" else self.snap.mode),
-            guard=replace(
-                guard,
-                min_predicted_iou=_either(guard.min_predicted_iou, defaults.min_predicted_iou),
-                min_expected_gain=_either(guard.min_expected_gain, defaults.min_expected_gain),
-                sure_iou=_either(guard.sure_iou, defaults.sure_iou),
-                min_coarse_iou=_either(guard.min_coarse_iou, defaults.min_coarse_iou),
-                max_area_ratio=_either(guard.max_area_ratio, defaults.max_area_ratio),
-            ),
+            guard=replace(self.guard, **suits),
         )
-
-
-def _either(chosen: float | None, default: float) -> float:
-    return default if chosen is None else chosen
 
 
 BATCHES = {"cpu": (1, 4), "cuda": (8, 32)}

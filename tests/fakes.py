@@ -8,10 +8,10 @@ import numpy as np
 from refinetool.backends import Embedding, Prediction
 from refinetool.masks import iou
 from refinetool.records import BoolArray, FloatArray, ImageArray, IntArray, Prompts, Size
-from refinetool.settings import ModelDefaults
+from refinetool.settings import GuardThresholds, ModelDefaults
 
 BRIGHT = 128
-CAUTIOUS = ModelDefaults(min_predicted_iou=0.76, min_expected_gain=0.2)
+CAUTIOUS = ModelDefaults(guard=GuardThresholds(min_predicted_iou=0.76, min_expected_gain=0.2))
 
 
 @dataclass(frozen=True)

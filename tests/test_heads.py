@@ -130,11 +130,12 @@ def test_only_the_weights_of_a_head_count(tmp_path: Path) -> None:
 def test_the_guard_has_no_thresholds_for_other_heads(tmp_path: Path) -> None:
     for head in ("none", str(write_head(tmp_path / "head.safetensors"))):
         defaults = load(head).defaults
-        assert defaults.min_predicted_iou == defaults.min_expected_gain == UNBOUNDED
-        assert defaults.sure_iou == 1.0
-        assert (defaults.min_coarse_iou, defaults.max_area_ratio) == (0.4, 2.5)
+        guard = defaults.guard
+        assert guard.min_predicted_iou == guard.min_expected_gain == UNBOUNDED
+        assert guard.sure_iou == 1.0
+        assert (guard.min_coarse_iou, guard.max_area_ratio) == (0.4, 2.5)
         assert defaults.selection == "single"
-    assert load("auto").defaults.min_expected_gain > 0
+    assert load("auto").defaults.guard.min_expected_gain > 0
 
 
 def test_random_weights_come_with_random_heads() -> None:

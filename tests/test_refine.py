@@ -19,6 +19,7 @@ from refinetool.refine import Refiner
 from refinetool.settings import (
     NO_GUARD,
     GuardSettings,
+    GuardThresholds,
     ModelDefaults,
     PromptSettings,
     RefineSettings,
@@ -201,7 +202,7 @@ def test_snapping_brings_no_new_pieces(picture: Path) -> None:
     ],
 )
 def test_none_stands_for_what_suits_the_model(picture: Path, chosen: GuardSettings, status: str) -> None:
-    backend = BrightBackend(score=0.5, defaults=ModelDefaults(min_predicted_iou=0.6))
+    backend = BrightBackend(score=0.5, defaults=ModelDefaults(guard=GuardThresholds(min_predicted_iou=0.6)))
     refiner = Refiner(backend, RefineSettings(guard=chosen))
     assert run(refiner, sample_of(picture, [COARSE[0]])).annotations[0].status == status
 
@@ -211,16 +212,13 @@ def test_settings_are_resolved_once_and_for_all() -> None:
         view="crop",
         selection="single",
         snap="guided",
-        min_predicted_iou=0.1,
-        min_expected_gain=0.2,
-        min_coarse_iou=0.3,
-        max_area_ratio=4.0,
+        guard=GuardThresholds(0.1, 0.2, sure_iou=0.9, min_coarse_iou=0.3, max_area_ratio=4.0),
     )
     resolved = RefineSettings().resolved(suits)
     assert (resolved.view.mode, resolved.selection, resolved.snap.mode) == ("crop", "single", "guided")
     guard = resolved.guard
-    assert (guard.min_predicted_iou, guard.min_expected_gain, guard.min_coarse_iou) == (0.1, 0.2, 0.3)
-    assert guard.max_area_ratio == 4.0
+    assert (guard.min_predicted_iou, guard.min_expected_gain, guard.sure_iou) == (0.1, 0.2, 0.9)
+    assert (guard.min_coarse_iou, guard.max_area_ratio) == (0.3, 4.0)
     assert resolved.resolved(ModelDefaults()) == resolved
     chosen = RefineSettings(selection="coarse", view=ViewSettings(mode="frame"), snap=SnapSettings(mode="none"))
     kept = chosen.resolved(suits)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_args
 from refinetool.backends import weights
 from refinetool.backends.names import EMBEDDED, suggest
 from refinetool.errors import UsageError, WeightsError
-from refinetool.settings import BATCHES, MAX_SEED, HeadKind, ModelDefaults
+from refinetool.settings import BATCHES, MAX_SEED, GuardThresholds, HeadKind, ModelDefaults
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -76,10 +76,7 @@ MODELS: dict[str, Model] = {
                 view="crop",
                 selection="single",
                 snap="guided",
-                min_expected_gain=0.3,
-                sure_iou=0.955,
-                min_coarse_iou=0.1,
-                max_area_ratio=8.0,
+                guard=GuardThresholds(min_expected_gain=0.3, sure_iou=0.955, min_coarse_iou=0.1, max_area_ratio=8.0),
                 single_threaded=True,
             ),
             head="detail",
@@ -218,16 +215,7 @@ def head_weights(model: Model, kind: str) -> Path:
 
 def _with_another_head(defaults: ModelDefaults) -> ModelDefaults:
     """Return a model's defaults for a head with which the guard was not measured."""
-    unmeasured = ModelDefaults()
-    return replace(
-        defaults,
-        selection="single",
-        min_predicted_iou=unmeasured.min_predicted_iou,
-        min_expected_gain=unmeasured.min_expected_gain,
-        sure_iou=unmeasured.sure_iou,
-        min_coarse_iou=unmeasured.min_coarse_iou,
-        max_area_ratio=unmeasured.max_area_ratio,
-    )
+    return replace(defaults, selection="single", guard=GuardThresholds())
 
 
 def _hash(text: str) -> str:
