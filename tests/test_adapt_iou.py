@@ -35,7 +35,7 @@ from refinetool.train.iou import features as iou_features
 from refinetool.train.iou import gathering
 from refinetool.train.iou.adapt import AdaptSummary, Head, adapt_iou, compare, drawn, fit, ranking_loss, split
 from refinetool.train.iou.features import QUESTIONS, FeatureFile, Features, features_path
-from refinetool.train.iou.gathering import Prompter
+from refinetool.train.iou.gathering import LocalGatherer
 
 WIDTH, TOKENS = 12, 4
 RANDOM = "random:0"
@@ -438,7 +438,7 @@ def test_features_are_those_of_direct_answers(folder: Path, backend: SquareBacke
     path = tmp_path / "out.features.jsonl"
     with FeatureFile(path, job={}, fresh=False) as cache:
         samples = samples_of(folder)
-        prompter = Prompter(LoadedJob(Refiner(backend, chosen), {}, 1), threads=2)
+        prompter = LocalGatherer(LoadedJob(Refiner(backend, chosen), {}, 1), threads=2)
         found = gathering.gather(
             samples, prompter, cache=cache, total=3, on_progress=lambda *_: None, stop=threading.Event()
         )

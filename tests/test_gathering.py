@@ -23,7 +23,16 @@ from refinetool.settings import AdaptSettings, RefineSettings
 from refinetool.train.iou import gathering
 from refinetool.train.iou.adapt import AdaptSummary, adapt_iou
 from refinetool.train.iou.features import FeatureFile
-from refinetool.train.iou.gathering import HEAD, CrewGatherer, FeatureUnits, Found, Gathered, Gatherer, Prompter, gather
+from refinetool.train.iou.gathering import (
+    HEAD,
+    CrewGatherer,
+    FeatureUnits,
+    Found,
+    Gathered,
+    Gatherer,
+    LocalGatherer,
+    gather,
+)
 from refinetool.train.iou.head import Head
 
 COUNT, UNIT = 9, 2
@@ -64,8 +73,8 @@ def samples_in(folder: Path) -> list[Sample]:
     return list(open_dataset(folder / "coarse.json", images=folder / "images").samples())
 
 
-def prompter(refiner: Refiner, *, batches: int = 1) -> Prompter:
-    return Prompter(LoadedJob(refiner, {}, batches), threads=2)
+def local(refiner: Refiner, *, batches: int = 1) -> LocalGatherer:
+    return LocalGatherer(LoadedJob(refiner, {}, batches), threads=2)
 
 
 @dataclass
@@ -126,8 +135,8 @@ def keys_in(path: Path) -> list[str]:
 
 def test_workers_gather_what_one_process_gathers(data: Path, refiner: Refiner, tmp_path: Path) -> None:
     samples = samples_in(data)
-    whole = collect(samples, prompter(refiner), tmp_path / "whole")
-    crew = FakeCrew(FeatureUnits(prompter(refiner)))
+    whole = collect(samples, local(refiner), tmp_path / "whole")
+    crew = FakeCrew(FeatureUnits(local(refiner)))
     told: list[int] = []
     found = collect(samples, crewed(crew), tmp_path / "shared", on_progress=lambda done, _: told.append(done))
     assert found == whole
@@ -143,7 +152,7 @@ def test_several_images_at_a_time_change_nothing(data: Path, refiner: Refiner, t
     """The model is asked from several threads; none sees the features of another."""
     files = [tmp_path / str(batches) for batches in (1, 4)]
     for batches, path in zip((1, 4), files, strict=True):
-        collect(samples_in(data), prompter(refiner, batches=batches), path)
+        collect(samples_in(data), local(refiner, batches=batches), path)
     assert files[0].read_bytes() == files[1].read_bytes()
 
 
@@ -151,8 +160,8 @@ def test_an_image_that_kills_twice_is_left_out_and_tried_by_the_next_run(
     data: Path, refiner: Refiner, tmp_path: Path
 ) -> None:
     samples = samples_in(data)
-    whole = collect(samples, prompter(refiner), tmp_path / "whole")
-    killed = FakeCrew(FeatureUnits(prompter(refiner)), deadly=frozenset({whole.keys[2]}))
+    whole = collect(samples, local(refiner), tmp_path / "whole")
+    killed = FakeCrew(FeatureUnits(local(refiner)), deadly=frozenset({whole.keys[2]}))
     found = collect(samples, crewed(killed), tmp_path / "f")
     assert found.keys == tuple(key for key in whole.keys if key != whole.keys[2])
     assert (found.failed, len(killed.crashes)) == (2, 2)
@@ -160,7 +169,7 @@ def test_an_image_that_kills_twice_is_left_out_and_tried_by_the_next_run(
         "the worker process died twice while it prompted the model for this image (killed); look at the image, or "
         "name fewer --workers" in "".join(found.errors)
     )
-    again = FakeCrew(FeatureUnits(prompter(refiner)))
+    again = FakeCrew(FeatureUnits(local(refiner)))
     found = collect(samples, crewed(again), tmp_path / "f")
     assert sorted(again.asked) == sorted(["4", whole.keys[2]]), "only what has no features"
     assert found.keys == whole.keys, "in the order of the samples, wherever the lines are"
@@ -186,17 +195,17 @@ def interrupted(samples: Sequence[Sample], gatherer: Gatherer, path: Path, *, af
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_stop_keeps_what_was_answered(data: Path, refiner: Refiner, tmp_path: Path, shared: bool) -> None:
     samples = [replace(sample, key=f"{turn} {sample.key}") for turn in range(6) for sample in samples_in(data)]
-    whole = collect(samples, prompter(refiner), tmp_path / "whole")
-    crew = FakeCrew(FeatureUnits(prompter(refiner)))
+    whole = collect(samples, local(refiner), tmp_path / "whole")
+    crew = FakeCrew(FeatureUnits(local(refiner)))
     path = tmp_path / "f"
-    interrupted(samples, crewed(crew) if shared else prompter(refiner), path, after=20)
+    interrupted(samples, crewed(crew) if shared else local(refiner), path, after=20)
     kept = keys_in(path)
     assert len(kept) >= 5
     if shared:
         assert set(kept) == set(crew.asked) & set(whole.keys), "units that were handed out are finished"
     else:
         assert len(kept) < len(whole.keys) - 5, "images that were only read are dropped"
-    found = collect(samples, prompter(refiner), path)
+    found = collect(samples, local(refiner), path)
     assert (found.keys, found.masks, found.reused) == (whole.keys, whole.masks, len(kept))
 
 
@@ -213,7 +222,7 @@ def test_a_bug_is_raised_with_the_image_and_what_came_before_is_kept(
 
     real = gathering.answers
     monkeypatch.setattr(gathering, "answers", buggy)
-    crew = FakeCrew(FeatureUnits(Prompter(LoadedJob(refiner, {}, 1), threads=1)), workers=1)
+    crew = FakeCrew(FeatureUnits(LocalGatherer(LoadedJob(refiner, {}, 1), threads=1)), workers=1)
     with pytest.raises(ZeroDivisionError, match="a bug") as caught:
         collect(samples_in(data), crewed(crew), tmp_path / "f")
     notes = "".join(caught.value.__notes__)
@@ -227,7 +236,7 @@ def test_a_head_travels_to_the_bit(refiner: Refiner) -> None:
     backend = load_backend("embedded", checkpoint=RANDOM, device="cpu", precision="fp32")
     head = Head.of(backend)
     about = {"model": "embedded", HEAD: json.loads(json.dumps(head.packed()))}
-    gatherer = crewed(FakeCrew(FeatureUnits(prompter(refiner)), about=about))
+    gatherer = crewed(FakeCrew(FeatureUnits(local(refiner)), about=about))
     assert gatherer.identity == {"model": "embedded"}
     assert gatherer.head.sigmoid == head.sigmoid
     for name, values in head.layer.state_dict().items():
@@ -238,7 +247,7 @@ def test_a_method_without_a_model_is_refused() -> None:
     settings = replace(RefineSettings(), method="smooth")
     refiner = load_refiner("embedded", checkpoint=RANDOM, device="cpu", precision="fp32", settings=settings)
     with pytest.raises(UsageError, match="smooth has no model"):
-        prompter(refiner)
+        local(refiner)
 
 
 # --- whole runs

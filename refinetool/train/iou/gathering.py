@@ -89,14 +89,14 @@ def open_gatherer(
     """Load the model where it will run, and yield the gatherer. Arguments and errors: `running.runners.open_team`."""
     if is_here(workers, address):
         with loaded_here(job) as here:
-            yield Prompter(here, threads=threads or JOB.threads)
+            yield LocalGatherer(here, threads=threads or JOB.threads)
         return
     load = partial(_WorkerJob, job)
     with open_team(load, device=job.device, workers=workers, address=address, threads=threads, total=total) as team:
         yield CrewGatherer(team)
 
 
-class Prompter:
+class LocalGatherer:
     """Makes features in this process. Threads read images ahead of the model, which runs on some images at a time."""
 
     crashes: Sequence[str] = ()
@@ -187,19 +187,19 @@ class _WorkerJob:
     def __call__(self) -> "Loaded[Sample, Found]":
         from refinetool.running.ray import Loaded
 
-        prompter = Prompter(self.share.load(self.job), threads=self.share.threads)
+        gatherer = LocalGatherer(self.share.load(self.job), threads=self.share.threads)
         # The driver trains the head, so that it needs neither the model nor a GPU.
-        return Loaded(FeatureUnits(prompter), {**prompter.identity, HEAD: prompter.head.packed()})
+        return Loaded(FeatureUnits(gatherer), {**gatherer.identity, HEAD: gatherer.head.packed()})
 
 
 @dataclass(frozen=True, slots=True)
 class FeatureUnits:
     """Makes the features of units of samples."""
 
-    prompter: Prompter
+    gatherer: LocalGatherer
 
     def __call__(self, items: Sequence[Sample]) -> list[Found]:
-        found = self.prompter.results(items, stopped=lambda: False)
+        found = self.gatherer.results(items, stopped=lambda: False)
         return [portable(one) if isinstance(one, Crashed) else one for one in found]
 
 
