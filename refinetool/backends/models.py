@@ -76,7 +76,7 @@ MODELS: dict[str, Model] = {
                 view="crop",
                 selection="single",
                 snap="guided",
-                guard=GuardThresholds(min_expected_gain=0.3, sure_iou=0.955, min_coarse_iou=0.1, max_area_ratio=8.0),
+                guard=GuardThresholds(min_expected_gain=0.3, sure_iou=0.945, min_coarse_iou=0.1, max_area_ratio=8.0),
                 single_threaded=True,
             ),
             head="detail",
