@@ -108,7 +108,7 @@ def test_objects_are_shown_as_small_as_in_large_pictures(tmp_path: Path) -> None
     folder = paint_folder(tmp_path / "data", classes=False, count=6)
     packed = pack([folder], tmp_path / "pack", images=None, settings=PACKING, on_progress=lambda *_: None)
     store = load_store(packed, "train", device="cpu")
-    plain = draw_windows(store, draws_for(4, torch.arange(60)), frame_share=0.5)
+    plain = draw_windows(store, draws_for(4, torch.arange(60)), frame_share=0.5, smaller_share=0.0)
     assert not plain.reduced.any()
     small = draw_windows(store, draws_for(4, torch.arange(60)), frame_share=0.5, smaller_share=1.0)
     extent = (store.boxes[small.object][:, 2:] - store.boxes[small.object][:, :2]).amax(1)

@@ -25,6 +25,7 @@ from refinetool.train.data.distance import signed_distance, squared_depth
 from refinetool.train.data.draws import Draws, draws_for
 from refinetool.train.data.photometric import noise_bank, photometric
 from refinetool.train.data.prompts import deepest_points, gaussian_masks, mine, on_quarter_grid, tight_boxes
+from refinetool.train.data.resolution import in_pixels
 from refinetool.train.data.sampler import Sampler, meeting_lines
 from refinetool.train.data.store import PictureStore, load_store
 
@@ -357,6 +358,19 @@ def test_the_truth_is_where_the_colours_are(store: PictureStore) -> None:
         inner = distance_inside(target.numpy(), border_is_background=False) > 5
         assert inner.any()
         assert image[:, torch.from_numpy(inner)].std(1).max() < 12
+
+
+def test_coarse_masks_have_the_pixels_of_their_crops(store: PictureStore) -> None:
+    plain = replace(QUICK, composite_share=0.0, smaller_share=1.0)
+    source = Sampler(store, settings=plain, seed=3)
+    numbers = torch.arange(4)
+    pixels = source._crops(draws_for(3, numbers), side=256).pixels
+    coarse = source.batch(numbers, side=256).coarse
+    assert (pixels < coarse.shape[-1]).any()
+    for masks in coarse.unbind(1):
+        assert torch.equal(in_pixels(masks, pixels), masks)
+    cells = torch.rand(masks.shape) < 0.5
+    assert not torch.equal(in_pixels(cells, pixels), cells)
 
 
 def test_the_box_holds_the_positive_point(store: PictureStore) -> None:

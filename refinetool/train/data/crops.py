@@ -79,7 +79,7 @@ class Crops:
 # --- choosing windows
 
 
-def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float, smaller_share: float = 0.0) -> Windows:
+def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float, smaller_share: float) -> Windows:
     """Choose a source, a picture, an object and a window around it for every row.
 
     Args:

@@ -67,7 +67,7 @@ class Sampler:
         if not len(on_host):
             return crops
         rows, drawn = on_host.to(self.store.device), draws.take(on_host)
-        shown = draw_windows(self.store, drawn.fork("pasted window"), frame_share=0.0)
+        shown = draw_windows(self.store, drawn.fork("pasted window"), frame_share=0.0, smaller_share=0.0)
         other = cut(self.store, shown, drawn.fork("pasted"), side=side, companions=1)
         changed = paste(crops.take(rows), other, drawn.fork("paste"))
         for whole, part in (
