@@ -75,6 +75,11 @@ class Crops:
         """Return some of the rows."""
         return Crops(*(getattr(self, field.name)[rows] for field in fields(self)))
 
+    def put(self, rows: Tensor, others: "Crops") -> "Crops":
+        """Return the crops with others in place of some of the rows."""
+        names = [field.name for field in fields(self)]
+        return Crops(*(getattr(self, name).index_put((rows,), getattr(others, name)) for name in names))
+
 
 # --- choosing windows
 
@@ -216,7 +221,12 @@ def nearest(lengths: Tensor, *, target: int, mirrored: Tensor) -> Tensor:
     """Return the nearest of the first `lengths` entries for each of `target` positions, int64 (B, target)."""
     place = torch.arange(target, device=lengths.device)
     place = torch.where(mirrored[:, None], target - 1 - place, place)
-    return (2 * place + 1) * lengths[:, None] // (2 * target)
+    return under_centre(place, count=target, of=lengths[:, None])
+
+
+def under_centre(place: Tensor, *, count: int | Tensor, of: int | Tensor) -> Tensor:
+    """Return which of `of` equal parts of a line lies under the centre of each `place` among `count` equal parts."""
+    return (2 * place + 1) * of // (2 * count)
 
 
 def lookup(members: Tensor, ids: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from refinetool.train.data.crops import Crops
+from refinetool.train.data.crops import Crops, under_centre
 
 
 def shrunk(crops: Crops, pixels: Tensor, *, rows: Tensor) -> Crops:
@@ -63,5 +63,5 @@ def cells_of_pixels(pixels: Tensor, *, side: int) -> Tensor:
     """
     cell = torch.arange(side, device=pixels.device)
     count = pixels[..., None]
-    pixel = (2 * cell + 1) * count // (2 * side)
-    return torch.where(count < side, (2 * pixel + 1) * side // (2 * count), cell)
+    pixel = under_centre(cell, count=side, of=count)
+    return torch.where(count < side, under_centre(pixel, count=count, of=side), cell)

@@ -63,22 +63,14 @@ class Sampler:
         return shrunk(self._with_pasted(crops, draws, side=side), windows.pixels, rows=windows.reduced)
 
     def _with_pasted(self, crops: Crops, draws: Draws, *, side: int) -> Crops:
+        """Paste objects of other pictures into some of the crops."""
         on_host = (draws.uniform("composite") < self.settings.composite_share).nonzero()[:, 0]
         if not len(on_host):
             return crops
         rows, drawn = on_host.to(self.store.device), draws.take(on_host)
         shown = draw_windows(self.store, drawn.fork("pasted window"), frame_share=0.0, smaller_share=0.0)
         other = cut(self.store, shown, drawn.fork("pasted"), side=side, companions=1)
-        changed = paste(crops.take(rows), other, drawn.fork("paste"))
-        for whole, part in (
-            (crops.image, changed.image),
-            (crops.ids, changed.ids),
-            (crops.target, changed.target),
-            (crops.trust, changed.trust),
-            (crops.pixels, changed.pixels),
-        ):
-            whole[rows] = part
-        return crops
+        return crops.put(rows, paste(crops.take(rows), other, drawn.fork("paste")))
 
 
 def make_examples(crops: Crops, image: Tensor, draws: Draws, *, settings: TrainSettings) -> Example:
