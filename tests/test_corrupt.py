@@ -175,6 +175,28 @@ def test_a_biased_activation_loses_what_is_far_from_one_part() -> None:
     assert np.mean(lopsided) > 0.15
 
 
+def test_many_activations_have_too_few_cells_for_the_shape() -> None:
+    """Of a bar six times as long as wide, a third of the activations is less than twice as long as wide."""
+    bar = np.zeros(SIZE, dtype=bool)
+    bar[21:27, 14:50] = True
+    drawn = [biased_activation(bar, np.random.default_rng(seed), 1.0) for seed in range(100)]
+    assert np.mean([coarse.any(0).sum() < 2 * coarse.any(1).sum() for coarse in drawn]) > 0.3
+
+
+def test_the_cells_of_activations_lie_anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Blocks of one cell per object begin at every column, not only where a grid over the window would have them."""
+    for name, value in {
+        "ACTIVATION_CELLS": (1, 1.01),
+        "ACTIVATION_BIAS": (0, 0),
+        "ACTIVATION_LEAK": (0, 0),
+        "BLOCKS": 1.0,
+    }.items():
+        monkeypatch.setattr(defects, name, value)
+    drawn = [biased_activation(disc(32, 24, 7), np.random.default_rng(seed), 1.0) for seed in range(100)]
+    assert len({int(np.argmax(coarse.any(0))) for coarse in drawn}) > 13
+    assert len({int(np.argmax(coarse.any(1))) for coarse in drawn}) > 13
+
+
 def test_superpixels_are_not_toggled_back() -> None:
     """However often one is drawn, it becomes what the pixel that drew it was not."""
     mask = disc(30, 24, 14)

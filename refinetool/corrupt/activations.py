@@ -1,5 +1,6 @@
 """Masks as thresholded activations of low resolution: class activation maps, and the grids of mask heads."""
 
+import math
 from collections.abc import Callable, Iterator
 from typing import Literal
 
@@ -151,8 +152,7 @@ def low_resolution(mask: Mask, rng: Rng, severity: float) -> Mask:
 
 def biased_activation(mask: Mask, rng: Rng, severity: float) -> Mask:
     """Threshold an activation of low resolution, stronger in one part of the object, with some noise everywhere."""
-    small, enlarge = _shrunk(mask, rng, cells=rng.uniform(*defects.ACTIVATION_CELLS) / severity)
-    heat = enlarge(small)
+    heat = _excited(mask, rng, cells=np.exp(rng.uniform(*np.log(defects.ACTIVATION_CELLS))) / severity)
     height, width = mask.shape
     y, x = np.divmod(rng.choice(np.flatnonzero(mask)), width)
     reach = defects.ACTIVATION_REACH * np.sqrt(np.pi) * radius(mask)
@@ -172,7 +172,7 @@ def _shrunk(
     Returns:
         float64 (h, w), the mask on the grid, and what enlarges such a grid to the mask's own shape.
     """
-    extent = max(1, mask.any(0).sum(), mask.any(1).sum())
+    extent = _extent(mask)
     counts = [round(min(max(side * cells / extent, 2), defects.MOST_CELLS)) for side in mask.shape]
     blocks = rng.random() < defects.BLOCKS
     (to_rows, rows), (to_columns, columns) = (
@@ -189,6 +189,38 @@ def _resizing(side: int, cells: int, *, blocks: bool) -> tuple[NDArray[np.float6
     at = np.clip(pixel / width - 0.5, 0, cells - 1)
     enlarge = np.maximum(1 - np.abs((at.round() if blocks else at)[:, None] - number), 0)
     return shrink / shrink.sum(1, keepdims=True), enlarge
+
+
+def _excited(mask: Mask, rng: Rng, *, cells: float) -> NDArray[np.float64]:
+    """Blur a mask onto a grid of about so many cells along the object, which lies anywhere, and enlarge it again.
+
+    The unit is arbitrary.
+    """
+    width = max(_extent(mask) / cells, max(mask.shape) / (defects.MOST_CELLS - 3))
+    blur, blocks = rng.uniform(*defects.ACTIVATION_BLUR), rng.random() < defects.BLOCKS
+    rows, columns = (_through_cells(side, width, rng.random(), blur=blur, blocks=blocks) for side in mask.shape)
+    heat: NDArray[np.float64] = rows @ mask.astype(np.float64) @ columns.T
+    return heat
+
+
+def _through_cells(side: int, width: float, phase: float, *, blur: float, blocks: bool) -> NDArray[np.float64]:
+    """Matrix (side, side) that blurs a line of pixels onto cells of some width and enlarges them again.
+
+    Args:
+        phase: The fraction of the first cell that lies before the first pixel.
+        blur: Standard deviation in cells.
+    """
+    at = (np.arange(side) + 0.5) / width + phase
+    centre = np.arange(-1, math.ceil(at[-1]) + 1) + 0.5
+    shrink = np.exp(-(((at - centre[:, None]) / blur) ** 2) / 2)
+    nearest = np.floor(at) + 0.5
+    enlarge: NDArray[np.float64] = np.maximum(1 - np.abs((nearest if blocks else at)[:, None] - centre), 0)
+    return enlarge @ shrink
+
+
+def _extent(mask: Mask) -> int:
+    """The longer side of the mask's box in pixels."""
+    return int(max(1, mask.any(0).sum(), mask.any(1).sum()))
 
 
 def mask_head(mask: Mask, rng: Rng, severity: float) -> Mask:

@@ -117,7 +117,11 @@ CELL_NOISE = 0.06
 """Standard deviation of the noise on each cell, times severity."""
 MASK_LEVEL = (0.3, 0.6)
 """Where the enlarged mask is thresholded."""
-ACTIVATION_CELLS = (2.5, 9)
+ACTIVATION_CELLS = (1.5, 14)
+"""Cells along the longer side of the object, over severity, drawn evenly on a logarithmic scale: the grid is the
+picture's, so a small object has one or two."""
+ACTIVATION_BLUR = (0.4, 1.2)
+"""Standard deviation in cells of the Gaussian that shrinks the mask to the grid."""
 ACTIVATION_BIAS = (0, 1.5)
 """How much stronger the activation is at the pixel that it is biased to, as a fraction of what it is elsewhere."""
 ACTIVATION_REACH = 0.35
@@ -125,7 +129,7 @@ ACTIVATION_REACH = 0.35
 ACTIVATION_LEAK = (0, 0.06)
 """Standard deviation of the smooth noise all over the window, as a fraction of the peak."""
 ACTIVATION_BUMPS = (4, MOST_BUMPS)
-ACTIVATION_LEVEL = (0.15, 0.6)
+ACTIVATION_LEVEL = (0.2, 0.75)
 """Where the activation is thresholded, as a fraction of the peak."""
 
 # --- polygons

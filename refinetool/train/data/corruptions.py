@@ -181,7 +181,7 @@ def low_resolution(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
 def biased_activation(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
     """Threshold an activation of low resolution, stronger in one part of the object, with some noise everywhere."""
     side = scene.masks.shape[1]
-    small, enlarge = _shrunk(scene, draws.between("cells", *defects.ACTIVATION_CELLS) / severity, draws)
+    heat = _activation(scene, severity, draws)
     centre = draws.choice("centre", scene.masks.flatten(1))
     pixel = torch.arange(side, device=centre.device)
     squared = ((pixel - (centre // side)[:, None]) ** 2)[:, :, None] + ((pixel - (centre % side)[:, None]) ** 2)[
@@ -189,11 +189,36 @@ def biased_activation(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
     ]
     reach = defects.ACTIVATION_REACH * math.sqrt(math.pi) * radius(scene.masks)
     nearness = torch.exp(-squared / (2 * _wide(reach) ** 2))
-    heat = enlarge @ small @ enlarge.transpose(1, 2)
     heat = heat * (1 + _wide(draws.between("bias", *defects.ACTIVATION_BIAS)) * nearness)
     noise = smooth_noise(draws, side, bumps=defects.ACTIVATION_BUMPS)
     heat = heat + _wide(draws.between("leak", *defects.ACTIVATION_LEAK)) * noise * _peak(heat)
     return heat > _wide(draws.between("level", *defects.ACTIVATION_LEVEL)) * _peak(heat)
+
+
+def _activation(scene: Scene, severity: Tensor, draws: Draws) -> Tensor:
+    """Blur the masks onto grids of a few cells along the object, which lie anywhere, and upscale: float32 (n, h, h).
+
+    The unit is arbitrary.
+    """
+    side = scene.masks.shape[1]
+    low, high = (math.log(count) for count in defects.ACTIVATION_CELLS)
+    cells = draws.between("cells", low, high).exp() / severity
+    width = (_extent(scene.masks) / cells).clamp(min=side / (CELLS - 3))[:, None, None]
+    origin = -draws.uniform("phase", 2)[:, :, None] * width  # of the second cell; the first lies outside
+    pixel, number = (torch.arange(count, device=cells.device) for count in (side, CELLS))
+    at = (pixel + 0.5 - origin) / width + 0.5  # (n, 2, h)
+    spread = draws.between("blur", *defects.ACTIVATION_BLUR)[:, None, None, None]
+    shrink = torch.exp(-(((at[:, :, None] - number[:, None]) / spread) ** 2) / 2)
+    at = torch.where(_wide(draws.uniform("blocks")) < defects.BLOCKS, at.round(), at)
+    enlarge = (1 - (at[..., None] - number).abs()).clamp(min=0)
+    (to_rows, to_columns), (rows, columns) = shrink.unbind(1), enlarge.unbind(1)
+    small = to_rows @ scene.masks.float() @ to_columns.transpose(1, 2)
+    return rows @ small @ columns.transpose(1, 2)
+
+
+def _extent(masks: Tensor) -> Tensor:
+    """Return the longer side of each mask's box in pixels, at least 1: (n,)."""
+    return torch.maximum(masks.any(1).sum(1), masks.any(2).sum(1)).clamp(min=1)
 
 
 def _peak(heat: Tensor) -> Tensor:
@@ -208,8 +233,7 @@ def _shrunk(scene: Scene, cells: Tensor, draws: Draws) -> tuple[Tensor, Tensor]:
         float32 (n, CELLS, CELLS), the masks on the grids, and float32 (n, h, CELLS), the matrices that upscale them.
     """
     side = scene.masks.shape[1]
-    extent = torch.maximum(scene.masks.any(1).sum(1), scene.masks.any(2).sum(1)).clamp(min=1)
-    cells = (side * cells / extent).clamp(2, CELLS).round()
+    cells = (side * cells / _extent(scene.masks)).clamp(2, CELLS).round()
     width = (side / cells)[:, None, None]
     pixel = torch.arange(side, device=cells.device) + 0.5
     cell = (torch.arange(CELLS, device=cells.device)[:, None] + 0.5) * width
