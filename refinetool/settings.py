@@ -104,6 +104,21 @@ class SplitSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class GuardThresholds:
+    """Thresholds of the guard that suit a model: what None stands for in `GuardSettings`.
+
+    The defaults are for models whose opinion of their own masks was not measured: they bound overlap and area, but
+    neither predicted IoU nor expected gain. See docs/design/guard.md.
+    """
+
+    min_predicted_iou: float = UNBOUNDED
+    min_expected_gain: float = UNBOUNDED
+    sure_iou: float = 1.0
+    min_coarse_iou: float = 0.4
+    max_area_ratio: float = 2.5
+
+
+@dataclass(frozen=True, slots=True)
 class GuardSettings:
     """When the coarse mask is kept; see docs/design/guard.md. None stands for the default of the model."""
 
@@ -117,6 +132,11 @@ class GuardSettings:
     """Where the logits promise the model's mask at least this IoU, half of that fraction is enough."""
     min_left: float = 0.4
     """Fraction of its pixels that a refined mask must keep where regions share a map and others take some of them."""
+
+    def thresholds(self, defaults: GuardThresholds) -> GuardThresholds:
+        """The thresholds, with those of `defaults` for None."""
+        chosen = {name: getattr(self, name) for name in asdict(defaults)}
+        return replace(defaults, **{name: value for name, value in chosen.items() if value is not None})
 
 
 @dataclass(frozen=True, slots=True)
@@ -160,21 +180,6 @@ class PolygonSettings:
     holes: Literal["keep", "fill", "rle"] = "rle"
     """A mask with holes stays a polygon, whose outline is led into the holes and back along cuts of no width (`keep`);
     or its holes are filled; or it becomes RLE."""
-
-
-@dataclass(frozen=True, slots=True)
-class GuardThresholds:
-    """Thresholds of the guard that suit a model: what None stands for in `GuardSettings`.
-
-    The defaults are for models whose opinion of their own masks was not measured: they bound overlap and area, but
-    neither predicted IoU nor expected gain. See docs/design/guard.md.
-    """
-
-    min_predicted_iou: float = UNBOUNDED
-    min_expected_gain: float = UNBOUNDED
-    sure_iou: float = 1.0
-    min_coarse_iou: float = 0.4
-    max_area_ratio: float = 2.5
 
 
 @dataclass(frozen=True, slots=True)
@@ -254,13 +259,12 @@ class RefineSettings:
 
     def resolved(self, defaults: ModelDefaults) -> "RefineSettings":
         """Replace `auto` and None by the defaults of a model. Resolving twice changes nothing."""
-        suits = {name: value for name, value in asdict(defaults.guard).items() if getattr(self.guard, name) is None}
         return replace(
             self,
             selection=defaults.selection if self.selection == "auto" else self.selection,
             view=replace(self.view, mode=defaults.view if self.view.mode == "auto" else self.view.mode),
             snap=replace(self.snap, mode=defaults.snap if self.snap.mode == "auto" else self.snap.mode),
-            guard=replace(self.guard, **suits),
+            guard=replace(self.guard, **asdict(self.guard.thresholds(defaults.guard))),
         )
 
 

@@ -11,10 +11,12 @@ from hypothesis.extra.numpy import arrays
 
 from refinetool.post.guard import judge, promised
 from refinetool.records import BoolArray, FloatArray, Proposal
-from refinetool.settings import NO_GUARD
+from refinetool.settings import NO_GUARD, GuardThresholds
 from refinetool.statuses import Reason
 
 SIZE = (6, 8)
+NONE = NO_GUARD.thresholds(GuardThresholds())
+"""Thresholds that only an empty mask fails."""
 filled = arrays(np.bool_, SIZE).filter(lambda mask: bool(mask.any()))
 sure = arrays(np.float32, SIZE, elements=st.floats(-8, 8, width=16))
 
@@ -60,10 +62,10 @@ def test_a_mask_has_to_be_expected_to_be_better() -> None:
     coarse[4:16, 4:16] = refined[4:16, 4:15] = True
     unsure = np.where(coarse, 3.0, -3.0).astype(np.float32)
     unsure[4:16, 15] = -0.1  # the column that was taken away might as well belong
-    settings = replace(NO_GUARD, min_predicted_iou=0.5, min_expected_gain=0.01)
+    thresholds = replace(NONE, min_predicted_iou=0.5, min_expected_gain=0.01)
 
     def reason(score: float | None, logits: FloatArray | None) -> Reason | None:
-        judged = judge(proposal(coarse, refined, score=score, logits=logits), settings=settings)
+        judged = judge(proposal(coarse, refined, score=score, logits=logits), thresholds=thresholds)
         assert judged.coarse_iou == pytest.approx(11 / 12)
         return judged.reason
 
@@ -86,8 +88,8 @@ def test_a_sure_model_has_to_promise_half_as_much(sure_iou: float, reason: Reaso
     assert 0.9 < promise.iou < 1
     assert promise.gain > 0
     least = 1.5 * promise.gain  # too much to ask, but half of it is not
-    settings = replace(NO_GUARD, min_expected_gain=least, sure_iou=sure_iou)
-    assert judge(proposal(coarse, refined, score=None, logits=logits), settings=settings).reason is reason
+    thresholds = replace(NONE, min_expected_gain=least, sure_iou=sure_iou)
+    assert judge(proposal(coarse, refined, score=None, logits=logits), thresholds=thresholds).reason is reason
 
 
 @pytest.mark.parametrize(
@@ -105,13 +107,13 @@ def test_drift_is_too_little_overlap(box: tuple[int, int, int, int], reason: Rea
     coarse, mask = np.zeros((2, 20, 20), np.bool_)
     coarse[4:12, 4:12] = True
     mask[box[1] : box[3], box[0] : box[2]] = True
-    settings = replace(NO_GUARD, min_coarse_iou=0.4)
-    assert judge(proposal(coarse, mask, score=None, logits=None), settings=settings).reason is reason
+    thresholds = replace(NONE, min_coarse_iou=0.4)
+    assert judge(proposal(coarse, mask, score=None, logits=None), thresholds=thresholds).reason is reason
 
 
 @pytest.mark.parametrize(("width", "reason"), [(8, None), (4, None), (3, Reason.DRIFT), (16, None), (17, Reason.DRIFT)])
 def test_drift_is_too_different_an_area(width: int, reason: Reason | None) -> None:
     coarse, mask = np.zeros((2, 20, 20), np.bool_)
     coarse[4:12, :8] = mask[4:12, :width] = True
-    settings = replace(NO_GUARD, max_area_ratio=2.0)
-    assert judge(proposal(coarse, mask, score=None, logits=None), settings=settings).reason is reason
+    thresholds = replace(NONE, max_area_ratio=2.0)
+    assert judge(proposal(coarse, mask, score=None, logits=None), thresholds=thresholds).reason is reason

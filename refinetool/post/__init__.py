@@ -11,18 +11,21 @@ from refinetool.post.guard import judge
 from refinetool.post.snap import snap_to_edges
 from refinetool.post.specks import remove_specks
 from refinetool.records import Proposal
-from refinetool.settings import RefineSettings
+from refinetool.settings import GuardThresholds, RefineSettings
 
 Step: TypeAlias = Callable[[Proposal], Proposal]
 
 
 def post_steps(settings: RefineSettings) -> tuple[Step, ...]:
-    """Return the steps of resolved settings, in order. The guard is last, because it judges what would be written."""
+    """Return the steps of settings, in order. The guard is last, because it judges what would be written.
+
+    Settings that were not resolved get the thresholds of a model that was not measured.
+    """
     steps: list[Step] = []
     if settings.snap.mode == "guided":
         steps.append(partial(snap_to_edges, settings=settings.snap))
     steps.append(partial(remove_specks, settings=settings.specks))
-    steps.append(partial(judge, settings=settings.guard))
+    steps.append(partial(judge, thresholds=settings.guard.thresholds(GuardThresholds())))
     return tuple(steps)
 
 

@@ -7,7 +7,7 @@ import numpy as np
 
 from refinetool.masks import iou, spread
 from refinetool.records import FloatMap, Mask, Proposal
-from refinetool.settings import GuardSettings
+from refinetool.settings import GuardThresholds
 from refinetool.statuses import Reason
 
 SURE_FACTOR = 0.5
@@ -16,36 +16,30 @@ LEAST_ERROR = 1e-6
 """Lower bound of expected errors, which avoids a division by zero."""
 
 
-def judge(proposal: Proposal, *, settings: GuardSettings) -> Proposal:
+def judge(proposal: Proposal, *, thresholds: GuardThresholds) -> Proposal:
     """Judge a proposal: add its IoU with the coarse mask, and a reason to keep the coarse mask if there is one.
 
     The reasons, in order: `empty-result`; `low-score`, the model predicts too low an IoU for its mask; `no-gain`, by
     its own logits the mask is hardly better than the coarse one; `drift`, the mask overlaps the coarse mask too little
     or its area differs too much.
-
-    Args:
-        settings: Resolved: no threshold is None.
     """
     overlap = iou(proposal.coarse, proposal.mask)
-    return replace(proposal, coarse_iou=overlap, reason=_doubt(proposal, overlap, settings))
+    return replace(proposal, coarse_iou=overlap, reason=_doubt(proposal, overlap, thresholds))
 
 
-def _doubt(proposal: Proposal, overlap: float, settings: GuardSettings) -> Reason | None:
-    assert settings.min_predicted_iou is not None and settings.min_expected_gain is not None, "unresolved settings"
-    assert settings.min_coarse_iou is not None and settings.max_area_ratio is not None, "unresolved settings"
-    assert settings.sure_iou is not None, "unresolved settings"
+def _doubt(proposal: Proposal, overlap: float, thresholds: GuardThresholds) -> Reason | None:
     score, logits = proposal.predicted_iou, proposal.logits
     if not proposal.mask.any():
         return Reason.EMPTY_RESULT
-    if score is not None and score < settings.min_predicted_iou:
+    if score is not None and score < thresholds.min_predicted_iou:
         return Reason.LOW_SCORE
     if logits is not None:
         promise = promised(proposal.coarse, logits)
-        factor = SURE_FACTOR if promise.iou >= settings.sure_iou else 1.0
-        if promise.gain < factor * settings.min_expected_gain:
+        factor = SURE_FACTOR if promise.iou >= thresholds.sure_iou else 1.0
+        if promise.gain < factor * thresholds.min_expected_gain:
             return Reason.NO_GAIN
     growth = float(np.count_nonzero(proposal.mask) / np.count_nonzero(proposal.coarse))
-    if overlap < settings.min_coarse_iou or max(growth, 1 / growth) > settings.max_area_ratio:
+    if overlap < thresholds.min_coarse_iou or max(growth, 1 / growth) > thresholds.max_area_ratio:
         return Reason.DRIFT
     return None
 
