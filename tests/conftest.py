@@ -18,6 +18,13 @@ from refinetool.running import identity, runners
 from refinetool.settings import RefineSettings
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Tests that start Ray are run by one process, one after the other: each needs most of the memory and the cores."""
+    for item in items:
+        if item.get_closest_marker("ray"):
+            item.add_marker(pytest.mark.xdist_group("ray"))
+
+
 @pytest.fixture(autouse=True, scope="session")
 def interrupts() -> Iterator[None]:
     """Ctrl-C as in a terminal: a shell starts what runs in the background with it ignored."""
