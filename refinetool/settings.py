@@ -678,5 +678,8 @@ TRAIN_EMBEDDED_HEAD = replace(
 )
 """The same for the embedded model, on a CPU: crops of its size, smaller at first, and an hour or two."""
 
+AVERAGE_EXAMPLES = 480
+"""Examples from which the statistics of batch normalisation are computed anew for averaged weights."""
+
 FINE_TUNE_RATE = 0.2
 """Learning rate of a run that starts from weights, relative to a run that starts from random weights."""

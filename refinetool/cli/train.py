@@ -10,7 +10,7 @@ from refinetool.cli import console, options
 from refinetool.cli.app import app
 from refinetool.cli.options import JOB
 from refinetool.cli.train_options import Images, Minutes, Resume, no_data, setting, told_how_to_continue, with_given
-from refinetool.settings import FINE_TUNE_RATE, MAX_SEED, TRAIN_ON_GPU, PackSettings, TrainSettings
+from refinetool.settings import AVERAGE_EXAMPLES, FINE_TUNE_RATE, MAX_SEED, TRAIN_ON_GPU, PackSettings, TrainSettings
 
 TRAIN, PACK = TrainSettings(), PackSettings()
 
@@ -159,3 +159,32 @@ def train_embedded_model(
         )
     if ranks.first and not quiet:
         console.say(f"written to {weights}; use it with refinetool refine --checkpoint", markup=False)
+
+
+@train.command("average")
+def average_weights(
+    *,
+    weights: Annotated[
+        list[Path], typer.Argument(help="Weights that train embedded wrote, two or more files.", show_default=False)
+    ],
+    data: Annotated[Path, typer.Option("--data", help="Pack of the training data, such as run/packed.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the averaged weights to.")],
+    device: options.Device = JOB.device,
+    quiet: options.Quiet = False,
+) -> None:
+    """Average the weights of embedded models that were trained from the same start."""
+    from refinetool.backends.models import pick_device
+    from refinetool.train.embedded.average import average_embedded
+
+    with console.counting("averaging", unit="examples", quiet=quiet) as listener:
+        written = average_embedded(
+            weights,
+            output,
+            data=data,
+            examples=AVERAGE_EXAMPLES,
+            settings=TRAIN,
+            device=pick_device(device),
+            on_progress=listener,
+        )
+    if not quiet:
+        console.say(f"written to {written}; use it with refinetool refine --checkpoint", markup=False)

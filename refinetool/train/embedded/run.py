@@ -1,6 +1,6 @@
 """Trains the embedded model."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -91,13 +91,26 @@ def load_start(model: EmbeddedModel, path: Path) -> None:
 
     Weights without a detail head are accepted; the head then starts from random weights.
     """
-    state, fresh = read_state(path), model.state_dict()
-    if not any(name.startswith(DETAIL_PREFIX) for name in state):
-        state |= {name: tensor for name, tensor in fresh.items() if name.startswith(DETAIL_PREFIX)}
-    problem = misfit(expected=fresh, found=state)
+    fresh = model.state_dict()
+    head = {name: tensor for name, tensor in fresh.items() if name.startswith(DETAIL_PREFIX)}
+    model.load_state_dict(read_fitting(path, fresh, without=head))
+
+
+def read_fitting(
+    path: Path, expected: Mapping[str, Tensor], *, without: Mapping[str, Tensor] | None = None
+) -> dict[str, Tensor]:
+    """Read weights that fit the tensors of an embedded model; raises WeightsError if they don't.
+
+    Args:
+        without: Tensors that may be missing, all of them together, and are then added.
+    """
+    state = read_state(path)
+    if without and state.keys().isdisjoint(without):
+        state |= without
+    problem = misfit(expected=expected, found=state)
     if problem:
         raise WeightsError(f"{path} does not fit the embedded model: {problem}. Name a file that train embedded wrote")
-    model.load_state_dict(state)
+    return state
 
 
 class _WholeModel(Whole):
