@@ -40,6 +40,9 @@ def variants(arguments: argparse.Namespace) -> dict[str, RefineSettings]:
     for overlap, ratio in arguments.drift:
         bounds = replace(plain.guard, min_coarse_iou=overlap, max_area_ratio=ratio)
         found[f"coarse IoU {overlap:g}, area ratio {ratio:g}"] = replace(plain, guard=bounds)
+    for confidence, depth in arguments.parts:
+        parts = replace(plain.guard, min_part_confidence=confidence, min_part_depth=depth)
+        found[f"part confidence {confidence:g}, depth {depth:g}"] = replace(plain, guard=parts)
     for radius in arguments.radius:
         snap = SnapSettings(mode="guided", radius=radius) if radius else SnapSettings(mode="none")
         found[f"snap radius {radius:g}"] = replace(plain, snap=snap)
@@ -104,6 +107,15 @@ def main() -> None:
         default=[],
         metavar=("IOU", "RATIO"),
         help="minimum IoU with, and maximum ratio to the area of, the coarse mask",
+    )
+    parser.add_argument(
+        "--parts",
+        nargs=2,
+        action="append",
+        type=float,
+        default=[],
+        metavar=("CONFIDENCE", "DEPTH"),
+        help="minimum confidence and depth of changed parts",
     )
     parser.add_argument("--radius", nargs="*", type=float, default=[], help="radii of the snapping filter; 0: none")
     parser.add_argument("--model", default="embedded")

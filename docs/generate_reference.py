@@ -289,10 +289,10 @@ def models_page() -> str:
         [
             "# Models",
             "These are the names that `--model` takes. Head, view, selection and snap are what `auto` means for a "
-            "model. The next five columns are the defaults of the [guard](../design/guard.md) for the model: minimum "
+            "model. The next seven columns are the defaults of the [guard](../design/guard.md) for the model: minimum "
             "predicted IoU, minimum expected gain, the expected IoU from which half that gain is enough, minimum IoU "
-            "with the coarse mask, and maximum ratio of the areas; a dash means that there is no bound. When to change "
-            "these settings: [tuning](../how-to/tuning.md). "
+            "with the coarse mask, maximum ratio of the areas, minimum confidence and depth of a changed part; a dash "
+            "means that there is no bound. When to change these settings: [tuning](../how-to/tuning.md). "
             "Which model to use: [choosing a model](../how-to/choosing-a-model.md).",
             table(
                 [
@@ -307,6 +307,8 @@ def models_page() -> str:
                     "sure from",
                     "coarse IoU",
                     "area ratio",
+                    "part confidence",
+                    "part depth",
                     "weights",
                 ],
                 models,
@@ -322,7 +324,7 @@ def models_page() -> str:
 
 
 def _defaults(defaults: settings.ModelDefaults) -> list[str]:
-    bounds = ["-" if bound in (settings.UNBOUNDED, 1.0) else f"{bound:g}" for bound in astuple(defaults.guard)]
+    bounds = ["-" if bound in (settings.UNBOUNDED, 0.0, 1.0) else f"{bound:g}" for bound in astuple(defaults.guard)]
     return [defaults.view, defaults.selection, defaults.snap, *bounds]
 
 

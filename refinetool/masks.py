@@ -155,6 +155,13 @@ def spread(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
     return fine
 
 
+def chances(logits: FloatArray, shape: tuple[int, ...]) -> FloatArray:
+    """Turn logits (h, w) into the probability of each pixel of an image of the given shape: float32 (H, W)."""
+    bounded = np.maximum(spread(logits, shape), -80)  # the exponential overflows from 88 on
+    likely: FloatArray = np.asarray(1 / (1 + np.exp(-bounded)), np.float32)
+    return likely
+
+
 # --- boundaries
 
 

@@ -116,6 +116,8 @@ class GuardThresholds:
     sure_iou: float = 1.0
     min_coarse_iou: float = 0.4
     max_area_ratio: float = 2.5
+    min_part_confidence: float = 0.0
+    min_part_depth: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -130,6 +132,12 @@ class GuardSettings:
     """Fraction of the coarse mask's error that the model's mask must remove, as estimated from the model's logits."""
     sure_iou: float | None = None
     """Where the logits promise the model's mask at least this IoU, half of that fraction is enough."""
+    min_part_confidence: float | None = None
+    """Mean probability, by the model's logits, that a part of the refined mask which differs from the coarse one is
+    right. Below it, the coarse mask is kept in that part."""
+    min_part_depth: float | None = None
+    """Cells of the model's output that such a part must be deep at its deepest place; the outline of a shallower one is
+    finer than the model can see."""
     min_left: float = 0.4
     """Fraction of its pixels that a refined mask must keep where regions share a map and others take some of them."""
 
@@ -277,6 +285,8 @@ NO_GUARD = GuardSettings(
     sure_iou=1.0,
     min_coarse_iou=0.0,
     max_area_ratio=-UNBOUNDED,
+    min_part_confidence=0.0,
+    min_part_depth=0.0,
     min_left=0.0,
 )
 """Thresholds that only an empty mask fails."""

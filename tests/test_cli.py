@@ -225,6 +225,8 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--min-predicted-iou 0.9", "guard.min_predicted_iou", 0.9),
     ("--min-expected-gain 0.3", "guard.min_expected_gain", 0.3),
     ("--sure-iou 0.9", "guard.sure_iou", 0.9),
+    ("--min-part-confidence 0.7", "guard.min_part_confidence", 0.7),
+    ("--min-part-depth 2", "guard.min_part_depth", 2.0),
     ("--min-coarse-iou 0.8", "guard.min_coarse_iou", 0.8),
     ("--max-area-ratio 2", "guard.max_area_ratio", 2.0),
     ("--min-left 0.6", "guard.min_left", 0.6),

@@ -34,23 +34,25 @@ def slow_expected_iou(mask: BoolArray, logits: FloatArray) -> float:
 @given(coarse=filled, logits=sure)
 def test_the_expected_gain_is_that_of_expected_areas(coarse: BoolArray, logits: FloatArray) -> None:
     before, after = (slow_expected_iou(mask, logits) for mask in (coarse, logits > 0))
-    assert promised(coarse, logits).gain == pytest.approx((after - before) / (1 - before), rel=1e-4, abs=1e-5)
+    promise = promised(coarse, logits > 0, logits)
+    assert promise.iou == pytest.approx(after, rel=1e-4)
+    assert promise.gain == pytest.approx((after - before) / (1 - before), rel=1e-4, abs=1e-5)
 
 
 @given(coarse=filled, sharpness=st.floats(1, 60))
 def test_where_the_model_agrees_nothing_is_gained(coarse: BoolArray, sharpness: float) -> None:
-    assert promised(coarse, np.where(coarse, sharpness, -sharpness).astype(np.float32)).gain == 0
+    assert promised(coarse, coarse, np.where(coarse, sharpness, -sharpness).astype(np.float32)).gain == 0
 
 
 @given(coarse=filled, object=filled)
 def test_a_model_without_doubt_expects_to_remove_all_error(coarse: BoolArray, object: BoolArray) -> None:
     certain = np.where(object, 80.0, -80.0).astype(np.float32)
-    assert promised(coarse, certain).gain == pytest.approx(0 if (coarse == object).all() else 1, abs=1e-6)
+    assert promised(coarse, object, certain).gain == pytest.approx(0 if (coarse == object).all() else 1, abs=1e-6)
 
 
 def test_a_model_that_finds_nothing_gains_nothing() -> None:
     coarse = np.ones(SIZE, np.bool_)
-    assert promised(coarse, np.full(SIZE, -100.0, np.float32)).gain <= 0
+    assert promised(coarse, ~coarse, np.full(SIZE, -100.0, np.float32)).gain <= 0
 
 
 def proposal(coarse: BoolArray, mask: BoolArray, *, score: float | None, logits: FloatArray | None) -> Proposal:
@@ -83,7 +85,7 @@ def test_a_sure_model_has_to_promise_half_as_much(sure_iou: float, reason: Reaso
     coarse[4:16, 4:16] = refined[4:16, 4:15] = True
     logits = np.where(refined, 8.0, -8.0).astype(np.float32)
     logits[4:16, 15] = -0.4
-    promise = promised(coarse, logits)
+    promise = promised(coarse, refined, logits)
     assert promise.iou == pytest.approx(slow_expected_iou(refined, logits), rel=1e-4)
     assert 0.9 < promise.iou < 1
     assert promise.gain > 0

@@ -149,6 +149,23 @@ SETTINGS = (
         default=MODEL_DEFAULT,
     ),
     Setting(
+        "guard.min_part_confidence",
+        "--min-part-confidence",
+        GUARD,
+        "Mean probability that a changed part is right, estimated from the model's logits, below which it is undone.",
+        low=0,
+        high=1,
+        default=MODEL_DEFAULT,
+    ),
+    Setting(
+        "guard.min_part_depth",
+        "--min-part-depth",
+        GUARD,
+        "Depth of a changed part, in cells of the model's output, below which it is undone.",
+        low=0,
+        default=MODEL_DEFAULT,
+    ),
+    Setting(
         "guard.min_coarse_iou",
         "--min-coarse-iou",
         GUARD,

@@ -8,6 +8,7 @@ from functools import partial
 from typing import TypeAlias
 
 from refinetool.post.guard import judge
+from refinetool.post.parts import undo_doubtful_parts
 from refinetool.post.snap import snap_to_edges
 from refinetool.post.specks import remove_specks
 from refinetool.records import Proposal
@@ -21,11 +22,13 @@ def post_steps(settings: RefineSettings) -> tuple[Step, ...]:
 
     Settings that were not resolved get the thresholds of a model that was not measured.
     """
+    thresholds = settings.guard.thresholds(GuardThresholds())
     steps: list[Step] = []
     if settings.snap.mode == "guided":
         steps.append(partial(snap_to_edges, settings=settings.snap))
+    steps.append(partial(undo_doubtful_parts, thresholds=thresholds))
     steps.append(partial(remove_specks, settings=settings.specks))
-    steps.append(partial(judge, thresholds=settings.guard.thresholds(GuardThresholds())))
+    steps.append(partial(judge, thresholds=thresholds))
     return tuple(steps)
 
 

@@ -5,7 +5,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from refinetool.masks import iou, spread
+from refinetool.masks import chances, iou
 from refinetool.records import FloatMap, Mask, Proposal
 from refinetool.settings import GuardThresholds
 from refinetool.statuses import Reason
@@ -34,7 +34,7 @@ def _doubt(proposal: Proposal, overlap: float, thresholds: GuardThresholds) -> R
     if score is not None and score < thresholds.min_predicted_iou:
         return Reason.LOW_SCORE
     if logits is not None:
-        promise = promised(proposal.coarse, logits)
+        promise = promised(proposal.coarse, proposal.mask, logits)
         factor = SURE_FACTOR if promise.iou >= thresholds.sure_iou else 1.0
         if promise.gain < factor * thresholds.min_expected_gain:
             return Reason.NO_GAIN
@@ -45,37 +45,35 @@ def _doubt(proposal: Proposal, overlap: float, thresholds: GuardThresholds) -> R
 
 
 class Promise(NamedTuple):
-    """What a model's logits promise.
+    """What a model's logits promise of a mask.
 
-    iou: Expected IoU of the model's mask, 0..1.
-    gain: Expected fraction of the coarse mask's error that the model's mask removes, at most 1; 0 where the model
-        agrees with the coarse mask, or expects no object at all.
+    iou: Expected IoU, 0..1.
+    gain: Expected fraction of the coarse mask's error that the mask removes, at most 1; 0 where it is the coarse mask.
     """
 
     iou: float
     gain: float
 
 
-def promised(coarse: Mask, logits: FloatMap) -> Promise:
-    """Estimate from calibrated logits how good the model's mask is, and how much better than the coarse mask.
+def promised(coarse: Mask, mask: Mask, logits: FloatMap) -> Promise:
+    """Estimate from calibrated logits how good a mask is, and how much better than the coarse one.
 
     The expected IoU of a mask M with an object that covers each pixel with probability p is approximated by the ratio
-    of the expected areas: sum(p in M) / (area(M) + sum(p outside M)). With E for the model's mask and C for the coarse
-    one, the gain is (E - C) / (1 - C). The model's mask before snapping is used, because snapping changes details that
-    are finer than the grid of the logits.
+    of the expected areas: sum(p in M) / (area(M) + sum(p outside M)). With E for the mask and C for the coarse one, the
+    gain is (E - C) / (1 - C).
 
     Args:
         coarse: bool (H, W), not empty.
-        logits: float32 (h, w) over the same frame; above 0 is the model's mask.
+        mask: bool (H, W).
+        logits: float32 (h, w) over the same frame.
     """
-    fine = spread(logits, coarse.shape)
-    chance = 1 / (1 + np.exp(-np.maximum(fine, -80)))  # the exponential overflows from 88 on
+    chance = chances(logits, coarse.shape)
     total = chance.sum(dtype=np.float64)
 
-    def expected_iou(mask: Mask) -> float:
-        inside = chance[mask].sum(dtype=np.float64)
-        either = np.count_nonzero(mask) + total - inside
+    def expected_iou(one: Mask) -> float:
+        inside = chance[one].sum(dtype=np.float64)
+        either = np.count_nonzero(one) + total - inside
         return float(inside / either) if either > 0 else 0.0
 
-    before, after = expected_iou(coarse), expected_iou(fine > 0)
+    before, after = expected_iou(coarse), expected_iou(mask)
     return Promise(after, (after - before) / max(1 - before, LEAST_ERROR))
