@@ -26,7 +26,8 @@ def post_steps(settings: RefineSettings) -> tuple[Step, ...]:
     steps: list[Step] = []
     if settings.snap.mode == "guided":
         steps.append(partial(snap_to_edges, settings=settings.snap))
-    steps.append(partial(undo_doubtful_parts, thresholds=thresholds))
+    if max(thresholds.min_part_confidence, thresholds.min_part_depth) > 0:
+        steps.append(partial(undo_doubtful_parts, thresholds=thresholds))
     steps.append(partial(remove_specks, settings=settings.specks))
     steps.append(partial(judge, thresholds=thresholds))
     return tuple(steps)

@@ -9,7 +9,7 @@ from dataclasses import replace
 import cv2
 import numpy as np
 
-from refinetool.masks import bounding_box, chances
+from refinetool.masks import bounding_box, chances, framed
 from refinetool.records import FloatMap, Mask, Proposal
 from refinetool.settings import GuardThresholds
 
@@ -51,20 +51,21 @@ def without_doubtful_parts(
         return mask
     x0, y0, x1, y1 = box
     crop = slice(y0, y1), slice(x0, x1)
-    count, found = cv2.connectedComponents(changed[crop].view(np.uint8), connectivity=4)
+    pixels = changed[crop]
+    count, found = cv2.connectedComponents(pixels.view(np.uint8), connectivity=4)
     labels = np.asarray(found, dtype=np.intp)
-    part = labels.ravel()
-    right = np.where(mask, (chance := chances(logits, mask.shape)), 1 - chance)[crop]
+    to_outside = cv2.distanceTransform(framed(pixels).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
+    chance = chances(logits, mask.shape)
+    right = np.where(mask, chance, 1 - chance)[crop]
+
+    part = labels[pixels]  # 1 to count - 1; 0 is where the masks agree
     area = np.bincount(part, minlength=count)
-    confidence = np.bincount(part, right.ravel(), minlength=count) / np.maximum(area, 1)
-    to_outside = cv2.distanceTransform(np.pad(changed[crop], 1).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[
-        1:-1, 1:-1
-    ]
-    depth = np.zeros(count)
-    np.maximum.at(depth, part, to_outside.ravel())
+    confidence = np.bincount(part, right[pixels], minlength=count) / np.maximum(area, 1)
+    depth = np.zeros(count, np.float32)
+    np.maximum.at(depth, part, to_outside[pixels].astype(np.float32))
     cell = max(side / cells for side, cells in zip(mask.shape, logits.shape, strict=True))
     doubtful = (confidence < min_confidence) | (depth < min_depth * cell)
-    doubtful[0] = False  # where the masks agree
+    doubtful[0] = False
     kept = mask.copy()
     kept[crop] ^= doubtful[labels]
     return kept
