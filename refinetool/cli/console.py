@@ -39,7 +39,7 @@ REASONS: dict[Reason, str] = {
     Reason.CROWDED_OUT: "other refined masks took their pixels",
     Reason.DRIFT: "the refined mask drifted too far from it",
     Reason.DRY_RUN: "dry run",
-    Reason.EMPTY: "empty masks",
+    Reason.EMPTY: "no mask, or an empty one",
     Reason.EMPTY_RESULT: "the model found nothing",
     Reason.IMAGE_MISSING: "the image is missing",
     Reason.IMAGE_OUTSIDE: "the image is a link out of its folder; --follow-links allows that",
