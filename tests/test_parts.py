@@ -30,7 +30,9 @@ def without_parts_slowly(
         confidence = np.where(mask, chance, 1 - chance)[part].mean()
         depth = ndimage.distance_transform_edt(np.pad(mask != coarse, 1))[1:-1, 1:-1][part].max()
         assume(abs(confidence - min_confidence) > 1e-4 and abs(depth - min_depth) > 1e-4)
-        if confidence < min_confidence or depth < min_depth:
+        around = ndimage.binary_dilation(part, np.ones((3, 3)))
+        isolated = len(np.unique(mask[around])) == 1
+        if confidence < min_confidence or (depth < min_depth and not isolated):
             kept[part] = coarse[part]
     return kept
 
@@ -95,6 +97,15 @@ def test_the_grid_has_oblong_cells_in_oblong_views() -> None:
     mask = COARSE | DEEP
     for depth, kept in ((0.4, mask), (0.6, COARSE)):
         assert (without_doubtful_parts(mask, COARSE, logits, min_confidence=0.0, min_depth=depth) == kept).all()
+
+
+def test_pinholes_of_the_coarse_mask_are_filled() -> None:
+    """They are shallower than the model sees, but no part of the outline; what the model is unsure of stays."""
+    coarse = COARSE.copy()
+    coarse[15, 15:18] = False
+    logits = np.where(COARSE, 5.0, -5.0).reshape(10, 4, 15, 4).mean((1, 3)).astype(np.float32)
+    assert (without_doubtful_parts(COARSE, coarse, logits, min_confidence=0.6, min_depth=0.6) == COARSE).all()
+    assert (without_doubtful_parts(COARSE, coarse, logits / 50, min_confidence=0.6, min_depth=0.6) == coarse).all()
 
 
 def test_without_logits_or_guard_every_part_stays() -> None:

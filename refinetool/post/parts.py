@@ -13,6 +13,8 @@ from refinetool.masks import bounding_box, chances, framed
 from refinetool.records import FloatMap, Mask, Proposal
 from refinetool.settings import GuardThresholds
 
+NEAR = np.ones((3, 3), np.uint8)
+
 
 def undo_doubtful_parts(proposal: Proposal, *, thresholds: GuardThresholds) -> Proposal:
     """Undo the doubtful parts of a proposal, see `without_doubtful_parts`. Without logits there are none."""
@@ -34,7 +36,8 @@ def without_doubtful_parts(
     """Give a mask the pixels of the coarse mask in its doubtful parts.
 
     A part is a 4-connected set of pixels in which the masks differ. It is doubtful if the mask is right there with a
-    mean probability of less than `min_confidence`, or if none of its pixels is `min_depth` cells from its outside.
+    mean probability of less than `min_confidence`, or if it lies at the mask's outline and none of its pixels is
+    `min_depth` cells from its outside. Away from the outline, a shallow part is a filled hole or a removed island.
 
     Args:
         mask, coarse: bool (H, W).
@@ -57,6 +60,7 @@ def without_doubtful_parts(
     to_outside = cv2.distanceTransform(framed(pixels).view(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE)[1:-1, 1:-1]
     chance = chances(logits, mask.shape)
     right = np.where(mask, chance, 1 - chance)[crop]
+    outline = cv2.dilate(mask.view(np.uint8), NEAR) != cv2.erode(mask.view(np.uint8), NEAR)
 
     part = labels[pixels]  # 1 to count - 1; 0 is where the masks agree
     area = np.bincount(part, minlength=count)
@@ -64,7 +68,8 @@ def without_doubtful_parts(
     depth = np.zeros(count, np.float32)
     np.maximum.at(depth, part, to_outside[pixels].astype(np.float32))
     cell = max(side / cells for side, cells in zip(mask.shape, logits.shape, strict=True))
-    doubtful = (confidence < min_confidence) | (depth < min_depth * cell)
+    at_outline = np.bincount(part, outline[crop][pixels], minlength=count) > 0
+    doubtful = (confidence < min_confidence) | (at_outline & (depth < min_depth * cell))
     doubtful[0] = False
     kept = mask.copy()
     kept[crop] ^= doubtful[labels]
