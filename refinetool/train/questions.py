@@ -1,7 +1,7 @@
 """Puts the prompts of training examples to a SAM 2 model and its head.
 
 `look` sees the images once, `pose` makes a question of some prompts of each image, `answer` runs the decoder, and
-`refine` the head after it. B images of side S, N prompts.
+`refine` the head after it; `put` does all of it for a batch. B images of side S, N prompts.
 """
 
 from collections.abc import Sequence
@@ -229,6 +229,16 @@ def refine(sam: Any, head: Head | None, question: Question) -> tuple[Tensor, Ten
         return decoded.logits[:, 0], decoded.scores[:, 0]
     answered = ask(head, [question], [decoded])
     return answered.logits, decoded.scores[:, 0] if answered.scores is None else answered.scores
+
+
+def put(
+    sam: Any, head: Head, batch: Example, groups: Groups, *, generator: torch.Generator | None
+) -> tuple[list[Question], HeadAnswer]:
+    """Put the prompts of a batch to a model and its head, in bf16: the questions, and the head's answers to all."""
+    with torch.autocast(batch.image.device.type, torch.bfloat16):
+        looked = look(sam, head, batch.image)
+        questions = [pose(looked, batch, rows=rows, kinds=kinds, generator=generator) for rows, kinds in groups]
+        return questions, ask(head, questions, [answer(sam, question) for question in questions])
 
 
 def ask(head: Head, questions: Sequence[Question], decoded: Sequence[Decoded]) -> HeadAnswer:

@@ -20,7 +20,7 @@ from refinetool.train.data.sampler import Sampler
 from refinetool.train.data.store import load_store
 from refinetool.train.embedded.run import WEIGHTS_FILE, read_fitting
 from refinetool.train.files import export
-from refinetool.train.questions import answer, ask, look, mined_groups, pose
+from refinetool.train.questions import mined_groups, put
 
 
 def average_embedded(
@@ -36,7 +36,7 @@ def average_embedded(
     """Write the mean of the weights of several embedded models, normalised for the examples of training.
 
     Args:
-        weights: Files that `train embedded` wrote, two or more.
+        weights: Files that `train embedded` wrote, two or more. A file that is named twice counts twice.
         output: Folder for `embedded.safetensors`.
         data: A pack, such as the folder `packed` of a run.
         examples: Number of examples for the statistics of batch normalisation.
@@ -100,12 +100,6 @@ def normalise(
     with torch.no_grad():
         for numbers in torch.split(torch.arange(examples), settings.images_per_step):
             batch = sampler.batch(numbers, side=settings.side)
-            with torch.autocast(batch.image.device.type, torch.bfloat16):
-                looked = look(model, model.detail, batch.image)
-                questions = [
-                    pose(looked, batch, rows=rows, kinds=kinds, generator=None)
-                    for rows, kinds in mined_groups(settings.prompts_per_image, host)
-                ]
-                ask(model.detail, questions, [answer(model, question) for question in questions])
+            put(model, model.detail, batch, mined_groups(settings.prompts_per_image, host), generator=None)
             on_progress(int(numbers[-1]) + 1, examples)
     model.eval()

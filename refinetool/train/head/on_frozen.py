@@ -10,7 +10,7 @@ from refinetool.modules.heads import Head, HeadAnswer
 from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
 from refinetool.train.losses import detail_loss, hard_iou, harm_loss, point_loss
-from refinetool.train.questions import Question, answer, ask, look, mined_groups, mixed_groups, pose
+from refinetool.train.questions import Question, mined_groups, mixed_groups, put
 from refinetool.train.second_pass import second_pass
 from refinetool.train.step import Loss
 
@@ -51,10 +51,7 @@ class OnFrozen:
             batch = second_pass(batch, self.sam, head, generator=noise)
         self.head.train()
         groups = GROUPS[settings.prompts](settings.prompts_per_image, host)
-        with torch.autocast(batch.image.device.type, torch.bfloat16):
-            looked = look(self.sam, head, batch.image)
-            questions = [pose(looked, batch, rows=rows, kinds=kinds, generator=noise) for rows, kinds in groups]
-            answered = ask(head, questions, [answer(self.sam, question) for question in questions])
+        questions, answered = put(self.sam, head, batch, groups, generator=noise)
         total, true_iou = head_loss(answered, questions, settings=settings, generator=noise)
         return Loss(total, true_iou[: len(questions[0].targets)].mean())  # full prompts are the first group
 
