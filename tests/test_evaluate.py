@@ -170,6 +170,9 @@ def test_the_means_are_those_worked_out_by_hand() -> None:
         "category mIoU": (150 / 200, 150 / 250),
     }
     assert (report.better, report.worse) == (0.5, 0.5)
+    assert report.gain_error is not None
+    assert f"the mean gain of IoU has a standard error of {100 * report.gain_error:.2f}" in report.notes()
+    assert report.to_dict()["gain_error"] == report.gain_error
     assert report.counts["scored"] == 2
     assert {measure.reduction for measure in report.measures[:2]} == {"mean over objects"}
 
@@ -286,7 +289,7 @@ def random_triple(key: str, seed: int) -> Match:
 
 def assert_same_report(a: Report, b: Report) -> None:
     assert a.counts == b.counts
-    assert (a.better, a.worse) == (b.better, b.worse)
+    assert (a.better, a.worse, a.gain_error) == (b.better, b.worse, pytest.approx(b.gain_error))
     for one, other in zip(a.measures + a.per_class, b.measures + b.per_class, strict=True):
         assert (one.value, one.before) == (pytest.approx(other.value), pytest.approx(other.before))
     for mine, theirs in zip(a.gain_by_size + a.gain_by_coarse_iou, b.gain_by_size + b.gain_by_coarse_iou, strict=True):

@@ -230,6 +230,12 @@ def test_gain_bins() -> None:
     assert (bins[0.7].better, bins[0.7].worse) == (0.0, 0.0), "nor is -0.009"
     assert bins[0.5].gain_error is None
     assert bins[0.95].worse == 1.0
+    total = histogram.total()
+    gains = [0.2, 0.1, -0.1, -0.009, 0.005]
+    assert (total.low, total.high, total.objects) == (0.0, 1.0, 5)
+    assert (total.gain, total.before) == (pytest.approx(np.mean(gains)), pytest.approx(0.612))
+    assert total.gain_error == pytest.approx(np.std(gains, ddof=1) / math.sqrt(5))
+    assert (total.better, total.worse) == (0.4, 0.2)
 
 
 def test_objects_are_binned_by_the_side_of_their_area() -> None:

@@ -63,6 +63,10 @@ class GainHistogram:
             for low, high, sums in zip(self.edges[:-1], self.edges[1:], self.sums.T.tolist(), strict=True)
         )
 
+    def total(self) -> GainBin:
+        """All objects as one bin."""
+        return _make_bin(self.edges[0], self.edges[-1], self.sums.sum(axis=1).tolist())
+
 
 def _make_bin(low: float, high: float, sums: Sequence[float]) -> GainBin:
     objects, before, gain, squares, better, worse = sums

@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from refinetool.errors import DataError
 from refinetool.evaluate.boundary_accuracy import compute_boundary_accuracies
-from refinetool.evaluate.gains import IOUS, NOTABLE_CHANGE, SIDES_PX, GainHistogram
+from refinetool.evaluate.gains import IOUS, SIDES_PX, GainHistogram
 from refinetool.evaluate.pairing import Match
 from refinetool.evaluate.report import OBJECTS, Measure, Report, divide
 from refinetool.evaluate.shapes import LOST, Canvas, Overlap, count_common
@@ -124,8 +124,6 @@ class InstanceEvaluator:
                 was, now = score.before.overlap.iou, score.after.overlap.iou
                 self.by_size.add(score.area**0.5, before=was, after=now)
                 self.by_coarse_iou.add(was, before=was, after=now)
-                self.counts["better"] += now - was > NOTABLE_CHANGE
-                self.counts["worse"] += now - was < -NOTABLE_CHANGE
 
     def score_objects(self, match: Match) -> Iterator[ObjectScore]:
         """Score the objects of one image in the order of the file, and count those left out."""
@@ -213,10 +211,12 @@ class InstanceEvaluator:
         if classes[0]:
             now, was = (divide(sum(ious.values()), len(ious)) for ious in classes)
             rows.append(("category mIoU", PER_CATEGORY, now, was))
+        gains = self.by_coarse_iou.total()
         return Report(
             measures=tuple(self._make_measure(*row) for row in rows),
-            better=divide(self.counts["better"], scored) if self.with_coarse else None,
-            worse=divide(self.counts["worse"], scored) if self.with_coarse else None,
+            better=gains.better,
+            worse=gains.worse,
+            gain_error=gains.gain_error,
             counts={name: self.counts[name] for name in OBJECTS},
             per_class=tuple(
                 self._make_measure(f"IoU of category {category}", GLOBAL, iou, classes[1].get(category))

@@ -127,8 +127,6 @@ class LabelMapEvaluator:
         counts = self.counts | Counter(unknown_classes=len(unknown), unknown_classes_px=sum(unknown.values()))
         return Report(
             measures=(mean, halves, *classes),
-            better=None,
-            worse=None,
             counts={name: counts[name] for name in LABEL_COUNTS},
         )
 

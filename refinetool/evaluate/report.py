@@ -36,6 +36,8 @@ class Report:
     per_class: metrics of single categories of objects, which are too many for a table.
     better, worse: fractions of the scored objects whose IoU rose or fell by more than NOTABLE_CHANGE; None for label
         maps, without coarse masks and without objects.
+    gain_error: standard error of the mean gain of IoU over the scored objects: their standard deviation divided by the
+        root of their number. None as above, and with fewer than two objects.
     counts: how many there were of what; MEANINGS says what they count.
     gain_by_size, gain_by_coarse_iou: gain of IoU in bins of the object's side in pixels and of the coarse mask's IoU;
         empty for label maps and without coarse masks.
@@ -45,6 +47,7 @@ class Report:
     measures: tuple[Measure, ...]
     better: float | None = None
     worse: float | None = None
+    gain_error: float | None = None
     counts: Mapping[str, int] = field(default_factory=dict)
     per_class: tuple[Measure, ...] = ()
     gain_by_size: tuple[GainBin, ...] = ()
@@ -70,6 +73,8 @@ class Report:
             notes.append(
                 f"{self.better:.1%} of the objects better, {self.worse:.1%} worse by more than {NOTABLE_CHANGE} IoU"
             )
+        if self.gain_error is not None:
+            notes.append(f"the mean gain of IoU has a standard error of {100 * self.gain_error:.2f}")
         return [*notes, *self.remarks]
 
     def to_dict(self) -> dict[str, object]:
@@ -78,6 +83,7 @@ class Report:
             "measures": [_dump_measure(measure) for measure in self.measures],
             "better": self.better,
             "worse": self.worse,
+            "gain_error": self.gain_error,
             "notable_change": NOTABLE_CHANGE,
             "counts": dict(self.counts),
             "per_class": [_dump_measure(measure) for measure in self.per_class],
