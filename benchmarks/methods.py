@@ -62,7 +62,8 @@ VARIANTS: dict[str, RefineSettings] = {
 
 @dataclass(frozen=True)
 class Row:
-    """One method on one file. Values are in 0..1, means over objects; mIoU and None for class maps."""
+    """One method on one file. Values are in 0..1, means over objects; `gain_error` is the standard error of the mean
+    gain of IoU."""
 
     data: str
     suite: str
@@ -74,6 +75,7 @@ class Row:
     refined_boundary: float | None
     better: float | None
     worse: float | None
+    gain_error: float | None
     seconds: float
     model: str
 
@@ -194,6 +196,7 @@ def measured(job: Job, method: str, settings: RefineSettings, *, model: str, che
         refined_boundary=boundary.value,
         better=report.better,
         worse=report.worse,
+        gain_error=report.gain_error,
         seconds=seconds,
         model=model,
     )
@@ -326,8 +329,16 @@ def comparison(rows: Sequence[Row], *, group: Callable[[Row], str]) -> str:
         ]
         first = [row for row in here if row.method == methods[0]]
         changes = [f"{average(first, change):.0%}" for change in (lambda row: row.better, lambda row: row.worse)]
-        lines.append([name, str(sum(row.objects for row in files)), coarse, shown[0], " / ".join(changes), *shown[1:]])
-    return markdown(["", "masks", "coarse", methods[0], "better / worse", *methods[1:]], lines)
+        count = str(sum(row.objects for row in files))
+        lines.append([name, count, coarse, shown[0], gain(first), " / ".join(changes), *shown[1:]])
+    return markdown(["", "masks", "coarse", methods[0], "its gain", "better / worse", *methods[1:]], lines)
+
+
+def gain(rows: Sequence[Row]) -> str:
+    """Format the mean gain of IoU over the objects of all rows, and its standard error."""
+    objects = sum(row.objects for row in rows)
+    squares = sum((row.objects * (row.gain_error or 0.0)) ** 2 for row in rows)
+    return f"{average(rows, lambda row: row.refined - row.coarse):+.3f} ± {squares**0.5 / objects:.3f}"
 
 
 def mean(rows: Sequence[Row]) -> tuple[float, float] | None:
@@ -367,7 +378,7 @@ def main() -> None:
     commands = parser.add_subparsers(required=True)
     measuring = commands.add_parser("measure", help="refine and measure")
     measuring.add_argument("data", type=Path)
-    measuring.add_argument("--pictures", type=int, default=10, help="pictures per validation split")
+    measuring.add_argument("--pictures", type=int, default=40, help="pictures per validation split")
     measuring.add_argument("--only", nargs="+", choices=VARIANTS, help="methods to run instead of all")
     measuring.set_defaults(run=measure)
     ablating = commands.add_parser("ablate", help="the paper's tables for one pair of files")
