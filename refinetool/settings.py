@@ -628,6 +628,9 @@ class TrainSettings:
     """Weight of the auxiliary loss that makes the image features predict edges, independently of the prompts."""
     harm_loss: float = 2.0
     """Weight of the loss of the detail head's masks that are worse than their coarse masks."""
+    full_share: float = 0.5
+    """Fraction of an image's mined prompts that are complete, as in use. Half of the others lack the mask, the other
+    half have the mask and some of the rest."""
     prompts: Literal["mined", "mixed"] = "mined"
     """Prompts of an example: those of the method, some of them left out; or as in SAM2Refiner also boxes, clicks and
     coarse masks alone."""

@@ -104,10 +104,19 @@ def test_the_side_grows_once() -> None:
 
 
 @pytest.mark.parametrize("count", [1, 4, 6])
-def test_prompt_groups_share_out_every_prompt_once(count: int) -> None:
-    groups = mined_groups(count, torch.Generator().manual_seed(2))
+@pytest.mark.parametrize("share", [0.0, 0.5, 0.75, 1.0])
+def test_prompt_groups_share_out_every_prompt_once(count: int, share: float) -> None:
+    groups = mined_groups(count, torch.Generator().manual_seed(2), full_share=share)
     assert sorted(row for rows, _ in groups for row in rows) == list(range(count))
     assert groups[0][1] == FULL
+
+
+@pytest.mark.parametrize(
+    ("share", "sizes"), [(0.5, [(2, True), (1, False), (1, True)]), (0.75, [(3, True), (1, False)]), (1.0, [(4, True)])]
+)
+def test_a_share_of_the_prompts_is_full(share: float, sizes: list[tuple[int, bool]]) -> None:
+    groups = mined_groups(4, torch.Generator().manual_seed(2), full_share=share)
+    assert [(len(rows), kinds.mask) for rows, kinds in groups] == sizes
 
 
 def test_the_architecture_runs_at_other_sides_with_the_same_weights() -> None:

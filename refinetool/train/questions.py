@@ -4,6 +4,7 @@
 `refine` the head after it; `put` does all of it for a batch. B images of side S, N prompts.
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -14,6 +15,7 @@ from torch import Tensor
 from refinetool.modules.heads import Decoded, Head, HeadAnswer, Prompted
 from refinetool.modules.sam2_passes import decode, encode, normalised, see
 from refinetool.records import ABSENT, BACKGROUND, FOREGROUND
+from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
 
 SURE = 10.0
@@ -58,13 +60,25 @@ Groups = list[tuple[list[int], PromptKinds]]
 """Which of the K prompts of every image are asked in one decoder call, and how. A call has one number of tokens."""
 
 
-def mined_groups(count: int, generator: torch.Generator) -> Groups:
-    """Split K prompts: half are full, a quarter lack the mask, a quarter have the mask and some others."""
+def draw_groups(settings: TrainSettings, generator: torch.Generator) -> Groups:
+    """Split the prompts of an image as the settings say. The first group has the prompts of `refine`."""
+    match settings.prompts:
+        case "mined":
+            return mined_groups(settings.prompts_per_image, generator, full_share=settings.full_share)
+        case "mixed":
+            return mixed_groups(settings.prompts_per_image, generator)
+
+
+def mined_groups(count: int, generator: torch.Generator, *, full_share: float) -> Groups:
+    """Split K prompts: a share is full, half of the others lack the mask, and half have the mask and some others.
+
+    At least one prompt is full. An odd one lacks the mask.
+    """
     order = torch.randperm(count, generator=generator).tolist()
-    half = count - count // 2
-    middle = half + (count - half + 1) // 2
-    groups = [(order[:half], FULL)]
-    for rows, kinds in ((order[half:middle], WITHOUT_MASK), (order[middle:], WITH_MASK)):
+    full = max(1, math.ceil(count * full_share))
+    middle = full + (count - full + 1) // 2
+    groups = [(order[:full], FULL)]
+    for rows, kinds in ((order[full:middle], WITHOUT_MASK), (order[middle:], WITH_MASK)):
         if rows:
             groups.append((rows, kinds[int(torch.randint(len(kinds), (1,), generator=generator))]))
     return groups

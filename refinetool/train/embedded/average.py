@@ -20,7 +20,7 @@ from refinetool.train.data.sampler import Sampler
 from refinetool.train.data.store import load_store
 from refinetool.train.embedded.run import WEIGHTS_FILE, read_fitting
 from refinetool.train.files import export
-from refinetool.train.questions import mined_groups, put
+from refinetool.train.questions import draw_groups, put
 
 
 def average_embedded(
@@ -100,6 +100,6 @@ def normalise(
     with torch.no_grad():
         for numbers in torch.split(torch.arange(examples), settings.images_per_step):
             batch = sampler.batch(numbers, side=settings.side)
-            put(model, model.detail, batch, mined_groups(settings.prompts_per_image, host), generator=None)
+            put(model, model.detail, batch, draw_groups(settings, host), generator=None)
             on_progress(int(numbers[-1]) + 1, examples)
     model.eval()

@@ -10,7 +10,7 @@ from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
 from refinetool.train.head.on_frozen import head_loss
 from refinetool.train.losses import edge_loss, mask_loss
-from refinetool.train.questions import Looked, answer, ask, look, mined_groups, pose
+from refinetool.train.questions import Looked, answer, ask, draw_groups, look, pose
 from refinetool.train.step import Loss
 
 
@@ -38,7 +38,7 @@ class Whole(nn.Module):
         self.train()
         set_image_size(model, batch.image.shape[-1])
         detail = model.detail if settings.part == "all" else None
-        groups = mined_groups(settings.prompts_per_image, host)
+        groups = draw_groups(settings, host)
         with torch.autocast(batch.image.device.type, torch.bfloat16):
             looked = look(model, detail, batch.image)
             questions = [pose(looked, batch, rows=rows, kinds=kinds, generator=noise) for rows, kinds in groups]

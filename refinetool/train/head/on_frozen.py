@@ -10,11 +10,9 @@ from refinetool.modules.heads import Head, HeadAnswer
 from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
 from refinetool.train.losses import detail_loss, hard_iou, harm_loss, point_loss
-from refinetool.train.questions import Question, mined_groups, mixed_groups, put
+from refinetool.train.questions import Question, draw_groups, put
 from refinetool.train.second_pass import second_pass
 from refinetool.train.step import Loss
-
-GROUPS = {"mined": mined_groups, "mixed": mixed_groups}
 
 
 class OnFrozen:
@@ -50,7 +48,7 @@ class OnFrozen:
             self.head.eval()
             batch = second_pass(batch, self.sam, head, generator=noise)
         self.head.train()
-        groups = GROUPS[settings.prompts](settings.prompts_per_image, host)
+        groups = draw_groups(settings, host)
         questions, answered = put(self.sam, head, batch, groups, generator=noise)
         total, true_iou = head_loss(answered, questions, settings=settings, generator=noise)
         return Loss(total, true_iou[: len(questions[0].targets)].mean())  # full prompts are the first group
