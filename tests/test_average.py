@@ -1,6 +1,7 @@
 """The mean of the weights of embedded models."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,13 @@ from training_data import QUICK, packed_folder
 from refinetool.cli import train
 from refinetool.errors import DataError, UsageError, WeightsError
 from refinetool.modules.embedded import DETAIL_PREFIX, EmbeddedModel, build_embedded
+from refinetool.settings import TrainSettings
 from refinetool.train.data.pack import Pack
 from refinetool.train.data.sampler import Sampler
 from refinetool.train.data.store import load_store
+from refinetool.train.embedded import average as averaging
 from refinetool.train.embedded.average import average_embedded, mean_state, normalise
+from refinetool.train.files import export, settings_entry, trained_with
 
 STATISTICS = ("running_mean", "running_var", "num_batches_tracked")
 
@@ -102,6 +106,27 @@ def test_the_command(tmp_path: Path, pack: Pack, command: Command, monkeypatch: 
     assert "averaging: 4/4 examples" in said.err
     with safe_open(tmp_path / "mean" / "embedded.safetensors", "pt") as file:
         assert file.metadata()["averaged"] == f"{files[0]}, {files[1]}"
+
+
+def test_examples_are_like_those_of_the_last_file(tmp_path: Path, pack: Pack, monkeypatch: pytest.MonkeyPatch) -> None:
+    def averaged(*weights: Path) -> Path:
+        return average_embedded(
+            weights, tmp_path / "mean", data=pack.folder, examples=4, device="cpu", on_progress=lambda *_: None
+        )
+
+    used: list[TrainSettings] = []
+    monkeypatch.setattr(averaging, "normalise", lambda *_, settings, **__: used.append(settings))
+    recorded = replace(QUICK, full_share=0.75, seed=5, images_per_step=256)
+    expected = replace(recorded, images_per_step=TrainSettings().images_per_step)  # a GPU's batches may not fit
+    plain, told = (tmp_path / f"{name}.safetensors" for name in ("plain", "told"))
+    export(a_model(1).state_dict(), plain, metadata={})
+    export(a_model(1).state_dict(), told, metadata=settings_entry(recorded) | {"step": "7"})
+    averaged(told, plain)
+    assert trained_with(averaged(plain, told)) == expected  # so that a mean can be averaged again
+    assert used == [TrainSettings(), expected]
+    export(a_model(1).state_dict(), told, metadata={"settings": '{"seed": 5'})
+    with pytest.raises(WeightsError, match=r"told\.safetensors: the settings of the run"):
+        averaged(plain, told)
 
 
 def test_what_is_refused(tmp_path: Path, pack: Pack) -> None:

@@ -182,7 +182,6 @@ def average_weights(
             output,
             data=data,
             examples=AVERAGE_EXAMPLES,
-            settings=TRAIN,
             device=pick_device(device),
             on_progress=listener,
         )

@@ -2,20 +2,23 @@
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from refinetool.errors import DataError, StorageError
+from refinetool.errors import DataError, StorageError, WeightsError
 from refinetool.formats.storage import new_file
 from refinetool.settings import TrainSettings
 from refinetool.train.step import Learner
 
 RUN_FILE, CHECKPOINT_FILE, METRICS_FILE = "run.json", "checkpoint.pt", "metrics.jsonl"
+SETTINGS = "settings"
+"""The entry of the metadata of weights that holds the settings of their run, as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,6 +129,30 @@ def export(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, 
     }
     with new_file(path) as file:
         file.write(save(halves, metadata=dict(metadata)))
+
+
+def settings_entry(settings: TrainSettings) -> dict[str, str]:
+    """Return the entry of the metadata of weights that says how they were trained."""
+    return {SETTINGS: json.dumps(asdict(settings))}
+
+
+def trained_with(weights: Path) -> TrainSettings:
+    """Return the settings that weights were trained with; the defaults, where the file does not say.
+
+    Raises:
+        WeightsError: The record of the settings is damaged.
+    """
+    if weights.suffix != ".safetensors":
+        return TrainSettings()
+    try:
+        with safe_open(weights, "pt") as file:
+            found = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
+        return replace(TrainSettings(), **{name: found[name] for name in asdict(TrainSettings()) if name in found})
+    except (ValueError, TypeError) as error:
+        raise WeightsError(
+            f"{weights}: the settings of the run in its metadata can't be read ({error}); name weights that train "
+            "embedded wrote."
+        ) from error
 
 
 class MetricsLog:

@@ -4,9 +4,8 @@ The learning rate rises, stays on a plateau and falls over the last part of the 
 resuming it with more steps before the fall begins. The moving average of the weights is measured and exported.
 """
 
-import json
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
@@ -33,6 +32,7 @@ from refinetool.train.files import (
     load_checkpoint,
     read_metrics,
     save_checkpoint,
+    settings_entry,
     write_run,
 )
 from refinetool.train.ranks import Ranks
@@ -210,7 +210,7 @@ class _Run:
         save_checkpoint(self.output / CHECKPOINT_FILE, self.learner, self.position)
         recipe = {
             "step": str(self.position.step),
-            "settings": json.dumps(asdict(self.settings)),
+            **settings_entry(self.settings),
             "data": ", ".join(source.name for source in self.pack.sources),
         }
         self.job.save(self.learner.average, self.output / self.job.weights_file, recipe=recipe)

@@ -5,6 +5,7 @@ The mean of weights that came from the same start is often better than each of t
 """
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,7 +20,7 @@ from refinetool.train.data.pack import read_pack
 from refinetool.train.data.sampler import Sampler
 from refinetool.train.data.store import load_store
 from refinetool.train.embedded.run import WEIGHTS_FILE, read_fitting
-from refinetool.train.files import export
+from refinetool.train.files import export, settings_entry, trained_with
 from refinetool.train.questions import draw_groups, put
 
 
@@ -29,9 +30,9 @@ def average_embedded(
     *,
     data: Path,
     examples: int,
-    settings: TrainSettings,
     device: str,
     on_progress: Callable[[int, int], None],
+    settings: TrainSettings | None = None,
 ) -> Path:
     """Write the mean of the weights of several embedded models, normalised for the examples of training.
 
@@ -40,11 +41,12 @@ def average_embedded(
         output: Folder for `embedded.safetensors`.
         data: A pack, such as the folder `packed` of a run.
         examples: Number of examples for the statistics of batch normalisation.
-        settings: What the examples are like.
         on_progress: Called with (examples done, examples in total).
+        settings: What the examples are like; None takes the settings that the last file was trained with, with the
+            default number of images per step.
 
     Returns:
-        The written weights: fp16 safetensors, with the averaged files in the metadata.
+        The written weights: fp16 safetensors, with the averaged files and the settings in the metadata.
 
     Raises:
         UsageError: There are fewer than two files, or the output would replace one of them.
@@ -56,9 +58,11 @@ def average_embedded(
         raise UsageError(f"there is nothing to average in {len(weights)} file; name two or more files of weights.")
     written = output / WEIGHTS_FILE
     refuse_clashes({"averaged weights": written}, {f"weights {path}": path for path in weights} | {"pack": data})
-    model = build_embedded(image_size=settings.side)
+    model = build_embedded(image_size=TrainSettings().side)
     fresh = model.state_dict()
     model.load_state_dict(mean_state([read_fitting(path, fresh) for path in weights]))
+    if settings is None:  # in batches of the default size, because those of a GPU may not fit
+        settings = replace(trained_with(weights[-1]), images_per_step=TrainSettings().images_per_step)
     store = load_store(read_pack(data), "train", device=device)
     normalise(
         model.to(device),
@@ -67,7 +71,8 @@ def average_embedded(
         settings=settings,
         on_progress=on_progress,
     )
-    export(model.state_dict(), written, metadata={"averaged": ", ".join(map(str, weights)), "data": str(data)})
+    recipe = {"averaged": ", ".join(map(str, weights)), "data": str(data), **settings_entry(settings)}
+    export(model.state_dict(), written, metadata=recipe)
     return written
 
 
