@@ -14,6 +14,7 @@ what files contain, so control characters are escaped and very long quotations a
 Any other exception that reaches the user is a bug and keeps its traceback.
 """
 
+import pickle
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -97,3 +98,13 @@ def is_out_of_memory(error: BaseException) -> bool:
         or any(base.__name__ == "OutOfMemoryError" for base in type(error).__mro__)
         or any(sign in str(error) for sign in ("DefaultCPUAllocator", "Insufficient memory"))
     )
+
+
+def first_line(error: BaseException) -> str:
+    """Return the first line of what an error says, or its class.
+
+    Where torch refuses to unpickle a file, it tells how to do it all the same: no advice for a file from elsewhere.
+    """
+    if isinstance(error, pickle.UnpicklingError):
+        return "it is not a file of tensors and plain values only"
+    return str(error).strip().partition("\n")[0] or type(error).__name__

@@ -888,8 +888,9 @@ class Malicious:
 def test_a_checkpoint_never_runs_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": Malicious()}, tmp_path / "bad.pt")
-    with pytest.raises(WeightsError, match=r"bad\.pt can't be read as weights"):
+    with pytest.raises(WeightsError, match=r"bad\.pt can't be read as weights") as refusal:
         load(str(tmp_path / "bad.pt"))
+    assert "weights_only" not in str(refusal.value), "torch's advice is to run the code"
     assert not (tmp_path / "opened-by-a-checkpoint").exists()
 
 

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any, TypeGuard, TypeVar, get_args
 
 from refinetool.backends import weights
 from refinetool.backends.names import EMBEDDED, suggest
-from refinetool.errors import UsageError, WeightsError
+from refinetool.errors import UsageError, WeightsError, first_line
 from refinetool.settings import BATCHES, MAX_SEED, GuardThresholds, HeadKind, ModelDefaults
 
 if TYPE_CHECKING:
@@ -345,8 +345,9 @@ def read_state(path: Path) -> "dict[str, Tensor]":
         else:
             found = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # the unpickler carries out what the file says, and raises whatever that leads to
-        reason = str(error).partition("\n")[0] or type(error).__name__
-        raise WeightsError(f"{path} can't be read as weights ({reason}); it may be incomplete or hold code") from error
+        raise WeightsError(
+            f"{path} can't be read as weights ({first_line(error)}); it may be incomplete or hold code"
+        ) from error
     state = found.get("model", found) if isinstance(found, dict) else found
     if not isinstance(state, dict) or not all(_is_weight(name, value) for name, value in state.items()):
         raise WeightsError(

@@ -21,7 +21,7 @@ from refinetool.backends.cache import EmbeddingCache
 from refinetool.backends.frames import Frame, rasterise
 from refinetool.backends.predictions import SquareEmbedding, SquarePrediction, TokenAnswers
 from refinetool.backends.questions import Question, group_by_layout, joined
-from refinetool.errors import UsageError
+from refinetool.errors import UsageError, first_line
 from refinetool.modules.iou_adapter import IouAdapter, merged
 from refinetool.records import ImageArray, Prompts, Size
 from refinetool.settings import ModelDefaults
@@ -100,8 +100,9 @@ class SquareBackend(ABC):
         try:
             self.embed([np.zeros((64, 64, 3), dtype=np.uint8)])
         except Exception as error:
-            reason = str(error).strip().partition("\n")[0]
-            raise UsageError(f"the encoder of {self.name} can't be compiled here: {reason}; drop --compile") from error
+            raise UsageError(
+                f"the encoder of {self.name} can't be compiled here: {first_line(error)}; drop --compile"
+            ) from error
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
         cache = self._cache

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from refinetool.errors import WeightsError
+from refinetool.errors import WeightsError, first_line
 from refinetool.modules.detail import DetailHead
 from refinetool.modules.embedded import DETAIL_PREFIX
 from refinetool.modules.sam2refiner import AugmentedDetailHead, Sam2RefinerHead
@@ -155,6 +155,5 @@ def load_head(path: Path, sam: nn.Module, *, model: str) -> tuple[nn.Module, Hea
         head = build_head(record.kind, record.options, sam)
         head.load_state_dict(found.tensors)
     except (ValueError, TypeError, RuntimeError, KeyError) as error:
-        reason = str(error).partition("\n")[0]
-        raise WeightsError(f"{path}: the head is damaged: {reason}; train it again") from error
+        raise WeightsError(f"{path}: the head is damaged: {first_line(error)}; train it again") from error
     return head, found

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Generic, Protocol, Self, TypeVar
 
-from refinetool.errors import RefinetoolError, UsageError
+from refinetool.errors import RefinetoolError, UsageError, first_line
 from refinetool.running.crew import Died, Done, Event, Ready
 
 # Before the import, which reads them. With the first, `uv run` would build a second environment for the workers; the
@@ -251,7 +251,7 @@ def _connect(address: str | None, *, cpus: int) -> None:
         else:
             ray.init(address=address, log_to_driver=False, logging_level="ERROR")
     except (ConnectionError, RuntimeError, ValueError, RayError) as error:
-        reason = str(error).strip().partition("\n")[0]
+        reason = first_line(error)
         if address is None:
             raise UsageError(f"Ray could not be started: {reason}") from error
         raise UsageError(

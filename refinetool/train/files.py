@@ -11,7 +11,7 @@ from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from refinetool.errors import DataError, StorageError, WeightsError
+from refinetool.errors import DataError, StorageError, WeightsError, first_line
 from refinetool.formats.storage import new_file
 from refinetool.settings import TrainSettings
 from refinetool.train.step import Learner
@@ -111,14 +111,10 @@ def load_checkpoint(path: Path, learner: Learner, *, data: str) -> Position:
         learner.average.load_state_dict(state["average"])
         learner.optimizer.load_state_dict(state["optimizer"])
     except Exception as error:
-        raise DataError(f"{path}: can't be read as a checkpoint ({_first_line(error)}); start afresh.") from error
+        raise DataError(f"{path}: can't be read as a checkpoint ({first_line(error)}); start afresh.") from error
     if position.data != data:
         raise DataError(f"{path}: the run began with other data; put them back, or start afresh without --resume.")
     return position
-
-
-def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0] or type(error).__name__
 
 
 def export(tensors: Mapping[str, Tensor], path: Path, *, metadata: Mapping[str, str]) -> None:

@@ -19,7 +19,7 @@ from refinetool.backends.image_encoders import ImageEncoder, load_image_encoder
 from refinetool.backends.models import load_backend
 from refinetool.backends.reference import Recipe, recipe_for
 from refinetool.backends.square import SquareBackend
-from refinetool.errors import DataError
+from refinetool.errors import DataError, first_line
 from refinetool.evaluate.few_shot import FewShotScores, score_episode
 from refinetool.formats.storage import new_file, refuse_clashes
 from refinetool.modules.reference_encoder import ReferenceEncoder
@@ -282,8 +282,7 @@ class _Trainer:
             self.optimizer.load_state_dict(state["optimizer"])
             self.position, self.best = Position(**state["position"]), float(state["best"])
         except Exception as error:
-            reason = str(error).partition("\n")[0] or type(error).__name__
-            raise DataError(f"{path}: can't be read as a checkpoint ({reason}); start afresh.") from error
+            raise DataError(f"{path}: can't be read as a checkpoint ({first_line(error)}); start afresh.") from error
         if self.position.data != self.digest:
             raise DataError(f"{path}: the run began with other data; put them back, or start afresh without --resume.")
 
