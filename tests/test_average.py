@@ -45,15 +45,14 @@ def a_model(seed: int) -> EmbeddedModel:
 
 
 def written(model: EmbeddedModel, path: Path) -> Path:
-    save_file({name: tensor.contiguous().half() for name, tensor in model.state_dict().items()}, path)
+    export(model.state_dict(), path, metadata=settings_entry(QUICK))
     return path
 
 
 def average(weights: list[Path], output: Path, data: Path) -> dict[str, Tensor]:
-    path = average_embedded(
-        weights, output, data=data, examples=4, settings=QUICK, device="cpu", on_progress=lambda *_: None
+    return load_file(
+        average_embedded(weights, output, data=data, examples=4, device="cpu", on_progress=lambda *_: None)
     )
-    return load_file(path)
 
 
 def test_the_mean_is_taken_tensor_by_tensor() -> None:

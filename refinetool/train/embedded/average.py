@@ -32,9 +32,10 @@ def average_embedded(
     examples: int,
     device: str,
     on_progress: Callable[[int, int], None],
-    settings: TrainSettings | None = None,
 ) -> Path:
     """Write the mean of the weights of several embedded models, normalised for the examples of training.
+
+    The examples are drawn with the settings that the last file was trained with.
 
     Args:
         weights: Files that `train embedded` wrote, two or more. A file that is named twice counts twice.
@@ -42,8 +43,6 @@ def average_embedded(
         data: A pack, such as the folder `packed` of a run.
         examples: Number of examples for the statistics of batch normalisation.
         on_progress: Called with (examples done, examples in total).
-        settings: What the examples are like; None takes the settings that the last file was trained with, with the
-            default number of images per step.
 
     Returns:
         The written weights: fp16 safetensors, with the averaged files and the settings in the metadata.
@@ -61,8 +60,8 @@ def average_embedded(
     model = build_embedded(image_size=TrainSettings().side)
     fresh = model.state_dict()
     model.load_state_dict(mean_state([read_fitting(path, fresh) for path in weights]))
-    if settings is None:  # in batches of the default size, because those of a GPU may not fit
-        settings = replace(trained_with(weights[-1]), images_per_step=TrainSettings().images_per_step)
+    # In batches of the default size, because those of a GPU may not fit.
+    settings = replace(trained_with(weights[-1]), images_per_step=TrainSettings().images_per_step)
     store = load_store(read_pack(data), "train", device=device)
     normalise(
         model.to(device),
