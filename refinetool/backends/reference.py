@@ -10,10 +10,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field, replace
 from importlib.resources import files
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from refinetool.backends.image_encoders import Features, ImageEncoder, find_image_encoder, load_image_encoder
@@ -22,6 +20,7 @@ from refinetool.backends.names import EMBEDDED
 from refinetool.backends.square import SquareBackend
 from refinetool.backends.weights import user_path
 from refinetool.errors import UsageError, WeightsError
+from refinetool.modules.described_files import read_described
 from refinetool.modules.reference_encoder import AnnotationResize, ReferenceEncoder, on_grid, pseudo_mask
 from refinetool.records import ImageArray, Mask
 from refinetool.settings import ReferenceSettings
@@ -137,14 +136,12 @@ def read_reference_encoder(path: Path) -> tuple[ReferenceEncoder, Recipe]:
         WeightsError: The file is not one that `train reference` wrote.
     """
     wanted = "name a file that refinetool train reference wrote"
+    content, _ = read_described(path, entry=METADATA, what="a reference encoder", writer="refinetool train reference")
     try:
-        with safe_open(path, framework="pt") as opened:
-            metadata: dict[str, str] | None = opened.metadata()
-        content: dict[str, Any] = json.loads((metadata or {})[METADATA])
         lists = {name: tuple(content[name]) for name in ("kinds", "held_out")}
         recipe = Recipe(**{**content, **lists})
         model = recipe.build()
-    except (OSError, SafetensorError, KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
+    except (KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise WeightsError(f"{path}: can't be read as a reference encoder ({error}); {wanted}") from error
     state = read_state(path)
     problem = misfit(expected=model.state_dict(), found=state)

@@ -8,11 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from refinetool.errors import WeightsError, first_line
+from refinetool.modules.described_files import read_described
 from refinetool.modules.detail import DetailHead
 from refinetool.modules.embedded import DETAIL_PREFIX
 from refinetool.modules.sam2refiner import AugmentedDetailHead, Sam2RefinerHead
@@ -100,14 +100,7 @@ def read_head(path: Path) -> HeadFile:
     Raises:
         WeightsError: The file can't be read, is something else, or holds values that are not finite.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except OSError as error:
-        raise WeightsError(f"{path}: the head can't be read: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: this is not a head ({error}); refinetool train head writes one") from error
+    described, tensors = read_described(path, entry=METADATA, what="a head", writer="refinetool train head")
     match described:
         case {
             "format": 1,

@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 from torch import Tensor, nn
 
 from refinetool.errors import WeightsError
+from refinetool.modules.described_files import read_described
 
 FORMAT = 1
 """`_read` accepts no other."""
@@ -151,14 +151,7 @@ def scores_masks(path: Path) -> bool:
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    try:
-        with safe_open(path, framework="pt") as file:
-            described = json.loads((file.metadata() or {}).get(METADATA, "{}"))
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a dict
-    except OSError as error:
-        raise WeightsError(f"{path}: the IoU adapter can't be read: {error.strerror or error}") from error
-    except (SafetensorError, ValueError, RecursionError) as error:
-        raise WeightsError(f"{path}: this is not an IoU adapter ({error}); refinetool adapt-iou writes one") from error
+    described, tensors = read_described(path, entry=METADATA, what="an IoU adapter", writer="refinetool adapt-iou")
     match described:
         case {"format": 1, "model": str(), "fingerprint": str(), "with_masks": bool(), "about": dict()}:
             if sorted(tensors) == sorted(KEYS) and all(factor.is_floating_point() for factor in tensors.values()):

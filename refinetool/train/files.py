@@ -7,12 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
 from refinetool.errors import DataError, StorageError, WeightsError, first_line
 from refinetool.formats.storage import new_file
+from refinetool.modules.described_files import read_described
 from refinetool.settings import TrainSettings
 from refinetool.train.step import Learner
 
@@ -140,9 +140,10 @@ def trained_with(weights: Path) -> TrainSettings:
     """
     if weights.suffix != ".safetensors":
         return TrainSettings()
+    found, _ = read_described(
+        weights, entry=SETTINGS, what="a model with a record of its training", writer="refinetool train embedded"
+    )
     try:
-        with safe_open(weights, "pt") as file:
-            found = json.loads((file.metadata() or {}).get(SETTINGS, "{}"))
         return replace(TrainSettings(), **{name: found[name] for name in asdict(TrainSettings()) if name in found})
     except (ValueError, TypeError) as error:
         raise WeightsError(
