@@ -482,6 +482,8 @@ def test_other_files_are_refused_in_one_sentence(tmp_path: Path) -> None:
     for name in ("other.safetensors", "text.safetensors", "missing.safetensors"):
         with pytest.raises(WeightsError, match="reference encoder"):
             read_reference_encoder(tmp_path / name)
+    with pytest.raises(WeightsError, match="its description lacks 'kinds'"):
+        read_reference_encoder(tmp_path / "other.safetensors")
 
 
 def test_weights_for_another_decoder_are_refused(prompter: Prompter, tmp_path: Path) -> None:

@@ -141,7 +141,11 @@ def read_reference_encoder(path: Path) -> tuple[ReferenceEncoder, Recipe]:
         lists = {name: tuple(content[name]) for name in ("kinds", "held_out")}
         recipe = Recipe(**{**content, **lists})
         model = recipe.build()
-    except (KeyError, ValueError, TypeError, RuntimeError, AssertionError) as error:
+    except KeyError as error:
+        raise WeightsError(
+            f"{path}: this is not a reference encoder: its description lacks {error}; {wanted}"
+        ) from error
+    except (ValueError, TypeError, RuntimeError, AssertionError) as error:
         raise WeightsError(f"{path}: can't be read as a reference encoder ({error}); {wanted}") from error
     state = read_state(path)
     problem = misfit(expected=model.state_dict(), found=state)
