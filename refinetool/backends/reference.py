@@ -20,7 +20,7 @@ from refinetool.backends.names import EMBEDDED
 from refinetool.backends.square import SquareBackend
 from refinetool.backends.weights import user_path
 from refinetool.errors import UsageError, WeightsError
-from refinetool.modules.described_files import read_described
+from refinetool.modules.described_files import read_description
 from refinetool.modules.reference_encoder import AnnotationResize, ReferenceEncoder, on_grid, pseudo_mask
 from refinetool.records import ImageArray, Mask
 from refinetool.settings import ReferenceSettings
@@ -136,7 +136,7 @@ def read_reference_encoder(path: Path) -> tuple[ReferenceEncoder, Recipe]:
         WeightsError: The file is not one that `train reference` wrote.
     """
     wanted = "name a file that refinetool train reference wrote"
-    content, _ = read_described(path, entry=METADATA, what="a reference encoder", writer="refinetool train reference")
+    content = read_description(path, entry=METADATA, what="a reference encoder", writer="refinetool train reference")
     try:
         lists = {name: tuple(content[name]) for name in ("kinds", "held_out")}
         recipe = Recipe(**{**content, **lists})

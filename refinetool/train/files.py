@@ -12,7 +12,7 @@ from torch import Tensor
 
 from refinetool.errors import DataError, StorageError, WeightsError, first_line
 from refinetool.formats.storage import new_file
-from refinetool.modules.described_files import read_described
+from refinetool.modules.described_files import read_description
 from refinetool.settings import TrainSettings
 from refinetool.train.step import Learner
 
@@ -140,7 +140,7 @@ def trained_with(weights: Path) -> TrainSettings:
     """
     if weights.suffix != ".safetensors":
         return TrainSettings()
-    found, _ = read_described(
+    found = read_description(
         weights, entry=SETTINGS, what="a model with a record of its training", writer="refinetool train embedded"
     )
     try:
