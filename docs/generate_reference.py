@@ -168,8 +168,26 @@ OPTIONS_OF: Mapping[type, tuple[str, ...]] = {
     settings.EvaluateSettings: ("eval",),
     settings.CorruptSettings: ("corrupt",),
     settings.TrainSettings: ("train", "embedded"),
+    settings.AdaptSettings: ("adapt-iou",),
+    settings.LabelSettings: ("label",),
+    settings.ReferenceTrainSettings: ("train", "reference"),
+    settings.PackSettings: ("train", "pack"),
+    settings.RefinerOptions: ("train", "head"),
 }
 """The commands whose options have the same names as these settings."""
+RENAMED: Mapping[tuple[type, str], tuple[tuple[str, ...], str]] = {
+    (settings.RefineSettings, "method"): (("refine",), "method"),
+    (settings.JobSettings, "embeddings_gigabytes"): (("refine",), "cache_gigabytes"),
+    (settings.LabelSettings, "min_area_px"): (("label",), "min_area"),
+    (settings.ReferenceTrainSettings, "episodes_per_step"): (("train", "reference"), "batch"),
+    (settings.RefinerOptions, "la"): (("train", "head"), "no_la"),
+    (settings.RefinerOptions, "pr"): (("train", "head"), "no_pr"),
+    (settings.RefinerOptions, "mr"): (("train", "head"), "no_mr"),
+    (settings.FewShotSettings, "episodes"): (("eval",), "count"),
+    (settings.FewShotSettings, "seed"): (("eval",), "seed"),
+    (settings.TrainSettings, "images_per_step"): (("train", "embedded"), "batch"),
+}
+"""Settings whose option has another name, with its command and its variable there."""
 
 
 def settings_page() -> str:
@@ -178,8 +196,8 @@ def settings_page() -> str:
         "# Settings",
         "Every default of the tool is written once, in `refinetool/settings.py`. In Python, `refinetool.load` and "
         "`refinetool.refine_dataset` take `RefineSettings`; its groups come first on this page, and the settings of "
-        "other commands last. A setting without an option is available only in Python. When to change which setting: "
-        "[tuning](../how-to/tuning.md).",
+        "other commands last. A setting without an option is available only in Python. "
+        "When to change which setting: [tuning](../how-to/tuning.md).",
     ]
     options = setting_options()
     for node in ast.parse(inspect.getsource(settings)).body:
@@ -198,7 +216,7 @@ def settings_page() -> str:
         "## What --compat release changes",
         "Other options on the command line override these values. What is reproduced and what is not: "
         "[the authors' release](../design/release-differences.md).",
-        table(["setting", "default", "release"], [[code(value) for value in row] for row in release]),
+        table(["setting", "default", "release"], [[code(name), _shown(before), _shown(after)] for name, before, after in release]),
     ]
     return page(blocks)
 
@@ -220,7 +238,7 @@ def _choices(annotation: ast.expr) -> str:
 
 
 def _default(value: ast.expr) -> str:
-    """Return a literal, the class that a factory makes, the body of the factory, or the expression as written."""
+    """Return a literal, the value of a constant, the class or the body of a factory, or the expression as written."""
     match value:
         case ast.Call(keywords=[ast.keyword(value=ast.Lambda(body=body))]):
             return code(ast.unparse(body))
@@ -228,7 +246,15 @@ def _default(value: ast.expr) -> str:
             return f"[`{name}()`](#{name.lower()})"
         case ast.Constant(value=literal):
             return code(literal)
+        case ast.Name(id=name):
+            return _shown(getattr(settings, name))
     return code(ast.unparse(value))
+
+
+def _shown(value: Any) -> str:
+    """Return a value as code, or "no bound" for a threshold that none exceeds."""
+    unbounded = isinstance(value, float) and abs(value) == abs(settings.UNBOUNDED)
+    return "no bound" if unbounded else code(value)
 
 
 def _text(statement: ast.stmt) -> str:
@@ -255,6 +281,9 @@ def setting_options() -> Mapping[tuple[str, str], Parameter]:
         for field in fields(owner):
             if field.name in options[words]:
                 found[owner.__name__, field.name] = options[words][field.name]
+    for (owner, name), (words, variable) in RENAMED.items():
+        assert name in {field.name for field in fields(owner)}, (owner, name)
+        found[owner.__name__, name] = options[words][variable]
     return found
 
 

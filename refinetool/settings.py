@@ -82,12 +82,13 @@ class ViewSettings:
     margin: float = 0.25
     """Margin of a crop around the region's box, on each side, as a fraction of the box side."""
     min_side_px: int = 96
+    """Minimum side of a crop."""
     max_aspect: float = 2.0
     """A crop's longer side is at most this many times the shorter one, where the image has room."""
     small_object: float = 0.001
-    """Fraction of the image's area below which `mixed` crops a region ..."""
+    """Fraction of the image's area below which `mixed` crops a region, in large images."""
     large_image_px: int = 1500
-    """... if the image's longer side is at least this."""
+    """Longer side from which an image counts as large, for `mixed`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -107,7 +108,7 @@ class SplitSettings:
 class GuardThresholds:
     """Thresholds of the guard that suit a model: what None stands for in `GuardSettings`.
 
-    The defaults are for models whose opinion of their own masks was not measured: they bound overlap and area, but
+    The defaults are for models whose own quality estimates were not measured: they bound overlap and area, but
     neither predicted IoU nor expected gain. See docs/design/guard.md.
     """
 
@@ -136,8 +137,8 @@ class GuardSettings:
     """Mean probability, by the model's logits, that a part of the refined mask which differs from the coarse one is
     right. Below it, the coarse mask is kept in that part."""
     min_part_depth: float | None = None
-    """Cells of the model's output that such a part must be deep at its deepest place; the outline of a shallower one is
-    finer than the model can see."""
+    """Minimum depth of such a part at its deepest place, in cells of the model's output; shallower changes of an outline
+    are finer than the model can resolve."""
     min_left: float = 0.4
     """Fraction of its pixels that a refined mask must keep where regions share a map and others take some of them."""
 
@@ -179,12 +180,12 @@ class ExclusiveSettings:
 
 @dataclass(frozen=True, slots=True)
 class PolygonSettings:
-    """How a refined mask is written where the coarse one was a polygon. A result is not affected, only its file."""
+    """How a refined mask is written where the coarse one was a polygon. This affects only the file, not the mask."""
 
     tolerance_px: float = 0.0
     """How far an outline may be moved to have fewer corners; with 0 it follows the edges of the pixels."""
     min_iou: float = 0.995
-    """Minimum IoU of what such an outline draws with the refined mask; a smaller tolerance is tried otherwise."""
+    """Minimum IoU between the area inside such an outline and the refined mask; otherwise a smaller tolerance is tried."""
     holes: Literal["keep", "fill", "rle"] = "rle"
     """A mask with holes stays a polygon, whose outline is led into the holes and back along cuts of no width (`keep`);
     or its holes are filled; or it becomes RLE."""
@@ -623,7 +624,7 @@ class TrainSettings:
     corruption_tries: int = 4
     """Draws of a coarse mask before the one closest to its range of IoU is used."""
     second_pass_share: float = 0.2
-    """Probability that the detail head, trained alone, gets its own masks as the coarse masks of a step."""
+    """Probability that, in a step, the detail head (trained alone) gets its own masks as coarse masks."""
     edge_loss: float = 0.3
     """Weight of the auxiliary loss that makes the image features predict edges, independently of the prompts."""
     harm_loss: float = 2.0

@@ -439,7 +439,7 @@ def test_only_some_categories_are_refined(command: Command, folder: Path, chosen
     said = command(*arguments, "--categories", chosen, "--record", folder / "masks.csv")
     assert said.code == 0, said.err
     assert f"{refined} of 3 masks refined" in said.out
-    assert ("other categories than those of --categories" in said.out) == (refined < 3)
+    assert ("category not named in --categories" in said.out) == (refined < 3)
     assert (folder / "masks.csv").read_text().count("kept:category") == 3 - refined
     said = command(*arguments, "--categories", "bx", "--overwrite")
     assert (said.code, "there is no category 'bx'; did you mean 'box'?" in said.err) == (2, True)

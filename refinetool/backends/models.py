@@ -69,7 +69,7 @@ MODELS: dict[str, Model] = {
     for model in (
         Model(
             EMBEDDED,
-            "small SAM2 that comes with refinetool",
+            "small SAM 2 that comes with refinetool",
             "refinetool.backends.embedded:EmbeddedBackend",
             "",
             ModelDefaults(

@@ -34,7 +34,7 @@ RATES_SHOWN = 4
 """Largest number of workers whose rates are shown one by one."""
 
 REASONS: dict[Reason, str] = {
-    Reason.CATEGORY: "other categories than those of --categories",
+    Reason.CATEGORY: "category not named in --categories",
     Reason.CROWD: "crowds; --include-crowd refines them too",
     Reason.CROWDED_OUT: "other refined masks took their pixels",
     Reason.DRIFT: "the refined mask drifted too far from it",
@@ -46,7 +46,7 @@ REASONS: dict[Reason, str] = {
     Reason.IMAGE_TOO_LARGE: "the image is too large; --max-pixels allows more",
     Reason.IMAGE_UNREADABLE: "the image can't be read",
     Reason.LOW_SCORE: "the model predicts too low an IoU for the refined mask",
-    Reason.NO_GAIN: "by the model's own estimate the refined mask is hardly better",
+    Reason.NO_GAIN: "the refined mask is hardly better, by the model's own estimate",
     Reason.NO_TRUTH: "no ground truth to choose by",
     Reason.OUT_OF_MEMORY: "the image needs more memory than there is",
     Reason.SIZE_MISMATCH: "image and mask differ in size",

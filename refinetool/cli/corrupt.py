@@ -37,7 +37,7 @@ REASONS = console.REASONS | {
 )
 def corrupt(
     *,
-    truth: Annotated[Path, typer.Argument(metavar="GT", help="Good masks: COCO JSON, results, or a folder of PNGs.")],
+    truth: Annotated[Path, typer.Argument(metavar="GT", help="Good masks, in any format that refine reads.")],
     images: options.Images = None,
     output: Annotated[
         Path | None,
@@ -128,7 +128,7 @@ def corrupt(
             "--workers",
             min=1,
             metavar="N",
-            help="Number of threads. [dim]\\[default: CPU cores, at most 8][/dim]",
+            help="Number of worker threads. [dim]\\[default: CPU cores, at most 8][/dim]",
             rich_help_panel=RUN,
             show_default=False,
         ),

@@ -28,7 +28,7 @@ REJECTED: dict[Reason, str] = {
     Reason.EMPTY_RESULT: "the class was not found",
     Reason.TOO_SMALL: "the mask is too small; --min-area allows smaller ones",
     Reason.LOW_SCORE: "the score is too low; --min-score allows lower ones",
-    Reason.DRIFT: "the refined mask is another one; --min-agreement allows that",
+    Reason.DRIFT: "refining changed the mask too much; a lower --min-agreement allows that",
     Reason.IMAGE_MISSING: "the image is missing",
     Reason.IMAGE_OUTSIDE: "the image is a link out of its folder; --follow-links allows that",
     Reason.IMAGE_TOO_LARGE: "the image is too large; --max-pixels allows more",
@@ -108,7 +108,7 @@ def label(
         Literal["embedded", "resnet50", "vgg16", "dinov2-b14"] | None,
         typer.Option(
             "--encoder",
-            help="Image encoder, for random weights of the reference encoder; trained ones name theirs.",
+            help="Image encoder, needed only with --reference-encoder random:SEED; trained encoders name theirs.",
             rich_help_panel=MODEL,
             show_default=False,
         ),

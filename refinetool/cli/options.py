@@ -48,7 +48,7 @@ Coarse: TypeAlias = Annotated[
     Path,
     typer.Argument(
         metavar="COARSE",
-        help="File or folder of masks: COCO, VOC, DAVIS, YOLO, LabelMe, Cityscapes, or images of masks.",
+        help="File or folder of masks: COCO (also panoptic), VOC, DAVIS, YOLO, LabelMe, Cityscapes, or mask images.",
         parser=location,
     ),
 ]
@@ -92,7 +92,7 @@ Categories: TypeAlias = Annotated[
     optional(
         "--categories",
         metavar="NAME",
-        text="Refine only this category, a name or a number; can be repeated, or several with commas.",
+        text="Refine only this category, given by name or id; repeat the option or separate several by commas.",
         panel=METHOD,
     ),
 ]
@@ -100,8 +100,8 @@ MaskSuffix: TypeAlias = Annotated[
     str,
     typer.Option(
         "--mask-suffix",
-        help="What the names of mask files end in, and those of their images do not: _mask for a_mask.png and a.jpg. "
-        "Other files are no masks.",
+        help="Suffix of the names of mask files that their images lack: _mask for a_mask.png and a.jpg. Files without "
+        "it are not masks.",
         metavar="TEXT",
         rich_help_panel=FILES,
         show_default=False,
@@ -122,7 +122,7 @@ Checkpoint: TypeAlias = Annotated[
     str | None,
     optional(
         "--checkpoint",
-        text="Weights file, or random:SEED. Without it, the published weights.",
+        text="Weights file, or random:SEED. Without it, the published weights, or those in the package.",
         panel=MODEL,
         metavar="PATH",
     ),
@@ -154,7 +154,7 @@ Limit: TypeAlias = Annotated[
     int | None, optional("--limit", metavar="N", text="Process only the first N images.", panel=RUN, min=1)
 ]
 DryRun: TypeAlias = Annotated[bool, flag("--dry-run", text="Show what would be done; write nothing.", panel=RUN)]
-Resume: TypeAlias = Annotated[bool, flag("--resume", text="Continue an interrupted or limited run.", panel=RUN)]
+Resume: TypeAlias = Annotated[bool, flag("--resume", text="Continue an unfinished run.", panel=RUN)]
 Fresh: TypeAlias = Annotated[bool, flag("--fresh", text="Discard the finished images of an earlier run.", panel=RUN)]
 Threads: TypeAlias = Annotated[
     int | None,
@@ -190,7 +190,7 @@ CacheGigabytes: TypeAlias = Annotated[
     typer.Option(
         "--cache-gigabytes",
         metavar="GB",
-        help="Size of that folder; what was not used for longest is deleted.",
+        help="Maximum size of the folder of --cache-embeddings; the least recently used files are deleted.",
         rich_help_panel=RUN,
         min=0.001,
     ),
@@ -215,7 +215,7 @@ RayAddress: TypeAlias = Annotated[
     ),
 ]
 Quiet: TypeAlias = Annotated[bool, flag("--quiet", "-q", text="Show no progress and no summary.", panel=RUN)]
-AsJson: TypeAlias = Annotated[bool, flag("--json", text="Print the summary as JSON.", panel=RUN)]
+AsJson: TypeAlias = Annotated[bool, flag("--json", text="Print the result as JSON.", panel=RUN)]
 
 # --- refinement
 
@@ -235,7 +235,7 @@ Candidates: TypeAlias = Annotated[
 ]
 Compat: TypeAlias = Annotated[
     Literal["release"] | None,
-    optional("--compat", text="Reproduce the release of SAMRefiner's authors, for comparison.", panel=METHOD),
+    optional("--compat", text="Imitate the released code of SAMRefiner's authors, for comparison.", panel=METHOD),
 ]
 
 # --- guard

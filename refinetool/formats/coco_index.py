@@ -210,7 +210,8 @@ class _Records:
         spans, ids = self._annotation_spans, self._annotation_ids
         for start, end, record in self._objects(cursor, "annotations"):
             if "segments_info" in record:
-                raise self._error(start, "this is a COCO panoptic file; expected COCO instances or results")
+                problem = "this is a COCO panoptic file; its PNGs belong in a folder of the same name beside it"
+                raise self._error(start, f"{problem} (--format coco-panoptic)")
             number = record.get("id") if numbered else len(ids)
             if not _is_whole(number) or abs(number) >= 1 << 63:
                 raise self._error(start, f"an annotation has the id {number!r}; expected a unique whole number")
