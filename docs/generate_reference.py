@@ -216,7 +216,10 @@ def settings_page() -> str:
         "## What --compat release changes",
         "Other options on the command line override these values. What is reproduced and what is not: "
         "[the authors' release](../design/release-differences.md).",
-        table(["setting", "default", "release"], [[code(name), _shown(before), _shown(after)] for name, before, after in release]),
+        table(
+            ["setting", "default", "release"],
+            [[code(name), _shown(before), _shown(after)] for name, before, after in release],
+        ),
     ]
     return page(blocks)
 

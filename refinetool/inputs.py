@@ -1,4 +1,4 @@
-"""Images and masks in the forms in which users of the library hold them: arrays, PIL images, paths, torch tensors."""
+"""What users of the library hand over: images and masks as arrays, PIL images, paths or torch tensors; settings."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,9 +9,10 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from refinetool import masks
-from refinetool.errors import DataError
+from refinetool.errors import DataError, UsageError
 from refinetool.images import as_rgb, read_image, turned_size
 from refinetool.records import ImageArray, Masks, Size
+from refinetool.settings import RefineSettings
 
 ImageLike: TypeAlias = "NDArray[Any] | Image.Image | Path | str | Any"
 """uint8 (H, W, 3) RGB, a PIL image, a path, or a torch tensor, uint8 (3, H, W) or (H, W, 3)."""
@@ -21,6 +22,15 @@ MasksLike: TypeAlias = "NDArray[Any] | Image.Image | Sequence[Any] | Any"
 _EXPECTED = (
     "expected uint8 (H, W, 3) in RGB order, a PIL image, a path, or a torch tensor, uint8 (3, H, W) or (H, W, 3)"
 )
+
+
+def check_settings(settings: RefineSettings) -> None:
+    """Raise UsageError for settings with which no mask can be refined."""
+    if settings.passes < 1:
+        raise UsageError(f"the number of passes is {settings.passes}; expected at least 1")
+    prompts = settings.prompts
+    if not (prompts.use_point or prompts.use_negative or prompts.use_box or prompts.use_mask):
+        raise UsageError("no prompt is left for the model; keep at least one of point, negative point, box and mask")
 
 
 def as_image(image: ImageLike, *, size: Size | None, max_pixels: int) -> ImageArray:

@@ -36,6 +36,8 @@ Depth: TypeAlias = Callable[[Mask], FloatArray]
 
 LONGEST_GRID_SIDE = 1024
 """Mask prompts of larger views are made on a coarser grid: no supported model reads them finer than 256."""
+LEAST_FADE = 1e-6
+"""Without a bound, a Gaussian mask is 0 far from its centre, and parts of the object there look like background."""
 
 
 def excavate(masks: Masks, *, settings: PromptSettings, seeds: Sequence[Sequence[int]]) -> Prompts:
@@ -318,7 +320,7 @@ def gaussian_mask(
 ) -> FloatArray:
     """Turn a mask into logits that fade from its centre (SAMRefiner eq. 3).
 
-    With |M| the area in pixels, the foreground is one of these:
+    With |M| the area in pixels, the foreground is one of these, and never less than `LEAST_FADE` times `amplitude`:
 
     - radial: `amplitude` * exp(-r² / (|M| * span)), r the distance to the point;
     - distance: `amplitude` * exp(-(deepest - d)² / (|M| / span)), d the depth in the mask, as in the authors' release.
@@ -350,7 +352,9 @@ def gaussian_mask(
         inside = _depth_in_box(covered, box, depth=depth) * max(pixels_per_cell)
         fade = np.exp(-((inside.max() - inside) ** 2) * (span / area))
     logits = np.full(covered.shape, -amplitude if background == "negative" else 0.0, dtype=np.float32)
-    np.copyto(logits[y0:y1, x0:x1], amplitude * fade, where=covered[y0:y1, x0:x1], casting="same_kind")
+    np.copyto(
+        logits[y0:y1, x0:x1], amplitude * np.maximum(fade, LEAST_FADE), where=covered[y0:y1, x0:x1], casting="same_kind"
+    )
     return logits
 
 

@@ -22,7 +22,7 @@ from refinetool.baselines.grid import answer_by_grid
 from refinetool.candidates import Answer, Job, ask
 from refinetool.errors import DataError, UsageError
 from refinetool.images import read_sample
-from refinetool.inputs import ImageLike, MasksLike, as_image, as_masks
+from refinetool.inputs import ImageLike, MasksLike, as_image, as_masks, check_settings
 from refinetool.masks import tight_box
 from refinetool.post import post_steps
 from refinetool.prompts import excavate, expand_boxes
@@ -64,6 +64,7 @@ class Refiner:
     settings: RefineSettings
 
     def __post_init__(self) -> None:
+        check_settings(self.settings)
         object.__setattr__(self, "settings", self.settings.resolved(self.backend.defaults))
 
     @property
@@ -195,7 +196,10 @@ class Refiner:
         Raises:
             DataError: shapes do not match, or values are not those of an image or a mask.
             ImageError: the file can't be read.
+            UsageError: candidates are to be chosen by ground truth, which is only read from files.
         """
+        if self.settings.selection == "oracle":
+            raise UsageError("selection='oracle' needs ground truth; call refine_dataset with truth=...")
         given = as_masks(coarse)
         pixels = as_image(image, size=given.shape[1:] if len(given) else None, max_pixels=self.settings.max_pixels)
         height, width = pixels.shape[:2]

@@ -258,8 +258,9 @@ def _merged(
 
     A region counts as refined if any of its parts is; its predicted IoU is the mean of those parts, weighted by area.
     A region without refined parts keeps its coarse mask to the pixel: no other region can claim these pixels. A region
-    that is empty after the merge, or has less than `min_left` of its pixels, because others took them, also keeps its
-    coarse mask; the rest is then merged around it. Crowds of instances don't take part.
+    that is empty after the merge, or has less than `min_left` of the pixels that it claimed outside void, because
+    others took them, also keeps its coarse mask; the rest is then merged around it. Crowds of instances don't take
+    part.
     """
     by_region = [[verdict for verdict in verdicts if verdict.claim.owner == n] for n in range(len(sample.regions))]
     refined = {n for n, own in enumerate(by_region) if any(verdict.reason is None for verdict in own)}
@@ -275,7 +276,7 @@ def _merged(
         claims = [claim for claim in (*trivial, *(verdict.claim for verdict in verdicts)) if claim.owner in moving]
         claims += [claim for n, claim in fixed.items() if n not in moving]
         owners = merge(claims, void=void, size=sample.size)
-        claimed = {n: sum(int(claim.mask.sum()) for claim in claims if claim.owner == n) for n in moving}
+        claimed = {n: _claimed([claim for claim in claims if claim.owner == n], void=void) for n in moving}
         left = {n: int(np.count_nonzero(owners == n)) for n in moving}
         lost = {n for n in moving if left[n] == 0 or left[n] < min_left * claimed[n]}
         if not lost:
@@ -300,6 +301,19 @@ def _merged(
         else:
             annotations.append(_untouched(region))
     return annotations
+
+
+def _claimed(claims: Sequence[Claim], *, void: Mask | None) -> int:
+    """Count the pixels that a region can own: those that its claims cover together, without void."""
+    boxes = np.array([claim.box for claim in claims])
+    (x0, y0), (x1, y1) = boxes[:, :2].min(axis=0), boxes[:, 2:].max(axis=0)
+    covered = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
+    for claim in claims:
+        left, top, right, bottom = claim.box
+        covered[top - y0 : bottom - y0, left - x0 : right - x0] |= claim.mask
+    if void is not None:
+        covered &= ~void[y0:y1, x0:x1]
+    return int(np.count_nonzero(covered))
 
 
 def _is_crowd(sample: Sample, region: Region) -> bool:

@@ -137,8 +137,8 @@ class GuardSettings:
     """Mean probability, by the model's logits, that a part of the refined mask which differs from the coarse one is
     right. Below it, the coarse mask is kept in that part."""
     min_part_depth: float | None = None
-    """Minimum depth of such a part at its deepest place, in cells of the model's output; shallower changes of an outline
-    are finer than the model can resolve."""
+    """Minimum depth of such a part at its deepest place, in cells of the model's output; shallower changes of an
+    outline are finer than the model can resolve."""
     min_left: float = 0.4
     """Fraction of its pixels that a refined mask must keep where regions share a map and others take some of them."""
 
@@ -185,7 +185,8 @@ class PolygonSettings:
     tolerance_px: float = 0.0
     """How far an outline may be moved to have fewer corners; with 0 it follows the edges of the pixels."""
     min_iou: float = 0.995
-    """Minimum IoU between the area inside such an outline and the refined mask; otherwise a smaller tolerance is tried."""
+    """Minimum IoU between the area inside such an outline and the refined mask; otherwise a smaller tolerance is
+    tried."""
     holes: Literal["keep", "fill", "rle"] = "rle"
     """A mask with holes stays a polygon, whose outline is led into the holes and back along cuts of no width (`keep`);
     or its holes are filled; or it becomes RLE."""

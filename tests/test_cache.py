@@ -5,6 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
 from torch import Tensor
 
@@ -110,7 +111,8 @@ def test_damaged_files_are_written_again(tmp_path: Path) -> None:
     cache.keep(image(1), tensors(1))
     (path,) = files(tmp_path)
     whole = path.read_bytes()
-    for damaged in (b"", whole[:100], b"\xff" * len(whole)):
+    foreign = safetensors.torch.save({"weight": torch.zeros(3)})
+    for damaged in (b"", whole[:100], b"\xff" * len(whole), foreign):
         path.write_bytes(damaged)
         assert cache.find(image(1)) is None
     cache.keep(image(1), tensors(1))

@@ -163,6 +163,15 @@ def test_some_polygons_are_convex(monkeypatch: pytest.MonkeyPatch) -> None:
         assert (coarse & mask).sum() > 0.8 * mask.sum()
 
 
+def test_masks_of_low_resolution_have_no_more_cells_than_pixels() -> None:
+    """A short line in a long strip of one pixel's width would otherwise be divided into cells that cover no pixel."""
+    strip = np.zeros((1, 200), dtype=bool)
+    strip[0, 100:104] = True
+    for seed in range(50):
+        for mask in (strip, strip.T):
+            low_resolution(mask, np.random.default_rng(seed), 0.5)  # warnings are errors
+
+
 def test_a_biased_activation_loses_what_is_far_from_one_part() -> None:
     """Of two equal discs, the one that the bias lies in is the larger more often than not, by much."""
     left, right = disc(12, 24, 9), disc(50, 24, 9)

@@ -222,6 +222,12 @@ def with_region(sample: Sample, region: Region) -> Sample:
     return dataclasses.replace(sample, regions=(*sample.regions, region))
 
 
+def test_masks_that_can_not_be_read_score_nothing_in_the_coarse_file_either() -> None:
+    empty = instances("a", {1: np.zeros((40, 50), dtype=np.bool_)})
+    broken = instances("a", {1: None})
+    assert figures(score([broken], [empty], [broken]))["IoU"] == (0.0, 0.0)
+
+
 def test_what_the_prediction_lost_scores_nothing_even_if_the_ground_truth_is_empty() -> None:
     """An empty mask, be it drawn or left out of the record, is an answer; none at all, or a broken one, is not."""
     square, empty = box_mask(3, 4, 12, 15), np.zeros((40, 50), dtype=np.bool_)

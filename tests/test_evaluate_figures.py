@@ -347,6 +347,15 @@ def test_j_and_f_of_clips(tmp_path: Path) -> None:
     assert "DAVIS" in next(measure.reduction for measure in report.measures if measure.name == "J")
 
 
+@pytest.mark.parametrize("pattern", ["{:02}", "{}"])
+def test_frames_are_in_the_order_of_their_numbers(tmp_path: Path, pattern: str) -> None:
+    """The last of eleven frames is wrong, which costs nothing; by its name, `10` would be the third."""
+    names = ["c/" + pattern.format(number) for number in range(11)]
+    truth = {name: frame((1, 0, 8)) for name in names}
+    report = evaluate(clips(tmp_path / "guess", truth | {names[-1]: frame()}), clips(tmp_path / "truth", truth))
+    assert value(report, "J") == 1
+
+
 def test_lvos_counts_what_lies_between_an_objects_first_and_last_frame(tmp_path: Path) -> None:
     """Object 2 of clip a is seen in two frames: none lies between. Object 1 of a: frames 1 to 3; of b: frame 1."""
     guess = TRUTH | {"a/01": frame((1, 0, 5)), "a/00": frame(), "b/02": frame()}

@@ -79,6 +79,20 @@ def test_a_mask_has_to_be_expected_to_be_better() -> None:
     assert reason(None, None) is None
 
 
+def test_a_model_that_returns_nan_is_doubted() -> None:
+    coarse = np.zeros((20, 20), np.bool_)
+    coarse[4:16, 4:16] = True
+    refined, nan = coarse.copy(), np.full((20, 20), np.nan, np.float32)
+    refined[4:16, 15] = False
+    thresholds = replace(NONE, min_predicted_iou=0.5, min_expected_gain=0.01)
+
+    def reason(score: float | None, logits: FloatArray | None) -> Reason | None:
+        return judge(proposal(coarse, refined, score=score, logits=logits), thresholds=thresholds).reason
+
+    assert reason(float("nan"), None) is Reason.LOW_SCORE
+    assert reason(None, nan) is Reason.NO_GAIN
+
+
 @pytest.mark.parametrize(("sure_iou", "reason"), [(1.0, Reason.NO_GAIN), (0.9, None)])
 def test_a_sure_model_has_to_promise_half_as_much(sure_iou: float, reason: Reason | None) -> None:
     coarse, refined = np.zeros((2, 20, 20), np.bool_)

@@ -13,7 +13,7 @@ from PIL import Image
 
 from refinetool import masks
 from refinetool.backends import Embedding, Prediction
-from refinetool.errors import DataError, ImageError
+from refinetool.errors import DataError, ImageError, UsageError
 from refinetool.records import BoolArray, ImageArray, Layout, Outcome, Prompts, Region, Sample
 from refinetool.refine import Refiner
 from refinetool.settings import (
@@ -317,6 +317,27 @@ def test_a_region_that_others_crowd_out_keeps_its_coarse_mask(picture: Path) -> 
     outcome = run(Refiner(BrightBackend(), RefineSettings()), sample_of(picture, [inner, outer], "indexed"))
     assert [annotation.status for annotation in outcome.annotations] == ["kept:crowded-out", "refined"]
     assert outcome.annotations[0].mask == masks.encode(inner)
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        (RefineSettings(passes=0), "number of passes is 0"),
+        (
+            RefineSettings(prompts=PromptSettings(use_point=False, use_negative=False, use_box=False, use_mask=False)),
+            "no prompt",
+        ),
+    ],
+)
+def test_settings_that_refine_nothing_are_refused(settings: RefineSettings, message: str) -> None:
+    with pytest.raises(UsageError, match=message):
+        Refiner(BrightBackend(), settings)
+
+
+def test_an_image_in_memory_has_no_ground_truth_to_choose_by(picture: Path) -> None:
+    refiner = Refiner(BrightBackend(), RefineSettings(selection="oracle"))
+    with pytest.raises(UsageError, match="refine_dataset"):
+        refiner.refine_image(picture, COARSE)
 
 
 def test_refine_image_returns_arrays_in_order(picture: Path) -> None:

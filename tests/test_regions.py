@@ -1,6 +1,7 @@
 """Split-then-merge against Algorithm 1 on full-size masks, and the rules of the merge pixel by pixel."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,10 +10,10 @@ from hypothesis import strategies as st
 from hypothesis.extra.numpy import array_shapes, arrays
 from scipy import ndimage
 
-from refinetool.masks import bounding_box
-from refinetool.records import BoolArray, Box
-from refinetool.regions import NOBODY, Claim, ClassParts, merge, split
-from refinetool.settings import SplitSettings
+from refinetool.masks import bounding_box, encode
+from refinetool.records import BoolArray, Box, Region, Sample
+from refinetool.regions import NOBODY, Claim, ClassParts, Verdict, merge, outcome_of, split, whole_claim
+from refinetool.settings import ExclusiveSettings, SplitSettings
 
 EIGHT = np.ones((3, 3))
 
@@ -240,6 +241,34 @@ def test_coarse_parts_lie_below_refined_ones_however_unsure() -> None:
     refined, coarse = Claim(0, (0, 0, 4, 4), everywhere, 0.0), Claim(1, (0, 0, 4, 4), everywhere, None)
     for claims in ([refined, coarse], [coarse, refined]):
         assert (merge(claims, void=None, size=(4, 4)) == 0).all()
+
+
+def status_of_a_class_alone(coarse: BoolArray, refined: list[BoolArray], *, void: BoolArray | None = None) -> str:
+    """The status of the only class of a map, after its parts were refined."""
+    sample = Sample(
+        "a",
+        Path("a.jpg"),
+        (coarse.shape[0], coarse.shape[1]),
+        (Region(1, 1, encode(coarse)),),
+        layout="semantic",
+        void=None if void is None else encode(void),
+    )
+    verdicts = [Verdict(whole_claim(0, mask, predicted_iou=0.9), None, 0.9, 0.5) for mask in refined]
+    outcome = outcome_of(sample, verdicts, [], min_left=0.4, exclusive=ExclusiveSettings())
+    return outcome.annotations[0].status
+
+
+def test_parts_of_a_region_do_not_crowd_each_other_out() -> None:
+    coarse = rectangles((60, 60), (5, 5, 15, 15), (35, 5, 45, 15), (5, 35, 15, 45))
+    whole = rectangles((60, 60), (5, 5, 45, 45))
+    assert status_of_a_class_alone(coarse, [whole, whole, whole]) == "refined"
+
+
+def test_void_crowds_nobody_out_unless_nothing_is_left() -> None:
+    coarse, refined = rectangles((40, 40), (18, 5, 22, 35)), rectangles((40, 40), (12, 4, 28, 36))
+    beside = rectangles((40, 40), (10, 0, 18, 40), (22, 0, 30, 40))
+    assert status_of_a_class_alone(coarse, [refined], void=beside) == "refined"
+    assert status_of_a_class_alone(coarse, [beside], void=beside) == "kept:crowded-out"
 
 
 def test_nothing_claimed_is_background() -> None:

@@ -52,10 +52,11 @@ class EmbeddingCache:
         path = self._path(image)
         try:
             held = safetensors.torch.load(path.read_bytes())
+            tensors = tuple(held[str(n)] for n in range(len(held)))
             os.utime(path)  # used last
         except Exception:  # no such file, or a damaged one, which is written again
             return None
-        return tuple(held[str(n)] for n in range(len(held)))
+        return tensors
 
     def keep(self, image: ImageArray, tensors: Sequence[Tensor]) -> None:
         """Keep the tensors of a view. If the folder can't be written, a warning is logged once, and nothing is kept."""

@@ -42,7 +42,7 @@ def evaluate(
         typer.Option(
             "--protocol",
             help="Rules for computing AP (coco, lvis) or J&F (davis, lvos). With few-shot, PRED is a reference "
-            "encoder (embedded, or a weights file) or a baseline (prototype, grabcut), and GT a set of annotated images.",
+            "encoder (embedded, or a weights file) or a baseline (prototype, grabcut), and GT annotated images.",
         ),
     ] = EVALUATE.protocol,
     max_dets: Annotated[
@@ -59,7 +59,9 @@ def evaluate(
     class_agnostic: Annotated[bool, typer.Option("--class-agnostic", help="AP takes all categories as one.")] = False,
     unseen: Annotated[
         Path | None,
-        typer.Option("--unseen", help="Text file with one clip per line; their J&F is reported separately, as in LVOS."),
+        typer.Option(
+            "--unseen", help="Text file with one clip per line; their J&F is reported separately, as in LVOS."
+        ),
     ] = None,
     boundary_ratio: Annotated[
         float,

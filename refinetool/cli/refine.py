@@ -64,10 +64,6 @@ def refine(
         raise UsageError(f"--compat release works only with the method samrefiner; drop it or --method {method}")
     base = RELEASE if compat == "release" else METHODS[method]
     settings = changed(replace(base, guard=NO_GUARD) if no_guard else base, changes)
-    prompts = settings.prompts
-    if not (prompts.use_point or prompts.use_negative or prompts.use_box or prompts.use_mask):
-        raise UsageError("no prompt is left for the model; keep at least one of point, negative point, box and mask")
-
     destination = output or default_output(coarse)
     try:
         with console.listening(waiting="loading the model", quiet=quiet or dry_run) as listener:

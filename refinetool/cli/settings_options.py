@@ -103,7 +103,14 @@ SETTINGS = (
         "Islands and holes that the coarse mask did not have are removed up to this size, in pixels.",
         low=0,
     ),
-    Setting("specks.max_share", "--speck-share", METHOD, "The same, as a fraction of the mask's area; the larger of the two counts.", low=0, high=1),
+    Setting(
+        "specks.max_share",
+        "--speck-share",
+        METHOD,
+        "The same, as a fraction of the mask's area; the larger of the two counts.",
+        low=0,
+        high=1,
+    ),
     Setting(
         "exclusive.enabled",
         "--exclusive",
@@ -238,7 +245,7 @@ SETTINGS = (
         "--gaussian-amplitude",
         PROMPTS,
         "Peak logit of the mask prompt (omega).",
-        low=0,
+        low=1e-6,
     ),
     Setting("prompts.gaussian_span", "--gaussian-span", PROMPTS, "How slowly the mask prompt fades (gamma).", low=1e-6),
     Setting(

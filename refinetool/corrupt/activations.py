@@ -173,7 +173,8 @@ def _shrunk(
         float64 (h, w), the mask on the grid, and what enlarges such a grid to the mask's own shape.
     """
     extent = _extent(mask)
-    counts = [round(min(max(side * cells / extent, 2), defects.MOST_CELLS)) for side in mask.shape]
+    # With more cells than pixels, some cells would cover none.
+    counts = [round(min(max(side * cells / extent, 2), defects.MOST_CELLS, max(side, 2))) for side in mask.shape]
     blocks = rng.random() < defects.BLOCKS
     (to_rows, rows), (to_columns, columns) = (
         _resizing(side, count, blocks=blocks) for side, count in zip(mask.shape, counts, strict=True)

@@ -154,7 +154,9 @@ class ClipEvaluator:
     def _score_objects(self, clips: Mapping[str, Frames]) -> "Iterator[ObjectInClip]":
         """Score each object of each clip, leaving out objects without a frame that counts."""
         for clip, frames in sorted(clips.items()):
-            ordered = [scores for _, scores in sorted(frames.items())]
+            # `9` comes before `10`, but frames are not always numbered.
+            numbered = all(frame.isdecimal() for frame in frames)
+            ordered = [frames[frame] for frame in sorted(frames, key=int if numbered else None)]
             seen = {id for scores in ordered for id in scores}
             for id in sorted(seen):
                 scores = [frame.get(id, ABSENT) for frame in ordered]

@@ -138,7 +138,7 @@ class InstanceEvaluator:
         }
         crowds = sum(region.keep is Reason.CROWD for region in truth.values())
         ids = [id for id in scored if id in reference]
-        lost = [id for id in ids if id not in prediction or _is_unreadable(prediction[id])]
+        lost = [id for id in ids if _readable(prediction.get(id)) is None]
         self.counts.update(
             scored=len(ids),
             missing=len(reference.keys() - scored.keys()),
@@ -152,14 +152,15 @@ class InstanceEvaluator:
             return
         canvas = match.canvas(self.boundary_ratio)
         for id in ids:
-            after = None if id in lost else prediction[id]
-            yield self._score_object(match.key, truth[id], reference[id], canvas, after=after, before=coarse.get(id))
+            after, before = (_readable(regions.get(id)) for regions in (prediction, coarse))
+            yield self._score_object(match.key, truth[id], reference[id], canvas, after=after, before=before)
 
     def _score_object(
         self, key: str, truth: Region, mask: Rle, canvas: Canvas, *, after: Region | None, before: Region | None
     ) -> ObjectScore:
         reference = canvas.get_shape(mask)
-        others = [canvas.get_shape(_get_mask(region)) for region in ((after, before) if self.with_coarse else (after,))]
+        sides = (after, before) if self.with_coarse else (after,)
+        others = [canvas.get_shape(_get_mask(region)) for region in sides]
         self.counts["empty_ground_truth"] += not reference.area
         self.counts["empty_prediction"] += not others[0].area
         accuracies = compute_boundary_accuracies(reference, others, size=canvas.size, void=canvas.void)
@@ -168,7 +169,7 @@ class InstanceEvaluator:
             pixels = count_common(reference, other)
             scores.append(
                 MaskScore(
-                    overlap=LOST if number == 0 and after is None else pixels.overlap,
+                    overlap=LOST if sides[number] is None else pixels.overlap,
                     shared=pixels.shared,
                     covered=pixels.covered,
                     boundary_accuracy=None if accuracies is None else accuracies[number],
@@ -259,8 +260,10 @@ def _index_by_id(sample: Sample | None, name: str) -> dict[int, Region]:
     return regions
 
 
-def _is_unreadable(region: Region) -> bool:
-    return region.mask is None and region.keep not in (Reason.EMPTY, Reason.CROWD)
+def _readable(region: Region | None) -> Region | None:
+    """Return a region, or None if its mask can't be read; one without a mask is empty, which is readable."""
+    unreadable = region is None or (region.mask is None and region.keep not in (Reason.EMPTY, Reason.CROWD))
+    return None if unreadable else region
 
 
 def _get_mask(region: Region | None) -> Rle | None:

@@ -31,12 +31,13 @@ def _doubt(proposal: Proposal, overlap: float, thresholds: GuardThresholds) -> R
     score, logits = proposal.predicted_iou, proposal.logits
     if not proposal.mask.any():
         return Reason.EMPTY_RESULT
-    if score is not None and score < thresholds.min_predicted_iou:
+    # `not ... >=` rather than `<`: a model that returns NaN is doubtful.
+    if score is not None and not score >= thresholds.min_predicted_iou:
         return Reason.LOW_SCORE
     if logits is not None:
         promise = promised(proposal.coarse, proposal.mask, logits)
         factor = SURE_FACTOR if promise.iou >= thresholds.sure_iou else 1.0
-        if promise.gain < factor * thresholds.min_expected_gain:
+        if not promise.gain >= factor * thresholds.min_expected_gain:
             return Reason.NO_GAIN
     growth = float(np.count_nonzero(proposal.mask) / np.count_nonzero(proposal.coarse))
     if overlap < thresholds.min_coarse_iou or max(growth, 1 / growth) > thresholds.max_area_ratio:

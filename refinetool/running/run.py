@@ -16,6 +16,7 @@ from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.categories import chosen_categories, only
 from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing, replacing_folder
+from refinetool.inputs import check_settings
 from refinetool.locations import location
 from refinetool.records import Outcome, Sample
 from refinetool.running.interrupts import stop_on_interrupt
@@ -104,12 +105,14 @@ def refine_dataset(
         on_progress: Called once before the model is loaded, and after each image.
 
     Raises:
-        UsageError: The output exists, there is a journal of an earlier run, or the model or device does not exist.
+        UsageError: The output exists, there is a journal of an earlier run, the model or device does not exist, or no
+            mask can be refined with the settings.
         DataError: The masks can't be read. A broken image does not raise an exception; its masks are kept.
         WeightsError: The weights can't be loaded.
         StorageError: The output or the journal can't be written.
         Interrupted: Stopped by the user.
     """
+    check_settings(settings)  # before the model is loaded
     source, destination = location(coarse), location(output)
     left = journal_path(destination)
     records = {"record": location(record), "file of candidates": location(candidates)}

@@ -160,6 +160,9 @@ def adapt_iou(
     }
     outputs = {"adapter": destination, "file of features": kept_at}
     refuse_clashes(outputs, inputs)
+    prompts = settings.prompts
+    if not (prompts.use_box and (prompts.use_point or prompts.use_negative)):
+        raise UsageError("an adapter is trained with points and boxes; keep use_box, and use_point or use_negative")
     _check(destination, kept_at, resume=resume, fresh=fresh, overwrite=overwrite)
     chosen = recipe_for(model) if recipe is None else recipe
     dataset = open_dataset(
