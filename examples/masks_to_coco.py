@@ -1,8 +1,9 @@
 """Writes the masks of your own model to a COCO file, and refines it.
 
-    python examples/masks_to_coco.py FOLDER
+    python examples/masks_to_coco.py [FOLDER]
 
-The photograph, `coarse.json` and `refined.json` are written to FOLDER.
+The photograph, `coarse.json` and `refined.json` are written to FOLDER, or to `masks-to-coco`. To use your own model, let
+`predictions` yield its masks.
 """
 
 import sys
@@ -40,4 +41,4 @@ def main(folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1] if len(sys.argv) > 1 else "masks-to-coco"))

@@ -165,7 +165,10 @@ def train_embedded_model(
 def average_weights(
     *,
     weights: Annotated[
-        list[Path], typer.Argument(help="Weights that train embedded wrote, two or more files.", show_default=False)
+        list[Path],
+        typer.Argument(
+            metavar="WEIGHTS", help="Weights that train embedded wrote, two or more files.", show_default=False
+        ),
     ],
     data: Annotated[Path, typer.Option("--data", help="Pack of the training data, such as run/packed.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder to write the averaged weights to.")],
