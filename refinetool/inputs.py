@@ -1,6 +1,8 @@
 """What users of the library hand over: images and masks as arrays, PIL images, paths or torch tensors; settings."""
 
-from collections.abc import Sequence
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -24,8 +26,20 @@ _EXPECTED = (
 )
 
 
+def check_finite(settings: Mapping[str, Any], *, group: str = "") -> None:
+    """Raise UsageError if a number among nested settings is infinite or NaN: no step expects it, and JSON has none."""
+    for name, value in settings.items():
+        if isinstance(value, Mapping):
+            check_finite(value, group=f"{group}{name}.")
+        elif isinstance(value, float) and not math.isfinite(value):
+            raise UsageError(
+                f"the setting {group}{name} is {value}; expected a finite number, such as 1e9 for no bound"
+            )
+
+
 def check_settings(settings: RefineSettings) -> None:
     """Raise UsageError for settings with which no mask can be refined."""
+    check_finite(asdict(settings))
     if settings.passes < 1:
         raise UsageError(f"the number of passes is {settings.passes}; expected at least 1")
     prompts = settings.prompts

@@ -93,6 +93,16 @@ def test_the_package_can_be_run_as_a_module() -> None:
     assert done.stdout == f"refinetool {refinetool.__version__}\n"
 
 
+@pytest.mark.skipif(not Path("/dev/full").exists(), reason="there is no device that is always full")
+def test_a_full_disk_under_the_output_of_a_command_is_said_in_one_line() -> None:
+    with Path("/dev/full").open("w") as full:
+        done = subprocess.run(
+            [sys.executable, "-m", "refinetool", "models", "list"], stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (done.returncode, len(done.stderr.splitlines())) == (1, 1)
+    assert b"No space left" in done.stderr
+
+
 def test_version(command: Command) -> None:
     assert command("--version").out == f"refinetool {refinetool.__version__}\n"
 
@@ -171,7 +181,7 @@ def test_without_options_the_defaults_are_passed_on(command: Command, passed_on:
         (["--format", "coco"], "format", "coco"),
         (["--sizes", "images.json"], "sizes", Path("images.json")),
         (["--mask-suffix", "_mask"], "mask_suffix", "_mask"),
-        (["--categories", "cat, 7", "--categories", "dog"], "categories", ["cat", "7", "dog"]),
+        (["--categories", "cat, 7", "--categories", "dog"], "categories", ["cat, 7", "dog"]),
         (["--overwrite"], "overwrite", True),
         (["--model", "sam-vit-b"], "model", "sam-vit-b"),
         (["--checkpoint", "random:3"], "checkpoint", "random:3"),
@@ -429,10 +439,10 @@ def test_one_image_is_no_images(command: Command, folder: Path) -> None:
     assert "1 of 1 mask would be refined, in 1 image\n" in said.out
 
 
-@pytest.mark.parametrize(("chosen", "refined"), [("box", 2), ("1", 2), ("lid,box", 3), ("lid", 1)])
+@pytest.mark.parametrize(("chosen", "refined"), [("box", 2), ("1", 2), ("7, box", 3), ("lid, red", 1), ("7,", 1)])
 def test_only_some_categories_are_refined(command: Command, folder: Path, chosen: str, refined: int) -> None:
     record = json.loads((folder / "coarse.json").read_text())
-    record["categories"].append({"id": 7, "name": "lid"})
+    record["categories"].append({"id": 7, "name": "lid, red"})
     record["annotations"][1]["category_id"] = 7
     (folder / "coarse.json").write_text(json.dumps(record))
     arguments = ["refine", folder / "coarse.json", "--images", folder / "images"]

@@ -1,5 +1,6 @@
 """The root command, its entry point, and how errors are reported."""
 
+import errno
 import os
 import sys
 import warnings
@@ -33,10 +34,15 @@ def main() -> None:
     except RefinetoolError as error:
         console.complain(str(error))
         sys.exit(error.exit_code)
-    except OSError as error:  # of a path that the user named: no permission, a name that is too long ...
-        if error.filename is None:
+    except OSError as error:
+        if error.filename is not None:  # a path that the user named: no permission, a name that is too long ...
+            place = os.fsdecode(error.filename)
+        elif error.errno == errno.ENOSPC:
+            place = "the output of the command can't be written"
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # what is left is lost without an error
+        else:
             raise
-        console.complain(printable(f"{os.fsdecode(error.filename)}: {error.strerror}"))
+        console.complain(printable(f"{place}: {error.strerror}"))
         sys.exit(RefinetoolError.exit_code)
 
 

@@ -85,7 +85,7 @@ def refine(
                 sizes=sizes,
                 follow_links=follow_links,
                 mask_suffix=mask_suffix,
-                categories=[name.strip() for text in categories or () for name in text.split(",")],
+                categories=categories or [],
                 limit=limit,
                 resume=resume,
                 fresh=fresh,

@@ -1,6 +1,6 @@
 """Chooses categories of a data set by name or number."""
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
@@ -40,27 +40,32 @@ def read_names(path: Path) -> dict[str, int]:
 
 
 def chosen_categories(dataset: Dataset, wanted: Sequence[str]) -> frozenset[int]:
-    """Return the numbers of categories that are given as names or numbers.
+    """Return the numbers of categories that are given as names or numbers, several of them separated by commas.
 
     Raises:
         UsageError: A name does not exist, or the format has no names.
     """
     names = dataset.category_names() if isinstance(dataset, Named) else {}
     found = set()
-    for text in wanted:
+    for text in (part for text in wanted for part in _separated(text, names)):
         if text in names:
             found.add(names[text])
         elif text.isdecimal():
             found.add(int(text))
         elif names:
             close = get_close_matches(text, names, n=1)
-            meant = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(sorted(names)[:20])}."
+            meant = f"did you mean {close[0]!r}?" if close else f"there are {', '.join(map(repr, sorted(names)[:20]))}."
             raise UsageError(f"there is no category {text!r}; {meant}")
         else:
             raise UsageError(
                 f"categories of the format {dataset.format} have no names here, such as {text!r}; use numbers"
             )
     return frozenset(found)
+
+
+def _separated(text: str, names: Container[str]) -> list[str]:
+    """Split a list at its commas, unless it is a single name that has some."""
+    return [text] if text in names else [part.strip() for part in text.split(",") if part.strip()]
 
 
 def only(samples: Iterable[Sample], categories: frozenset[int]) -> Iterator[Sample]:

@@ -21,6 +21,7 @@ from refinetool.cores import limited_threads
 from refinetool.errors import DataError, Interrupted, UsageError
 from refinetool.formats import open_dataset
 from refinetool.formats.storage import IMAGE_FOLDER, new_file, refuse_clashes, refuse_existing
+from refinetool.inputs import check_finite, check_settings
 from refinetool.locations import location
 from refinetool.modules.iou_adapter import IouAdapter, fresh_factors, serialise
 from refinetool.records import FloatArray, IntArray, Sample, seed_of
@@ -160,6 +161,9 @@ def adapt_iou(
     }
     outputs = {"adapter": destination, "file of features": kept_at}
     refuse_clashes(outputs, inputs)
+    check_settings(settings)
+    if recipe is not None:
+        check_finite(asdict(recipe))
     prompts = settings.prompts
     if not (prompts.use_box and (prompts.use_point or prompts.use_negative)):
         raise UsageError("an adapter is trained with points and boxes; keep use_box, and use_point or use_negative")
