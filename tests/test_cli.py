@@ -475,6 +475,14 @@ def test_a_limited_run_is_continued(command: Command, folder: Path) -> None:
     assert (folder / "out.json").read_bytes() == (folder / "at-once.json").read_bytes()
 
 
+def test_a_resumed_run_says_what_it_does_again(command: Command, folder: Path) -> None:
+    arguments = ["refine", folder / "coarse.json", "--images", folder / "images", "-o", folder / "out.json"]
+    command(*arguments, "--limit", 1)
+    said = command(*arguments, "--resume", "--passes", 2)
+    assert "1 image of an earlier run refined again" in said.out
+    assert "refined again" not in command(*arguments, "--overwrite").out
+
+
 def test_an_interrupted_run_says_how_to_go_on(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     def refine_dataset(*_: object, **__: object) -> Summary:
         raise Interrupted("stopped after 3 of 9 images")

@@ -312,6 +312,9 @@ def say_run(summary: "Summary") -> None:
     reused = f", {summary.reused} of them from an earlier run" if summary.reused else ""
     rate = f" ({summary.images_per_second:.3g} images/s)" if summary.images_per_second else ""
     say(f"{counted(summary.images, 'image')}{reused}, {duration(summary.seconds)}{rate}")
+    if summary.redone:
+        why = "it had failed, or settings, masks or images have changed"
+        say(f"{counted(summary.redone, 'image')} of an earlier run refined again: {why}")
     say_crashes(summary.crashes)
     for note in summary.notes:
         say(note, markup=False)
