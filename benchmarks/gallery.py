@@ -58,7 +58,7 @@ def changes(coarse: Path, refined: Path, truth: Path, *, images: Path) -> list[C
     return found
 
 
-def row(change: Change) -> ImageArray:
+def row(change: Change, title: str) -> ImageArray:
     """Draw image, coarse, refined and true mask of one object."""
     height, width = change.truth.shape
     x0, y0, x1, y1 = bounding_box(change.truth | change.coarse) or (0, 0, width, height)
@@ -67,12 +67,25 @@ def row(change: Change) -> ImageArray:
     top = round(min(max(0, (y0 + y1 - side) / 2), height - side))
     window = (left, top, left + int(side), top + int(side))
     pixels = read_image(change.sample.image, size=change.sample.size, max_pixels=MAX_PIXELS)
+    pixels = stretched(pixels, shown=pixels[top : top + int(side), left : left + int(side)])
     nothing = np.zeros((0, height, width), np.bool_)
-    titles = ("image", f"coarse {change.before:.2f}", f"refined {change.after:.2f}", "truth")
+    titles = (title, f"coarse {change.before:.2f}", f"refined {change.after:.2f}", "truth")
     shown = (nothing, change.coarse[None], change.refined[None], change.truth[None])
     scale = TILE_PX / int(side)
     tiles = [draw(pixels, mask, window, scale=scale, dim=0.55 if len(mask) else 1.0) for mask in shown]
     return beside([label(tile, title) for tile, title in zip(tiles, titles, strict=True)])
+
+
+def title_of(change: Change) -> str:
+    if change.after == change.before:
+        return "unchanged"
+    return "gained most" if change.after > change.before else "lost most"
+
+
+def stretched(image: ImageArray, *, shown: ImageArray) -> ImageArray:
+    """Brighten a dark image, so that the shown part of it uses all values."""
+    brightest = max(1.0, float(np.percentile(shown, 99.5)))
+    return np.clip(image * (255 / brightest), 0, 255).astype(np.uint8)
 
 
 def chosen(found: list[Change], *, rows: int) -> list[Change]:
@@ -99,7 +112,9 @@ def main() -> None:
     parser.add_argument("-o", "--output", type=Path, required=True)
     arguments = parser.parse_args()
     found = changes(arguments.coarse, arguments.refined, arguments.truth, images=arguments.images)
-    picture = stack([row(change) for change in chosen(found, rows=arguments.rows)])
+    rows = chosen(found, rows=arguments.rows)
+    titles = [title_of(change) for change in rows]
+    picture = stack([row(change, title) for change, title in zip(rows, titles, strict=True)])
     Image.fromarray(picture).save(arguments.output, optimize=True)
 
 
