@@ -1,7 +1,7 @@
 """Draw the picture at the top of the README from a finished demo: coarse masks above, refined ones below.
 
-    refinetool demo
-    python docs/draw_demo.py refinetool-demo docs/images/demo.jpg
+refinetool demo
+python docs/draw_demo.py refinetool-demo docs/images/demo.jpg
 """
 
 import sys

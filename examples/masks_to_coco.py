@@ -2,8 +2,8 @@
 
     python examples/masks_to_coco.py [FOLDER]
 
-The photograph, `coarse.json` and `refined.json` are written to FOLDER, or to `masks-to-coco`. To use your own model, let
-`predictions` yield its masks.
+The photograph, `coarse.json` and `refined.json` are written to FOLDER, or to `masks-to-coco`. To use your own model,
+let `predictions` yield its masks.
 """
 
 import sys

@@ -60,7 +60,8 @@ class Region:
     """One coarse mask of the user's file.
 
     `mask` is None where the file holds none that can be decoded; `keep` then says why. A region with a `keep` reason
-    is not refined and stays unchanged. `truth` is the ground truth, where it is known and candidates are chosen by it.
+    is not refined and stays unchanged. `fault` is a sentence for the user that says what is wrong with it in the file,
+    where something is. `truth` is the ground truth, where it is known and candidates are chosen by it.
     `score` and `area` (pixels, of the outline) are the values in the file, None where it has none: `score` ranks
     detections, and `area` tells small ground-truth objects from large ones.
     """
@@ -72,6 +73,7 @@ class Region:
     truth: Rle | None = None
     score: float | None = None
     area: float | None = None
+    fault: str | None = None
 
     def __post_init__(self) -> None:
         if self.mask is None and self.keep is None:
@@ -99,6 +101,11 @@ class Sample:
             for mask in (region.mask, region.truth):
                 if mask is not None and mask.size != self.size:
                     raise ValueError(f"region {region.id} is {mask.size}, its sample {self.key} is {self.size}")
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What is wrong with regions in the file: a sentence for each that is faulty, in their order."""
+        return tuple(region.fault for region in self.regions if region.fault is not None)
 
 
 def seed_of(text: str) -> int:
@@ -213,8 +220,10 @@ class Outcome:
     """The result for a sample: one annotation per region, in the same order.
 
     `error` is the message to show if the whole sample could not be refined; all its annotations are then kept.
+    `faults` are those of the sample (`Sample.faults`), to be counted and shown; so a journal need not keep them.
     """
 
     key: str
     annotations: tuple[Annotation, ...]
     error: str | None = None
+    faults: tuple[str, ...] = ()

@@ -136,29 +136,69 @@ def test_a_broken_image_keeps_its_masks_and_the_rest_is_refined(
 
 
 @pytest.mark.parametrize(
-    "segmentation",
+    ("segmentation", "fault"),
     [
-        {"size": [HEIGHT, WIDTH + 1], "counts": [HEIGHT * (WIDTH + 1)]},
-        {"size": [HEIGHT, WIDTH], "counts": [10, 20]},
-        {"size": [HEIGHT, WIDTH], "counts": "zzzz"},
-        [[float("nan"), 1, 30, 1, 30, 30]],
-        [[1, 2, 3, 4]],
-        "a mask",
-        [],
+        (
+            {"size": [HEIGHT, WIDTH + 1], "counts": [HEIGHT * (WIDTH + 1)]},
+            "its run lengths are of the size [60, 81], its image of [60, 80] (height, width).",
+        ),
+        ({"size": [HEIGHT, WIDTH], "counts": [10, 20]}, "its run lengths add up to 30, its image has 4800 pixels."),
+        (
+            {"size": [HEIGHT, WIDTH], "counts": [10, "x"]},
+            "its counts are [10, 'x']; expected a text, or a list of whole",
+        ),
+        ({"size": [HEIGHT, WIDTH], "counts": "zzzz"}, "the run lengths 'zzzz' are not in COCO's compressed form."),
+        ([[float("nan"), 1, 30, 1, 30, 30]], "a corner of its rings is not a finite number."),
+        ([[1, 1, 30, 1, 30, 900]], "a corner of its rings is at 900, far outside the image of 80 x 60 pixels."),
+        ([[1, 1, 30, 1, 30, 3, 5]], "one of its rings has 7 numbers; expected an even number"),
+        (
+            [[1, 1, 30, 1, "x", 3]],
+            "its segmentation holds something other than numbers; expected rings or run lengths.",
+        ),
+        ([1, 1, 30, 1], "one of its rings is 1; expected a list x, y, x, y ..."),
+        ([[1, 2, 3, 4]], "none of its rings has 3 corners, so they cover nothing."),
+        ("a mask", "its segmentation is 'a mask'; expected rings or run lengths."),
+        ([], None),
     ],
 )
-def test_a_broken_mask_comes_back_as_it_was(command: Command, folder: Path, segmentation: object) -> None:
+def test_a_broken_mask_comes_back_as_it_was(
+    command: Command, folder: Path, segmentation: object, fault: str | None
+) -> None:
     annotation(lambda a: a.update(segmentation=segmentation))(folder)
     said = command("refine", folder / "coarse.json", "--images", folder / "images", "--json")
     assert said.code == 0
     summary = json.loads(said.out)
     assert summary["refined"] == 2
     assert sum(summary["kept"].values()) == 1
+    assert (summary["faulty"], len(summary["faults"])) == ((0, 0) if fault is None else (1, 1))
+    for sentence in summary["faults"]:
+        assert sentence.startswith(f"{folder / 'coarse.json'}: annotation 20: {fault}")
     before, after = (
         (folder / name).read_text().partition('"id": 20')[2].partition('"id": 30')[0]
         for name in ("coarse.json", "coarse.refined.json")
     )
     assert before == after != ""
+
+
+@pytest.mark.parametrize("options", [[], ["--dry-run"]])
+def test_the_first_broken_masks_are_explained(command: Command, folder: Path, options: list[str]) -> None:
+    def spoil(record: dict[str, Any]) -> None:
+        broken = {**record["annotations"][1], "segmentation": "x"}
+        record["annotations"] += [{**broken, "id": 100 + number} for number in range(8)]
+
+    rewritten(spoil)(folder)
+    said = command("refine", folder / "coarse.json", "--images", folder / "images", *options)
+    assert said.code == 0
+    told = said.out.partition("  8 kept coarse: the mask can't be read\n")[2].splitlines()
+    sentence = f"  {folder / 'coarse.json'}: annotation {{}}: its segmentation is 'x'; expected rings or run lengths."
+    assert told[:6] == [*map(sentence.format, range(100, 105)), "  ... and 3 more faulty masks"]
+
+
+def test_a_crowd_is_no_fault(command: Command, folder: Path) -> None:
+    annotation(lambda a: a.update(segmentation="x", iscrowd=1))(folder)
+    said = command("refine", folder / "coarse.json", "--images", folder / "images", "--json")
+    assert json.loads(said.out)["faults"] == []
+    assert json.loads(said.out)["kept"] == {"crowd": 1}
 
 
 @pytest.mark.parametrize(

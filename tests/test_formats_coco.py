@@ -1,5 +1,6 @@
 """COCO files: read as pycocotools reads them, written back as the same text with other masks."""
 
+import codecs
 import errno
 import json
 import os
@@ -336,18 +337,31 @@ def test_some_images_may_be_missing_but_not_all(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
-        ({"annotations": [{"image_id": 1}]}, r"line 1, column \d+: an annotation has the id None"),
+        ({"annotations": [{"image_id": 1}]}, r"line 1, column \d+: an annotation has no 'id'"),
         ({"annotations": [{"id": "7", "image_id": 1}]}, "an annotation has the id '7'"),
-        ({"annotations": [{"id": 2**63, "image_id": 1}]}, "expected a unique whole number"),
+        ({"annotations": [{"id": 10**30, "image_id": 1}]}, r"the id 10+; expected a whole number below 2\*\*63"),
+        ({"annotations": [{"id": 2**63, "image_id": 1}]}, r"expected a whole number below 2\*\*63"),
+        ({"annotations": [{"id": 1, "image_id": 1, "category_id": 10**30}]}, r"a whole number below 2\*\*63"),
+        ({"annotations": [{"id": 1, "image_id": [1]}]}, r"has the image_id \[1\]; expected a number or a text"),
+        (
+            {"annotations": [{"id": 1, "image_id": "1"}]},
+            "names image '1', a text, but the image is listed with a number",
+        ),
+        (
+            {"images": [{"id": "1", "file_name": "a.jpg"}]},
+            "names image 1, a number, but the image is listed with a text",
+        ),
+        ({"images": [{"id": 1, "file_name": 5}]}, "image 1 has the file_name 5; expected a text"),
+        ({"categories": [{"name": "cat"}]}, "a category has no 'id'"),
         ({"annotations": [{"id": 1, "image_id": 8}, {"id": 2, "image_id": 9}]}, "image 8, .* 1 others"),
-        ({"annotations": [{"id": 1}]}, "annotation 1 has the image_id None"),
+        ({"annotations": [{"id": 1}]}, "annotation 1 has no 'image_id'"),
         ({"annotations": [{"id": 1, "image_id": 1, "category_id": "cat"}]}, "the category_id 'cat'"),
         ({"annotations": [{"id": 4, "image_id": 1}] * 2}, "annotation id 4 was already used at line 1, column .*;"),
         ({"annotations": {}}, "expected the list of annotations"),
         ({"annotations": [[]]}, r"one of the annotations is \[\]"),
         ({"annotations": [{"segments_info": []}]}, "panoptic"),
         ({"categories": [{"id": "1"}]}, "a category has the id '1'"),
-        ({"images": [{"file_name": "a.jpg"}]}, "an image has the id None"),
+        ({"images": [{"file_name": "a.jpg"}]}, "an image has no 'id'"),
         ({"images": [{"id": 1}]}, "image 1 has no 'file_name'"),
         ({"images": [{"id": 1, "file_name": "a.jpg"}] * 2}, "image id 1 occurs twice"),
         ({"images": [{"id": 1, "file_name": "a.jpg"}, {"id": "1", "file_name": "a.jpg"}]}, "number and text"),
@@ -376,7 +390,7 @@ def test_contradictions_get_a_sentence(change: dict[str, object], sentence: str,
         ('{"images": [], "annotations": [], "images": []}', "a second 'images'"),
         ('{"images": [], "annotations": []} x', "something follows"),
         ("[1]", "one of the annotations is 1"),
-        ('[{"category_id": 1}]', "image_id None"),
+        ('[{"category_id": 1}]', "has no 'image_id'"),
     ],
 )
 def test_broken_files_get_a_sentence(text: str, sentence: str, tmp_path: Path) -> None:
@@ -384,6 +398,16 @@ def test_broken_files_get_a_sentence(text: str, sentence: str, tmp_path: Path) -
     path.write_text(text)
     with pytest.raises(DataError, match=f"coarse.json.*{sentence}"):
         open_dataset(path, images=tmp_path)
+
+
+@pytest.mark.parametrize("format", ["coco", "coco-results", None])
+@pytest.mark.parametrize(("encoding", "mark"), [("utf-16-le", codecs.BOM_UTF16_LE), ("utf-16-be", codecs.BOM_UTF16_BE)])
+def test_utf_16_is_named(encoding: str, mark: bytes, format: str | None, tmp_path: Path) -> None:
+    """PowerShell writes what a command prints as UTF-16."""
+    path = tmp_path / "coarse.json"
+    path.write_bytes(mark + json.dumps(minimal([RING])).encode(encoding))
+    with pytest.raises(DataError, match=r"coarse\.json: is UTF-16; save it as UTF-8"):
+        open_dataset(path, images=tmp_path, format=format)
 
 
 def test_a_file_that_is_not_there_gets_a_sentence(tmp_path: Path) -> None:

@@ -203,6 +203,7 @@ def test_a_broken_map_is_kept_and_the_others_are_read(voc: Path) -> None:
     dataset = open_dataset(voc)
     first, second = dataset.samples()
     assert [(region.mask, region.keep) for region in first.regions] == [(None, "unreadable-mask")]
+    assert [fault.partition(": ")[0] for fault in first.faults] == [str(broken)]
     assert first.size == (4, 6), "taken from the image"
     assert len(second.regions) == 2
     dataset.write({first.key: outcome(first, None)}.get, voc.parent / "out", {})
@@ -322,6 +323,105 @@ def test_masks_that_can_not_be_used_are_kept_with_the_reason(tmp_path: Path) -> 
     (sample,) = open_dataset(tmp_path / "masks", format="masks").samples()
     reasons = [None, "empty", "size-mismatch", "unreadable-mask", "unreadable-mask", "unreadable-mask"]
     assert [region.keep for region in sample.regions] == reasons
+    mismatch, soft, several, broken = sample.faults
+    assert (
+        mismatch == f"{folder / '2.png'}: measures 10 x 5 pixels (width x height), the first mask of its image 10 x 8."
+    )
+    assert soft.startswith(f"{folder / '3.png'}: holds the values 0, 1, 2, 3, 4, 5, 6, 7 ...; expected two. If")
+    assert several.startswith(f"{folder / '4.png'}: holds the values 0, 1, 2 ...; expected two.")
+    assert broken.startswith(f"{folder / '5.png'}: ")
+
+
+# --- masks of several kinds in one folder
+
+
+def test_masks_of_all_lossless_kinds_are_read(tmp_path: Path) -> None:
+    for name in ("a.png", "b.tif", "c.BMP", "deep/d.tiff"):
+        save_grey(tmp_path / "masks" / name, SQUARE)
+        save_photo(tmp_path / "images" / f"{name.partition('.')[0]}.jpg", SQUARE.shape)
+    dataset = open_dataset(tmp_path / "masks")
+    assert [sample.key for sample in dataset.samples()] == ["a", "b", "c", "deep/d"]
+    assert dataset.write(nothing, tmp_path / "out", {}).notes == ()
+    assert snapshot(tmp_path / "out") == snapshot(tmp_path / "masks")
+
+
+@pytest.mark.parametrize("format", ["masks", "voc-object"])
+def test_two_masks_of_one_name_are_refused(format: str, tmp_path: Path) -> None:
+    for name in ("a.bmp", "a.tif"):
+        save_grey(tmp_path / "masks" / name, SQUARE)
+    save_photo(tmp_path / "images" / "a.jpg", SQUARE.shape)
+    with pytest.raises(DataError, match=r"a\.tif: is a second mask of the image of a\.bmp; keep one"):
+        open_dataset(tmp_path / "masks", format=format)
+
+
+@pytest.mark.parametrize("suffix", ["tif", "bmp"])
+def test_a_tiff_of_the_name_of_a_png_is_its_image(suffix: str, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    save_grey(folder / "a.png", SQUARE)
+    for name in ("a", "alone"):
+        save_photo(folder / f"{name}.{suffix}", SQUARE.shape)
+    dataset = open_dataset(folder, format="masks")
+    assert [(sample.key, sample.image) for sample in dataset.samples()] == [("a", folder / f"a.{suffix}")]
+    assert dataset.write(nothing, tmp_path / "out", {}).notes == ()
+
+
+@pytest.mark.parametrize("suffix", ["tif", "bmp"])
+def test_a_tiff_of_the_name_of_a_folder_of_pngs_is_their_image(suffix: str, tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    save_grey(folder / "a" / "1.png", SQUARE)
+    for name in ("a", "alone"):
+        save_photo(folder / f"{name}.{suffix}", SQUARE.shape)
+    dataset = open_dataset(folder, format="masks")
+    assert [(sample.key, sample.image) for sample in dataset.samples()] == [("a", folder / f"a.{suffix}")]
+    assert dataset.write(nothing, tmp_path / "out", {}).notes == ()
+
+
+def test_images_in_a_folder_within_that_of_the_masks_are_no_masks(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    save_grey(folder / "a.png", SQUARE)
+    save_photo(folder / "images" / "a.tif", SQUARE.shape)
+    save_photo(folder / "images" / "b.jpg", SQUARE.shape)
+    dataset = open_dataset(folder, images=folder / "images", format="masks")
+    assert [sample.image for sample in dataset.samples()] == [folder / "images" / "a.tif"]
+    assert dataset.write(nothing, tmp_path / "out", {}).notes == ()
+
+
+LOSSLESS = "masks have to be PNGs, TIFFs or BMPs, each with a name of its own."
+
+
+@pytest.mark.parametrize(
+    ("names", "note"),
+    [
+        (("p1.jpg",), f"1 file was not read as a mask: p1.jpg; {LOSSLESS}"),
+        (("a.tif",), f"1 file was not read as a mask: a.tif; {LOSSLESS}"),
+        (("x/p2.JPEG", "p3.webp"), f"2 files were not read as masks, the first p3.webp; {LOSSLESS}"),
+    ],
+)
+@pytest.mark.parametrize("format", ["masks", "voc-object"])
+def test_files_among_masks_that_are_not_read_are_told(
+    names: tuple[str, ...], note: str, format: str, tmp_path: Path
+) -> None:
+    save_grey(tmp_path / "masks" / "a.png", SQUARE)
+    save_photo(tmp_path / "images" / "a.jpg", SQUARE.shape)
+    for name in names:
+        save_photo(tmp_path / "masks" / name, SQUARE.shape)
+    dataset = open_dataset(tmp_path / "masks", format=format)
+    assert dataset.write(nothing, tmp_path / "out", {}).notes == (note,)
+
+
+def test_photographs_beside_their_masks_are_not_told(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for name in ("a", "b"):
+        save_photo(folder / f"{name}.jpg", SQUARE.shape)
+    save_grey(folder / "a_mask.png", SQUARE)
+    save_photo(folder / "b_mask.jpg", SQUARE.shape)
+    dataset = open_dataset(folder, mask_suffix="_mask")
+    assert dataset.write(nothing, tmp_path / "out", {}).notes == (
+        f"1 file was not read as a mask: b_mask.jpg; {LOSSLESS}",
+    )
+    save_grey(folder / "a.png", SQUARE)
+    (folder / "a_mask.png").unlink()
+    assert open_dataset(folder).write(nothing, tmp_path / "out2", {}).notes == ()
 
 
 # --- telling formats apart, and what is refused

@@ -3,6 +3,7 @@
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -10,11 +11,13 @@ import numpy as np
 import pytest
 from commands import Command
 from PIL import Image
+from PIL.PngImagePlugin import PngImageFile
 
 from refinetool import masks
 from refinetool.errors import DataError, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.rings import rasterised
+from refinetool.images import read_sample
 from refinetool.records import Annotation, BoolArray, Outcome, Sample
 from refinetool.settings import PolygonSettings
 from refinetool.statuses import Reason
@@ -106,6 +109,15 @@ def test_only_refined_lines_of_yolo_change(yolo: Path, tmp_path: Path) -> None:
     again = first(tmp_path / "out", images=yolo / "images")
     assert again.regions[0].mask == masks.encode(rectangle(11, 13, 41, 33))
     assert again.regions[2].mask == masks.encode(rectangle(8, 7, 16, 18))
+
+
+def test_lines_of_yolo_that_are_no_outlines_are_explained(yolo: Path) -> None:
+    path = yolo / "labels" / "train" / "a.txt"
+    path.write_text("x 0.1 0.1 0.2 0.1 0.2 0.3\n\n1 0.1 0.1 0.2 0.1 nan 0.3\n0 0.5 0.5 0.25 0.25\n")
+    assert first(yolo).faults == (
+        f"{path}, line 1: 'x 0.1 0.1 0.2 0.1 0.2 0.3' holds something other than numbers.",
+        f"{path}, line 3: a corner of its rings is not a finite number.",
+    )
 
 
 @pytest.mark.parametrize(
@@ -228,6 +240,121 @@ def test_the_command_refines_labelme(command: Command, labelme: Path) -> None:
     assert "1 of 4 masks refined" in said.out
     sample = first(labelme.with_name("labelled-refined"), images=labelme)
     assert sample.regions[0].mask == masks.encode(rectangle(11, 13, 41, 33))
+
+
+def relabelled(folder: Path, **changes: Any) -> Path:
+    """The file with other values; None leaves a value out."""
+    path = folder / "a.json"
+    record = {**json.loads(path.read_text("utf-8")), **changes}
+    path.write_text(json.dumps({name: value for name, value in record.items() if value is not None}, indent=1))
+    return path
+
+
+def test_a_labelme_file_of_another_image_size_keeps_its_masks(command: Command, labelme: Path) -> None:
+    path = relabelled(labelme, imageHeight=30)
+    before = path.read_bytes()
+    said = command("refine", labelme, "--json")
+    assert said.code == 1
+    assert "a.jpg: the image measures 80 x 60 pixels (width x height), its annotations say 80 x 30;" in said.err
+    summary = json.loads(said.out)
+    assert (summary["failed"], summary["refined"]) == (1, 0)
+    assert summary["kept"]["size-mismatch"] == 2
+    assert (labelme.with_name("labelled-refined") / "a.json").read_bytes() == before
+
+
+@pytest.mark.parametrize("height", [None, "60", 60.5, True])
+def test_a_size_of_labelme_that_is_no_whole_number_is_not_used(height: Any, labelme: Path) -> None:
+    relabelled(labelme, imageHeight=height)
+    assert first(labelme).size == SIZE
+
+
+def test_a_size_of_labelme_is_bounded(labelme: Path) -> None:
+    relabelled(labelme, imageHeight=100_000, imageWidth=100_000)
+    assert {region.keep for region in first(labelme).regions} == {"size-mismatch"}
+    for side in (0, -60, 10**400):
+        relabelled(labelme, imageHeight=side)
+        (region,) = first(labelme).regions
+        assert region.keep == "unreadable-mask"
+        assert "a.json: has the imageHeight" in str(region.fault)
+
+
+def test_a_labelme_image_as_stored_or_upright(labelme: Path) -> None:
+    """Tools differ in whether a size is that of the stored image or of the upright one; the pixels follow the file."""
+    turned = Image.Exif()
+    turned[0x0112] = 6
+    with Image.open(labelme / "a.jpg") as image:
+        image.save(labelme / "a.jpg", exif=turned)
+    for size in (SIZE, SIZE[::-1]):
+        relabelled(labelme, imageHeight=size[0], imageWidth=size[1])
+        sample = first(labelme)
+        assert sample.size == size
+        assert read_sample(sample, max_pixels=10**6).shape[:2] == size
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "fault"),
+    [
+        ("}", "}}", r"a.json, line \d+, column 2: not valid JSON: something follows the end"),
+        ('"version"', '"shapes": [], "version"', r"a.json, line \d+, column \d+: a second 'shapes'; expected one"),
+        ('"version"', '"imageHeight": 3, "version"', r"a second 'imageHeight'; expected one"),
+        ('"shapes": [', '"shapes": null, "x": [', r"a.json, line \d+, column \d+: expected the list of shapes"),
+        ('"imageWidth": 80', '"imageWidth": 80,', r"not valid JSON: expected a name in double quotes"),
+    ],
+)
+def test_a_broken_labelme_file_is_explained(
+    *, old: str, new: str, fault: str, command: Command, labelme: Path, tmp_path: Path
+) -> None:
+    path = labelme / "a.json"
+    text = path.read_text("utf-8")
+    at = text.rindex(old) if old == "}" else text.index(old)
+    path.write_text(text[:at] + new + text[at + len(old) :], "utf-8")
+    said = command("refine", labelme, "--format", "labelme", "-o", tmp_path / "out", "--json")
+    assert said.code == 0, said.err
+    summary = json.loads(said.out)
+    assert summary["kept"] == {"unreadable-mask": 1}
+    assert summary["faulty"] == 1
+    assert re.search(fault, *summary["faults"])
+    assert (tmp_path / "out" / "a.json").read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("odd", "fault"),
+    [
+        (None, "is None; expected an object"),
+        (shape([[1, 2], [30, 2], [30]]), "its points can't be read"),
+        (
+            shape([[1, 2], [30, 2], [30, 900]]),
+            "a corner of its rings is at 900, far outside the image of 80 x 60 pixels",
+        ),
+        (shape([[8, 6], [15, 17]], "mask", mask="?"), "its points or mask can't be read"),
+        (
+            shape([[8, 6], [15, 17]], "mask", mask=png(np.ones((5, 8), dtype=np.bool_))),
+            "its mask claims 8 x 5 pixels (width x height), its points 8 x 12",
+        ),
+        (
+            shape([[76, 6], [83, 17]], "mask", mask=png(np.ones((12, 8), dtype=np.bool_))),
+            "its points lie outside the image of 80 x 60 pixels (width x height)",
+        ),
+    ],
+)
+def test_a_broken_shape_is_explained(odd: Any, fault: str, labelme: Path) -> None:
+    path = relabelled(labelme, shapes=[SHAPES[0], odd])
+    good, bad = first(labelme).regions
+    assert (good.keep, good.fault) == (None, None)
+    assert (bad.keep, bad.fault) == ("unreadable-mask", f"{path}: shapes[1]: {fault}.")
+
+
+def test_a_mask_of_labelme_is_compared_with_its_box_before_it_is_decoded(
+    labelme: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    relabelled(labelme, shapes=[shape([[1, 1], [20, 20]], "mask", mask=png(np.ones((3000, 3000), dtype=np.bool_)))])
+
+    def decode(image: Image.Image) -> None:
+        raise AssertionError(f"an image of {image.size} was decoded")
+
+    monkeypatch.setattr(PngImageFile, "load", decode)
+    (region,) = first(labelme).regions
+    assert "its mask claims 3000 x 3000 pixels (width x height), its points 20 x 20" in str(region.fault)
 
 
 # --- files that are not read

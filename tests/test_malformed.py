@@ -132,7 +132,7 @@ def test_two_maps_of_one_image(command: Command, folder: Path) -> None:
         mask.save(maps / name)
     said = command("refine", maps, "--images", folder / "images")
     assert said.code == 1
-    assert "is a second map of the image" in said.err
+    assert "is a second mask of the image" in said.err
 
 
 # --- PNGs

@@ -22,7 +22,7 @@ from refinetool.records import Outcome, Region, Sample
 from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.running.journal import Journal
 from refinetool.running.run import run
-from refinetool.running.summary import Progress, Summary, Tally
+from refinetool.running.summary import FAULTS_TOLD, Progress, Summary, Tally
 from refinetool.running.threads import IN_FLIGHT_BYTES, Result, in_process
 from refinetool.statuses import Reason
 
@@ -162,6 +162,23 @@ def test_the_summary_counts_what_happened(tmp_path: Path) -> None:
     assert 0.2 < summary.mean_change < 0.5, "4x5 rectangles moved by a pixel: 1 - 4/6, unless cut by the border"
     assert (summary.reused, summary.redone) == (0, 0)
     assert summary.images_per_second == pytest.approx(9 / summary.seconds), "three images hold nothing to refine"
+
+
+@pytest.mark.parametrize("failing", [False, True])
+def test_faults_of_masks_reach_the_summary(failing: bool, tmp_path: Path) -> None:
+    samples = samples_of(8, tmp_path / "images")
+    for number, sample in enumerate(samples):
+        odd = Region(99, None, None, keep=Reason.UNREADABLE_MASK, fault=f"mask {number} is odd")
+        samples[number] = replace(sample, regions=(*sample.regions, odd))
+        if failing:
+            sample.image.unlink()
+    summary = Job(tmp_path / "j").run(samples)
+    assert summary.faulty == 8
+    assert summary.faults == tuple(f"mask {number} is odd" for number in range(FAULTS_TOLD))
+    assert summary.failed == (8 if failing else 0)
+    again = Job(tmp_path / "j").run(samples)
+    assert again.reused == (0 if failing else 8)
+    assert (again.faulty, again.faults) == (summary.faulty, summary.faults)
 
 
 def test_nothing_at_all(tmp_path: Path) -> None:

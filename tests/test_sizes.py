@@ -34,7 +34,8 @@ def test_a_record_that_claims_too_many_pixels(
     assert time.perf_counter() - started < 30
     if name == "refine":
         assert json.loads(said.out)["refined"] == 2
-        assert json.loads(said.out)["kept"] == {"image-too-large": 1}
+        assert json.loads(said.out)["kept"] == {"size-mismatch": 1}
+        assert "its annotations say" in said.err
     if name == "corrupt":
         assert json.loads(said.out)["corrupted"] == 2
 
@@ -75,3 +76,10 @@ def test_the_limit_is_the_one_of_the_user(command: Command, folder: Path) -> Non
     refine = ["refine", folder / "coarse.json", "--images", folder / "images", "--dry-run", "--json"]
     assert json.loads(command(*refine, "--max-pixels", HEIGHT * WIDTH).out)["kept"] == {"dry-run": 3}
     assert json.loads(command(*refine, "--max-pixels", HEIGHT * WIDTH - 1).out)["kept"] == {"image-too-large": 3}
+
+
+def test_of_a_missing_image_the_stated_size_is_believed(command: Command, folder: Path) -> None:
+    coarse = claims(folder, width=1_000_000, height=1_000_000)
+    (folder / "images" / "2.png").unlink()
+    said = command("refine", coarse, "--images", folder / "images", "--json")
+    assert json.loads(said.out)["kept"] == {"image-too-large": 1}

@@ -353,6 +353,10 @@ def _say_kept(summary: "Summary") -> None:
     for reason, count in sorted(summary.kept.items(), key=lambda item: (-item[1], item[0])):
         if reason != Reason.DRY_RUN:
             say(f"  {count} kept coarse: {REASONS[reason]}", markup=False)
+    for sentence in summary.faults:
+        say(f"  {sentence}", markup=False)
+    if summary.faulty > len(summary.faults):
+        say(f"  ... and {counted(summary.faulty - len(summary.faults), 'more faulty mask')}", markup=False)
 
 
 def as_json(record: object) -> dict[str, object]:

@@ -3,6 +3,7 @@
 from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from difflib import get_close_matches
+from itertools import chain
 from pathlib import Path
 from typing import Protocol, runtime_checkable
 
@@ -47,7 +48,7 @@ def chosen_categories(dataset: Dataset, wanted: Sequence[str]) -> frozenset[int]
     """
     names = dataset.category_names() if isinstance(dataset, Named) else {}
     found = set()
-    for text in (part for text in wanted for part in _separated(text, names)):
+    for text in chain.from_iterable(_separated(part, names) for part in wanted):
         if text in names:
             found.add(names[text])
         elif text.isdecimal():

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from refinetool.errors import DataError
+from refinetool.errors import DataError, MaskError
 from refinetool.formats import COCO, COCO_RESULTS, Request, Written
 from refinetool.formats.categories import read_names
 from refinetool.formats.coco_images import CocoImages, ImageEntry, listed_images, numbered_images
@@ -24,7 +24,7 @@ from refinetool.formats.coco_index import (
     read_results,
     rows_of,
 )
-from refinetool.formats.coco_masks import PolygonCount, read_segmentation, redraw
+from refinetool.formats.coco_masks import PolygonCount, decode_segmentation, redraw
 from refinetool.formats.image_files import header_size
 from refinetool.formats.json_spans import Json, Span, member_spans
 from refinetool.formats.storage import new_file, refuse_clashes
@@ -105,8 +105,9 @@ class CocoDataset:
             for entry, members in self._by_image():
                 records = [json.loads(_text(file, self.annotations.spans[member])) for member in members]
                 size = self._size(entry, records)
+                too_large = self._reason_of_size(entry, size)
                 regions = (
-                    self._region(int(self.annotations.ids[member]), record, size)
+                    self._region(int(self.annotations.ids[member]), record, size, too_large)
                     for member, record in zip(members, records, strict=True)
                 )
                 yield Sample(entry.key, entry.path, size, tuple(regions), within=self.images.within)
@@ -144,18 +145,30 @@ class CocoDataset:
     def _header_size(self, entry: ImageEntry) -> Size | None:
         return header_size(entry.path, within=self.images.within)
 
-    def _region(self, number: int, record: Mapping[str, Json], size: Size) -> Region:
-        mask, keep = read_segmentation(record.get("segmentation"), size, max_pixels=self.request.max_pixels)
+    def _reason_of_size(self, entry: ImageEntry, size: Size) -> Reason:
+        """Return why masks of more than `max_pixels` are kept: the image is as large, or its record is wrong."""
+        if math.prod(size) <= self.request.max_pixels:
+            return Reason.IMAGE_TOO_LARGE
+        real = self._header_size(entry)
+        wrong = real is not None and math.prod(real) <= self.request.max_pixels
+        return Reason.SIZE_MISMATCH if wrong else Reason.IMAGE_TOO_LARGE
+
+    def _region(self, number: int, record: Mapping[str, Json], size: Size, too_large: Reason) -> Region:
+        """Return the region of a record; `too_large` is the reason if the image has too many pixels."""
+        found = decode_segmentation(record.get("segmentation"), size, max_pixels=self.request.max_pixels)
+        keep = too_large if found.keep == Reason.IMAGE_TOO_LARGE else found.keep
+        fault = found.fault
         if record.get("iscrowd") and not self.request.include_crowd:
-            keep = Reason.CROWD
+            keep, fault = Reason.CROWD, None
         category = record.get("category_id")
         return Region(
             number,
             int(category) if isinstance(category, int | float) else None,
-            mask,
+            found.mask,
             keep,
             score=_number(record.get("score")),
             area=_number(record.get("area")),
+            fault=fault and str(MaskError(f"{self.annotations.path}: annotation {number}: {fault}.")),
         )
 
     def _draft(

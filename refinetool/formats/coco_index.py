@@ -3,6 +3,7 @@
 Only two offsets and two numbers are kept per record, so 600,000 annotations take 20 MB.
 """
 
+import codecs
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +22,11 @@ ImageId: TypeAlias = int | str
 
 LONGEST_SIDE = (1 << 31) - 1
 """Pixels of an image's side; the mask libraries count in 32 bits."""
+
+LARGEST_ID = (1 << 63) - 1
+"""Largest number of an annotation or category; they are kept in 64 bits."""
+
+_SMALLER = "a whole number below 2**63"
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,12 +129,22 @@ def rows_of(annotations: AnnotationRecords, rows: Mapping[ImageId, int]) -> IntA
         first = int(orphans[0])
         where = place(annotations.path, int(annotations.spans[first, 0]))
         others = f" (so do {orphans.size - 1} others)" if orphans.size > 1 else ""
+        named = annotations.named[annotations.images[first]]
+        fault = f"which is not listed{others}; add the image or remove the annotation"
+        if (kinds := _other_kind(named, rows)) is not None:
+            fault = f"{kinds}; write both as numbers or both as texts"
         raise DataError(
-            f"{annotations.path}, {where}: annotation {annotations.ids[first]} names image "
-            f"{annotations.named[annotations.images[first]]!r}, which is not listed{others}; add the image or remove "
-            "the annotation."
+            f"{annotations.path}, {where}: annotation {annotations.ids[first]} names image {named!r}, {fault}."
         )
     return row
+
+
+def _other_kind(named: ImageId, rows: Mapping[ImageId, int]) -> str | None:
+    """Say that an image id is listed as a number where it is named by a text, or the reverse; None if it is not."""
+    if isinstance(named, int):
+        return "a number, but the image is listed with a text as its id" if str(named) in rows else None
+    listed = any(isinstance(image_id, int) and str(image_id) == named for image_id in rows)
+    return "a text, but the image is listed with a number as its id" if listed else None
 
 
 def image_name(record: Mapping[str, Json]) -> str | None:
@@ -144,6 +160,8 @@ def _opened(path: Path) -> Iterator[Cursor]:
     """Yield a cursor at the start of a JSON file; at the end of the block it must have reached the end of the file."""
     try:
         with path.open("rb") as file:
+            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
+                raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
             cursor = Cursor(file, path, WINDOW_BYTES)
             if not cursor.peek():
                 raise DataError(f"{path}: the file is empty.")
@@ -189,12 +207,12 @@ class _Records:
         for start, end, record in self._objects(cursor, "images"):
             image_id = _as_id(record.get("id"))
             if image_id is None:
-                raise self._error(start, f"an image has the id {record.get('id')!r}; expected a number or a text")
+                raise self._error(start, f"an image {_has('id', record, 'a number or a text')}")
             if image_id in self._rows:
                 raise self._error(start, f"image id {image_id!r} occurs twice; ids have to be unique")
             name = image_name(record)
             if name is None:
-                raise self._error(start, f"image {image_id!r} has no 'file_name'")
+                raise self._error(start, f"image {image_id!r} {_has('file_name', record, 'a text')}")
             if fault := fault_of_record(name):
                 raise self._error(start, f"image {image_id!r} is called {name!r}, which {fault}")
             for side in ("width", "height"):
@@ -213,14 +231,16 @@ class _Records:
                 problem = "this is a COCO panoptic file; its PNGs belong in a folder of the same name beside it"
                 raise self._error(start, f"{problem} (--format coco-panoptic)")
             number = record.get("id") if numbered else len(ids)
-            if not _is_whole(number) or abs(number) >= 1 << 63:
-                raise self._error(start, f"an annotation has the id {number!r}; expected a unique whole number")
+            if not _is_whole(number) or abs(number) > LARGEST_ID:
+                expected = _SMALLER if _is_whole(number) else "a unique whole number"
+                raise self._error(start, f"an annotation {_has('id', record, expected)}")
             image_id = _as_id(record.get("image_id"))
             if image_id is None:
-                raise self._error(start, f"annotation {number} has the image_id {record.get('image_id')!r}")
+                raise self._error(start, f"annotation {number} {_has('image_id', record, 'a number or a text')}")
             category = record.get("category_id")
-            if category is not None and not (_is_whole(category) and abs(category) < 1 << 63):
-                raise self._error(start, f"annotation {number} has the category_id {category!r}; expected a number")
+            if category is not None and not (_is_whole(category) and abs(category) <= LARGEST_ID):
+                expected = _SMALLER if _is_whole(category) else "a number"
+                raise self._error(start, f"annotation {number} {_has('category_id', record, expected)}")
             images.append(named.setdefault(image_id, len(named)))
             spans.append(start)
             spans.append(end)
@@ -229,7 +249,7 @@ class _Records:
     def read_categories(self, cursor: Cursor) -> None:
         for start, _, record in self._objects(cursor, "categories"):
             if not _is_whole(record.get("id")):
-                raise self._error(start, f"a category has the id {record.get('id')!r}; expected a whole number")
+                raise self._error(start, f"a category {_has('id', record, 'a whole number')}")
 
     def images(self) -> ImageRecords:
         if len({str(image_id) for image_id in self._rows}) < len(self._rows):
@@ -260,6 +280,12 @@ class _Records:
 
 def _spans(offsets: Sequence[int]) -> IntArray:
     return np.array(offsets, dtype=np.int64).reshape(-1, 2)
+
+
+def _has(name: str, record: Mapping[str, Json], expected: str) -> str:
+    """Say what a record has in a field that is missing or has the wrong type."""
+    value = record.get(name)
+    return f"has no {name!r}" if value is None or value == "" else f"has the {name} {value!r}; expected {expected}"
 
 
 def _is_whole(value: object) -> TypeGuard[int | float]:

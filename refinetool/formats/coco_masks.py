@@ -23,8 +23,25 @@ _LONGEST_OUTLINE = 10_000_000
 """Pixels along all edges of a record. pycocotools takes 40 bytes for each, and crashes when it gets none."""
 
 
+@dataclass(frozen=True, slots=True)
+class Decoded:
+    """The mask of a record, None if there is none; the reason to leave the record alone, if there is one; and what is
+    wrong with it, in words that follow the name of the record, such as `its run lengths don't add up`.
+    """
+
+    mask: Rle | None
+    keep: Reason | None = None
+    fault: str | None = None
+
+
 def read_segmentation(segmentation: Json, size: Size, *, max_pixels: int) -> tuple[Rle | None, Reason | None]:
-    """Return the mask of a record, and the reason to leave the record alone, if there is one.
+    """Return the mask of a record and the reason to leave the record alone; see `decode_segmentation`."""
+    decoded = decode_segmentation(segmentation, size, max_pixels=max_pixels)
+    return decoded.mask, decoded.keep
+
+
+def decode_segmentation(segmentation: Json, size: Size, *, max_pixels: int) -> Decoded:
+    """Return the mask of a record, or why there is none.
 
     Args:
         segmentation: A list of rings [x0, y0, x1, y1 ...], RLE as a list, or RLE as a string.
@@ -32,40 +49,59 @@ def read_segmentation(segmentation: Json, size: Size, *, max_pixels: int) -> tup
         max_pixels: Masks of images that claim more pixels are not decoded.
     """
     if not segmentation:
-        return None, Reason.EMPTY
+        return Decoded(None, Reason.EMPTY)
     if math.prod(size) > max_pixels:
-        return None, Reason.IMAGE_TOO_LARGE
+        return Decoded(None, Reason.IMAGE_TOO_LARGE)
+    if isinstance(segmentation, dict) and segmentation.get("size") != list(size):
+        found = f"{segmentation.get('size')!r:.40}"
+        fault = f"its run lengths are of the size {found}, its image of {list(size)} (height, width)"
+        return Decoded(None, Reason.SIZE_MISMATCH, fault)
     try:
-        if isinstance(segmentation, list):
-            rle = _from_rings(segmentation, size)
-        elif isinstance(segmentation, dict):
-            if segmentation.get("size") != list(size):
-                return None, Reason.SIZE_MISMATCH
-            rle = _from_counts(segmentation.get("counts"), size)
-        else:
-            return None, Reason.UNREADABLE_MASK
-    except (MaskError, ValueError, TypeError, OverflowError):
-        return None, Reason.UNREADABLE_MASK
-    return rle, None if masks.area(rle) else Reason.EMPTY
+        rle = _rle(segmentation, size)
+    except MaskError as error:
+        return Decoded(None, Reason.UNREADABLE_MASK, str(error).removesuffix("."))
+    except (ValueError, TypeError, OverflowError):
+        fault = "its segmentation holds something other than numbers; expected rings or run lengths"
+        return Decoded(None, Reason.UNREADABLE_MASK, fault)
+    return Decoded(rle, None if masks.area(rle) else Reason.EMPTY)
+
+
+def _rle(segmentation: Json, size: Size) -> Rle:
+    if isinstance(segmentation, list):
+        return _from_rings(segmentation, size)
+    if isinstance(segmentation, dict):
+        return _from_counts(segmentation.get("counts"), size)
+    raise MaskError(f"its segmentation is {segmentation!r:.40}; expected rings or run lengths")
 
 
 def _from_rings(segmentation: list[Json], size: Size) -> Rle:
     found: list[list[float]] = [ring for ring in segmentation if _is_ring(ring)]  # type: ignore[misc]
+    if not found:
+        raise MaskError(f"none of its rings has {_MIN_RING // 2} corners, so they cover nothing")
     numbers = np.array([number for ring in found for number in ring], dtype=np.float64)
     # pycocotools iterates along every edge, so it crashes on corners far outside the image.
     reach = max(size)
-    if not found or not np.isfinite(numbers).all() or numbers.min() < -reach or numbers.max() > 2 * reach:
-        raise MaskError("no ring that can be drawn")
+    if not np.isfinite(numbers).all():
+        raise MaskError("a corner of its rings is not a finite number")
+    if numbers.min() < -reach or numbers.max() > 2 * reach:
+        farthest = numbers.min() if numbers.min() < -reach else numbers.max()
+        raise MaskError(f"a corner of its rings is at {farthest:g}, far outside the image of {_shown(size)} pixels")
     if sum(_outline_length(ring) for ring in found) > _LONGEST_OUTLINE:
-        raise MaskError("an outline so long that it can't be drawn")
+        raise MaskError(f"its outline is longer than the {_LONGEST_OUTLINE:,} pixels that can be drawn")
     height, width = size
     merged = coco_mask.merge(coco_mask.frPyObjects(found, height, width))
     return Rle(size, merged["counts"])
 
 
+def _shown(size: Size) -> str:
+    return f"{size[1]:,} x {size[0]:,}"
+
+
 def _is_ring(ring: Json) -> bool:
-    if not isinstance(ring, list) or len(ring) % 2:
-        raise MaskError("a ring is not a list of x and y")
+    if not isinstance(ring, list):
+        raise MaskError(f"one of its rings is {ring!r:.40}; expected a list x, y, x, y ...")
+    if len(ring) % 2:
+        raise MaskError(f"one of its rings has {len(ring)} numbers; expected an even number: x, y, x, y ...")
     return len(ring) >= _MIN_RING
 
 
@@ -82,8 +118,10 @@ def _from_counts(counts: Json, size: Size) -> Rle:
         masks.run_lengths(rle)
         return rle
     runs = np.array(counts)
-    if runs.ndim != 1 or runs.dtype.kind != "i" or runs.min() < 0 or runs.sum() != math.prod(size):
-        raise MaskError("run lengths that don't add up to the image")
+    if runs.ndim != 1 or runs.dtype.kind != "i" or runs.min() < 0:
+        raise MaskError(f"its counts are {counts!r:.40}; expected a text, or a list of whole numbers from 0")
+    if runs.sum() != math.prod(size):
+        raise MaskError(f"its run lengths add up to {runs.sum()}, its image has {math.prod(size)} pixels")
     return Rle(size, coco_mask.frPyObjects({"size": list(size), "counts": counts}, height, width)["counts"])
 
 

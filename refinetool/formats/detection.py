@@ -1,5 +1,6 @@
 """Detects the format of a file or folder of masks."""
 
+import codecs
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -47,11 +48,13 @@ def detect(path: Path, *, follow_links: bool, ending: str = "") -> str:
         return _of_pixels(path.parent, [path])
     try:
         with path.open("rb") as file:
-            start = file.read(4096).removeprefix(b"\xef\xbb\xbf").lstrip()
+            start = file.read(4096).removeprefix(codecs.BOM_UTF8).lstrip()
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}).") from error
     if not start:
         raise DataError(f"{path}: the file is empty.")
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
     if path.suffix.lower() in (".yaml", ".yml"):
         raise UsageError(f"{path}: name the folder of the data set instead, {path.absolute().parent}.")
     if known := _foreign(start):
@@ -66,7 +69,7 @@ def detect(path: Path, *, follow_links: bool, ending: str = "") -> str:
 
 
 _EXPECTED = "COCO JSON, LabelMe JSON, a VOC root, a YOLO data set, or a folder of masks"
-_LABELME = re.compile(rb'"shapes"\s*:\s*\[')
+_LABELME = re.compile(rb'"shapes"\s*:')
 
 _SEGMENTS = b'"segments_info"'
 

@@ -1,12 +1,13 @@
 """Finds the files of a folder of masks, or a single mask, and the images that belong to them."""
 
 import shutil
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from refinetool.errors import DataError
 from refinetool.formats import Request
+from refinetool.formats.image_files import SUFFIXES as PICTURES
 from refinetool.formats.image_files import (
     by_stem,
     existing_folder,
@@ -35,6 +36,7 @@ class MaskFolder:
     images: The images there by path without suffix.
     within: The folder that links among the images must not lead out of; None if they may.
     ending: What the names of masks end in and those of their images do not, such as `_mask`.
+    unread: Pictures among the masks that are read neither as masks nor as images, sorted by path.
     """
 
     root: Path
@@ -44,6 +46,7 @@ class MaskFolder:
     images: Mapping[str, Path]
     within: Path | None
     ending: str = ""
+    unread: tuple[Path, ...] = ()
 
     def stem(self, file: Path) -> str:
         """Return the name of a mask's image: its path without suffix and ending."""
@@ -56,6 +59,16 @@ class MaskFolder:
     def image_size(self, key: str) -> Size:
         """Return (H, W) of that image from its header, (0, 0) if it can't be read."""
         return header_size(self.image(key), within=self.within) or (0, 0)
+
+    def remarks(self) -> tuple[str, ...]:
+        """Say which pictures among the masks were not read."""
+        if not self.unread:
+            return ()
+        first, number = self.unread[0].relative_to(self.folder), len(self.unread)
+        told = f"1 file was not read as a mask: {first}"
+        if number > 1:
+            told = f"{number} files were not read as masks, the first {first}"
+        return (f"{told}; masks have to be PNGs, TIFFs or BMPs, each with a name of its own.",)
 
     def write(self, rewrite: Callable[[Path], bytes | None], destination: Path) -> None:
         """Write the same mask files: the bytes of `rewrite(file)`, or a copy of the file for None."""
@@ -81,7 +94,9 @@ def folder_of(path: Path) -> Path:
 
 
 def mask_files(path: Path, *, follow_links: bool, ending: str = "") -> tuple[Path, ...]:
-    """Return a mask, or the masks in a folder and its sub-folders, sorted: PNGs or, if there are none, TIFFs and BMPs.
+    """Return a mask, or the masks in a folder and its sub-folders, sorted: PNGs, TIFFs and BMPs.
+
+    If a TIFF or BMP has the name of a PNG, or of a folder of PNGs, such files are images, and only PNGs are masks.
 
     Args:
         ending: Only files whose names, without suffix, end like this are masks.
@@ -92,7 +107,10 @@ def mask_files(path: Path, *, follow_links: bool, ending: str = "") -> tuple[Pat
     if path.is_file():
         return (path,)
     found = [file for file in sorted(files_under(path, SUFFIXES)) if file.stem.endswith(ending)]
-    files = tuple(file for file in found if file.suffix.lower() == ".png") or tuple(found)
+    pngs = tuple(file for file in found if file.suffix.lower() == ".png")
+    names = {name for file in pngs for name in (file.with_suffix(""), file.parent)}
+    has_images = any(file.with_suffix("") in names for file in found if file not in pngs)
+    files = pngs if has_images else tuple(found)
     if not files:
         called = f" whose names end in {ending}" if ending else ""
         raise DataError(
@@ -113,11 +131,15 @@ def find_images(root: Path, folder: Path, request: Request, *, files: tuple[Path
         files: The masks; None finds them.
 
     Raises:
-        DataError: There are no masks, their kind is not supported, or none has an image although images are needed.
+        DataError: There are no masks, their kind is not supported, two have the same name, or none has an image
+            although images are needed.
     """
     images, ending = request.images, request.mask_suffix
     if files is None:
         files = mask_files(root if root.is_file() else folder, follow_links=request.follow_links, ending=ending)
+    if images is not None and not root.is_file() and images.resolve() != folder.resolve():
+        files = _outside(files, images)
+    _refuse_second(files)
     check_headers(files)
     if root.is_file() and images is not None and images.is_file():
         key = stem(root, folder).removesuffix(ending)
@@ -127,11 +149,12 @@ def find_images(root: Path, folder: Path, request: Request, *, files: tuple[Path
     keys = {key for each in stems for key in (each, each.rpartition("/")[0])}
     places = _usual_places(folder) if images is None else [existing_folder(images)]
     for place in places:
-        found = {key: path for key, path in by_stem(place).items() if path not in masks}
+        found = by_stem(place, without=masks)
         if matched := keys & found.keys():
             if request.need_images:
                 refuse_link_out(found[min(matched)], fence(place, request))
-            return MaskFolder(root, folder, files, place, found, fence(place, request), ending)
+            unread = _unread(root, files, place, ending=ending)
+            return MaskFolder(root, folder, files, place, found, fence(place, request), ending, unread)
     if not request.need_images:
         return MaskFolder(root, folder, files, folder, {}, fence(folder, request), ending)
     where = " or ".join(map(str, places or [folder]))
@@ -139,6 +162,29 @@ def find_images(root: Path, folder: Path, request: Request, *, files: tuple[Path
         f"{folder}: none of its {len(files)} masks has an image of the same name in {where}; name the folder of the "
         "images with --images, and with --mask-suffix what only the names of masks end in."
     )
+
+
+def _unread(root: Path, masks: Sequence[Path], place: Path, *, ending: str) -> tuple[Path, ...]:
+    """Return the pictures in a folder of masks that are not read: neither masks nor in the folder of the images."""
+    if root.is_file() or (place.resolve() == root.resolve() and not ending):
+        return ()
+    named = [file for file in sorted(files_under(root, PICTURES)) if file.stem.endswith(ending)]
+    others = tuple(file for file in named if file not in frozenset(masks))
+    return others if place.resolve() == root.resolve() else _outside(others, place)
+
+
+def _outside(files: Iterable[Path], folder: Path) -> tuple[Path, ...]:
+    """Return those files that are not in a folder."""
+    return tuple(file for file in files if not file.resolve().is_relative_to(folder.resolve()))
+
+
+def _refuse_second(masks: Iterable[Path]) -> None:
+    """Raise DataError if two masks differ only in their suffix."""
+    first: dict[Path, Path] = {}
+    for file in masks:
+        other = first.setdefault(file.with_suffix(""), file)
+        if other is not file:
+            raise DataError(f"{file}: is a second mask of the image of {other.name}; keep one of them.")
 
 
 def _usual_places(folder: Path) -> list[Path]:

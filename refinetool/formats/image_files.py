@@ -1,7 +1,7 @@
 """Finds image files, without reading their pixels."""
 
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from pathlib import Path, PureWindowsPath
 
 from refinetool.errors import DataError
@@ -44,11 +44,16 @@ def fence(folder: Path, request: Request) -> Path | None:
     return None if request.follow_links or is_remote(folder) else folder.resolve()
 
 
-def by_stem(folder: Path) -> dict[str, Path]:
-    """Map the images in a folder and its sub-folders by their path within it, without suffix: `bear/00001` ..."""
+def by_stem(folder: Path, *, without: Container[Path] = ()) -> dict[str, Path]:
+    """Map the images in a folder and its sub-folders by their path within it, without suffix: `bear/00001` ...
+
+    Args:
+        without: Files that are not images.
+    """
     found: dict[str, Path] = {}
     for path in sorted(files_under(folder, SUFFIXES), key=lambda path: SUFFIXES.index(path.suffix.lower())):
-        found.setdefault(stem(path, folder), path)
+        if path not in without:
+            found.setdefault(stem(path, folder), path)
     return found
 
 

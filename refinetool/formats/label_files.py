@@ -18,8 +18,10 @@ from refinetool.statuses import Reason
 class Codec(Protocol):
     """Reads and changes the file of one image."""
 
-    def regions(self, file: Path, size: Size) -> tuple[Region, ...]:
-        """Return the regions in a file, in its order; raises DataError for a broken one."""
+    def read(self, file: Path, size: Size) -> tuple[Size, tuple[Region, ...]]:
+        """Return the size (H, W) that a file states for its image, or else the given one of the image; and the regions
+        in the file, in its order. Raises DataError for a broken one.
+        """
 
     def rewritten(self, file: Path, size: Size, outcome: Outcome, count: PolygonCount) -> bytes:
         """Return the file with the refined regions of an outcome, and count how they were drawn."""
@@ -55,9 +57,9 @@ class LabelFiles:
             image = self.image(key)
             size, missing = self._size(image)
             try:
-                regions = self.codec.regions(file, size)
-            except DataError:
-                regions = (Region(0, None, None, Reason.UNREADABLE_MASK),)
+                size, regions = self.codec.read(file, size)
+            except DataError as error:
+                regions = (Region(0, None, None, Reason.UNREADABLE_MASK, fault=str(error)),)
             if missing is not None:
                 regions = tuple(Region(region.id, region.category, None, missing) for region in regions)
             yield Sample(key, image, size, regions, within=self.within)

@@ -8,6 +8,7 @@ joined by cuts of no width. Masks keep holes. Rectangles, circles, lines and poi
 import base64
 import io
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,17 +17,23 @@ import numpy as np
 from PIL import Image
 
 from refinetool import masks
-from refinetool.errors import DataError
+from refinetool.errors import DataError, MaskError
 from refinetool.formats import LABELME, Request
-from refinetool.formats.coco_masks import PolygonCount, read_segmentation, redraw_as_one
+from refinetool.formats.coco_index import LONGEST_SIDE
+from refinetool.formats.coco_masks import Decoded, PolygonCount, decode_segmentation, redraw_as_one
 from refinetool.formats.image_files import existing_folder, fence, refuse_link_out
 from refinetool.formats.image_search import ImageSearch
-from refinetool.formats.json_spans import WINDOW_BYTES, Cursor, Json, Span, member_spans
+from refinetool.formats.json_spans import WINDOW_BYTES, Cursor, Json, Span, member_spans, place
 from refinetool.formats.label_files import LabelFiles
 from refinetool.images import open_lazily
 from refinetool.records import Outcome, Region, Rle, Size
 from refinetool.settings import PolygonSettings
 from refinetool.statuses import Reason
+
+_HEIGHT, _WIDTH = "imageHeight", "imageWidth"
+
+_HELD = {"polygon": "points", "mask": "points or mask"}
+"""What a shape of each kind consists of."""
 
 
 def open_labelme(path: Path, request: Request) -> LabelFiles:
@@ -83,30 +90,51 @@ class LabelMe:
     polygons: PolygonSettings
     max_pixels: int
 
-    def regions(self, file: Path, size: Size) -> tuple[Region, ...]:
-        """Return one region per shape, numbered from 0; labels are texts, so there are no numbers of categories."""
-        return tuple(self._region(n, shape, size) for n, (shape, _) in enumerate(_shapes(file)))
+    def read(self, file: Path, size: Size) -> tuple[Size, tuple[Region, ...]]:
+        """Return the size that the file states, or else the given one, and one region per shape, numbered from 0.
 
-    def _region(self, number: int, shape: Json, size: Size) -> Region:
+        Labels are texts, so there are no numbers of categories.
+        """
+        contents = _read(file)
+        stated = contents.size or size
+        if stated != size and math.prod(stated) > self.max_pixels:
+            regions = (Region(number, None, None, Reason.SIZE_MISMATCH) for number, _ in enumerate(contents.shapes))
+        else:
+            regions = (self._region(n, shape, stated, file) for n, (shape, _) in enumerate(contents.shapes))
+        return stated, tuple(regions)
+
+    def _region(self, number: int, shape: Json, size: Size, file: Path) -> Region:
+        found = self._decoded(shape, size)
+        fault = found.fault and str(MaskError(f"{file}: shapes[{number}]: {found.fault}."))
+        return Region(number, None, found.mask, found.keep, fault=fault)
+
+    def _decoded(self, shape: Json, size: Size) -> Decoded:
         if not isinstance(shape, dict):
-            return Region(number, None, None, Reason.UNREADABLE_MASK)
+            return Decoded(None, Reason.UNREADABLE_MASK, f"is {shape!r:.40}; expected an object")
         kind = shape.get("shape_type", "polygon")
+        if kind not in ("polygon", "mask"):
+            return Decoded(None, Reason.EMPTY)
         try:
-            if kind == "polygon":
-                ring = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2).ravel()
-                mask, keep = read_segmentation([[*ring.tolist()]], size, max_pixels=self.max_pixels)
-                return Region(number, None, mask, keep)
-            if kind == "mask":
-                rle = _stored_mask(shape, size)
-                return Region(number, None, rle, None if masks.area(rle) else Reason.EMPTY)
+            return self._mask(shape, size) if kind == "mask" else self._polygon(shape, size)
+        except MaskError as error:
+            return Decoded(None, Reason.UNREADABLE_MASK, str(error))
         except (ValueError, TypeError, OSError, SyntaxError):
-            return Region(number, None, None, Reason.UNREADABLE_MASK)
-        return Region(number, None, None, Reason.EMPTY)
+            return Decoded(None, Reason.UNREADABLE_MASK, f"its {_HELD[kind]} can't be read")
+
+    def _polygon(self, shape: Mapping[str, Json], size: Size) -> Decoded:
+        ring = np.array(shape.get("points"), dtype=np.float64).reshape(-1, 2).ravel()
+        return decode_segmentation([[*ring.tolist()]], size, max_pixels=self.max_pixels)
+
+    def _mask(self, shape: Mapping[str, Json], size: Size) -> Decoded:
+        if math.prod(size) > self.max_pixels:
+            return Decoded(None, Reason.IMAGE_TOO_LARGE)
+        rle = _stored_mask(shape, size)
+        return Decoded(rle, None if masks.area(rle) else Reason.EMPTY)
 
     def rewritten(self, file: Path, size: Size, outcome: Outcome, count: PolygonCount) -> bytes:
         """Replace what refined shapes consist of."""
         del size  # coordinates are in pixels
-        shapes = _shapes(file)
+        shapes = _read(file).shapes
         if len(shapes) != len(outcome.annotations):
             raise DataError(f"{file}: has changed since it was read; run the command again.")
         data = file.read_bytes()
@@ -130,30 +158,66 @@ class LabelMe:
         return b"".join([*pieces, data[at:]])
 
 
-def _shapes(file: Path) -> list[tuple[Json, Span]]:
-    """Return the shapes of a file, with their positions; raises DataError if it is not LabelMe's."""
+@dataclass(frozen=True, slots=True)
+class _Contents:
+    """What is read of a file: the shapes with their positions, and the size (H, W) of the image, if it is stated."""
+
+    shapes: list[tuple[Json, Span]]
+    size: Size | None
+
+
+def _read(file: Path) -> _Contents:
+    """Read a file to its end; raises DataError if it is not LabelMe's."""
+    shapes: list[tuple[Json, Span]] | None = None
+    values: dict[str, Json] = {}
     try:
         with file.open("rb") as opened:
             cursor = Cursor(opened, file, WINDOW_BYTES)
             cursor.expect("{", "an object with shapes")
             for name in cursor.members():
+                if name in values or (name == "shapes" and shapes is not None):
+                    raise DataError(f"{file}, {place(file, cursor.offset)}: a second {name!r}; expected one.")
                 if name == "shapes":
                     cursor.expect("[", "the list of shapes")
-                    return [(shape, Span(start, end)) for shape, start, end in cursor.items()]
-                cursor.skip()
+                    shapes = [(shape, Span(start, end)) for shape, start, end in cursor.items()]
+                elif name in (_HEIGHT, _WIDTH):
+                    values[name], _ = cursor.value()
+                else:
+                    cursor.skip()
+            cursor.finish()
     except OSError as error:
         raise DataError(f"{file}: can't be read ({error.strerror}).") from error
-    raise DataError(f"{file}: has no 'shapes'; expected a file of LabelMe.")
+    if shapes is None:
+        raise DataError(f"{file}: has no 'shapes'; expected a file of LabelMe.")
+    return _Contents(shapes, _stated_size(file, values))
+
+
+def _stated_size(file: Path, values: Mapping[str, Json]) -> Size | None:
+    height, width = values.get(_HEIGHT), values.get(_WIDTH)
+    if type(height) is not int or type(width) is not int:
+        return None
+    for name, side in ((_HEIGHT, height), (_WIDTH, width)):
+        if not 0 < side <= LONGEST_SIDE:
+            raise DataError(f"{file}: has the {name} {side}; expected pixels.")
+    return height, width
 
 
 def _stored_mask(shape: Mapping[str, Json], size: Size) -> Rle:
-    """Decode a mask: a PNG in base64 of the box between two points, both of which belong to it."""
+    """Decode a mask: a PNG in base64 of the box between two points, both of which belong to it.
+
+    Raises:
+        MaskError: The PNG does not fit the box, or the box does not fit the image; it is then not decoded.
+        ValueError, TypeError, OSError, SyntaxError: The points or the PNG can't be read.
+    """
     (x0, y0), (x1, y1) = np.rint(np.array(shape.get("points"), dtype=np.float64)).astype(int).tolist()
-    crop = np.asarray(open_lazily(io.BytesIO(base64.b64decode(str(shape.get("mask")), validate=True)))) != 0
+    png = open_lazily(io.BytesIO(base64.b64decode(str(shape.get("mask")), validate=True)))
     height, width = size
-    if crop.shape != (y1 - y0 + 1, x1 - x0 + 1) or x0 < 0 or y0 < 0 or x1 >= width or y1 >= height:
-        raise ValueError("the mask does not fit its points")
-    return masks.encode(masks.paste(crop, (x0, y0, x1 + 1, y1 + 1), size=size))
+    if png.size != (x1 - x0 + 1, y1 - y0 + 1):
+        box = f"{x1 - x0 + 1} x {y1 - y0 + 1}"
+        raise MaskError(f"its mask claims {png.width} x {png.height} pixels (width x height), its points {box}")
+    if x0 < 0 or y0 < 0 or x1 >= width or y1 >= height:
+        raise MaskError(f"its points lie outside the image of {width} x {height} pixels (width x height)")
+    return masks.encode(masks.paste(np.asarray(png) != 0, (x0, y0, x1 + 1, y1 + 1), size=size))
 
 
 def _mask_values(rle: Rle) -> dict[str, Json]:

@@ -17,7 +17,7 @@ from refinetool.formats import DAVIS, MASKS, VOC_CLASS, VOC_OBJECT, Request, Wri
 from refinetool.formats.folders import MaskFolder, find_images, folder_of
 from refinetool.formats.png import mostly_black_and_white
 from refinetool.formats.rasters import Values, has_colours, read_values, with_values
-from refinetool.records import Mask, Outcome, Region, Rle, Sample
+from refinetool.records import Mask, Outcome, Region, Rle, Sample, Size
 from refinetool.statuses import Reason
 
 SOFT_THRESHOLD = 128
@@ -60,8 +60,10 @@ class BinaryMasks:
     def samples(self) -> Iterator[Sample]:
         for key, files in self.members.items():
             found = [_read(file) for file in files]
-            size = next((rle.size for rle in found if rle), None)
-            regions = tuple(_region(number, rle, size) for number, rle in enumerate(found))
+            size = next((each.size for each in found if isinstance(each, Rle)), None)
+            regions = tuple(
+                _region(number, file, each, size) for number, (file, each) in enumerate(zip(files, found, strict=True))
+            )
             image = self.source.image(key)
             yield Sample(key, image, size or self.source.image_size(key), regions, within=self.source.within)
 
@@ -89,7 +91,7 @@ class BinaryMasks:
 
         self.source.write(rewrite, destination)
         remark = f"Masks with soft edges, taken at more than {SOFT_THRESHOLD} and written as 0 and 255: {hardened}."
-        return Written(destination, changed, (remark,) if hardened else ())
+        return Written(destination, changed, ((remark,) if hardened else ()) + self.source.remarks())
 
 
 def two_valued(path: Path, values: Values) -> tuple[Mask, int, bool]:
@@ -113,17 +115,20 @@ def two_valued(path: Path, values: Values) -> tuple[Mask, int, bool]:
     return values > SOFT_THRESHOLD, 255, True
 
 
-def _read(file: Path) -> Rle | None:
+def _read(file: Path) -> Rle | MaskError:
     try:
         mask, _, _ = two_valued(file, read_values(file))
-    except MaskError:
-        return None
+    except MaskError as error:
+        return error
     return masks.encode(mask)
 
 
-def _region(number: int, rle: Rle | None, size: tuple[int, int] | None) -> Region:
-    if rle is None:
-        return Region(number, None, None, Reason.UNREADABLE_MASK)
-    if rle.size != size:
-        return Region(number, None, None, Reason.SIZE_MISMATCH)
-    return Region(number, None, rle, None if masks.area(rle) else Reason.EMPTY)
+def _region(number: int, file: Path, found: Rle | MaskError, size: Size | None) -> Region:
+    """Return the region of a mask that was read, or could not be; `size` is that of the first mask of its image."""
+    if isinstance(found, MaskError):
+        return Region(number, None, None, Reason.UNREADABLE_MASK, fault=str(found))
+    if size is not None and found.size != size:
+        measures, first = (f"{width} x {height}" for height, width in (found.size, size))
+        fault = f"{file}: measures {measures} pixels (width x height), the first mask of its image {first}."
+        return Region(number, None, None, Reason.SIZE_MISMATCH, fault=str(MaskError(fault)))
+    return Region(number, None, found, None if masks.area(found) else Reason.EMPTY)

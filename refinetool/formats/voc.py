@@ -97,13 +97,7 @@ def _open(
     path: Path, request: Request, *, format: str, layout: Layout, folder: Path, colours: ColourTable | None = None
 ) -> "IndexMaps":
     """Open index maps in a folder, which is the path or within it, or a single one in it."""
-    source = find_images(path, folder, request)
-    seen: dict[str, Path] = {}
-    for file in source.files:
-        first = seen.setdefault(source.stem(file), file)
-        if first != file:
-            raise DataError(f"{file}: is a second map of the image of {first.name}; keep one of them.")
-    return IndexMaps(format, layout, source, colours)
+    return IndexMaps(format, layout, find_images(path, folder, request), colours)
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,8 +127,8 @@ class IndexMaps:
         image, within = self.source.image(key), self.source.within
         try:
             values = read_values(file, colours=self.colours)
-        except MaskError:
-            unreadable = Region(BACKGROUND, None, None, Reason.UNREADABLE_MASK)
+        except MaskError as error:
+            unreadable = Region(BACKGROUND, None, None, Reason.UNREADABLE_MASK, fault=str(error))
             return Sample(key, image, self.source.image_size(key), (unreadable,), self.layout, within=within)
         regions = (
             Region(value, value if self.layout == "semantic" else None, masks.encode(values == value))
@@ -158,7 +152,7 @@ class IndexMaps:
             return self._rewritten(file, outcome) if outcome and refined else None
 
         self.source.write(rewrite, destination)
-        return Written(destination, changed, ())
+        return Written(destination, changed, self.source.remarks())
 
     def _rewritten(self, file: Path, outcome: Outcome) -> bytes:
         new = painted(read_values(file, colours=self.colours), outcome, file=file)

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from refinetool import masks
-from refinetool.errors import DataError
+from refinetool.errors import DataError, MaskError
 from refinetool.formats import YOLO, Request
-from refinetool.formats.coco_masks import PolygonCount, read_segmentation, redraw_as_one
+from refinetool.formats.coco_masks import PolygonCount, decode_segmentation, redraw_as_one
 from refinetool.formats.image_files import by_stem, existing_folder, fence, refuse_link_out
 from refinetool.formats.label_files import LabelFiles
 from refinetool.records import Outcome, Region, Size
@@ -102,25 +102,28 @@ class Yolo:
     polygons: PolygonSettings
     max_pixels: int
 
-    def regions(self, file: Path, size: Size) -> tuple[Region, ...]:
-        """Return one region per line that is not blank, numbered from 0."""
-        return tuple(self._region(n, line, size) for n, line in enumerate(_lines(file)) if line.strip())
+    def read(self, file: Path, size: Size) -> tuple[Size, tuple[Region, ...]]:
+        """Return the size, and one region per line that is not blank, numbered from 0."""
+        lines = enumerate(_lines(file))
+        return size, tuple(self._region(number, line, size, file) for number, line in lines if line.strip())
 
-    def _region(self, number: int, line: str, size: Size) -> Region:
+    def _region(self, number: int, line: str, size: Size, file: Path) -> Region:
         category, *rest = line.split()
         try:
             values = [float(text) for text in rest]
             known = int(float(category))
         except (ValueError, OverflowError):
-            return Region(number, None, None, Reason.UNREADABLE_MASK)
+            sentence = f"{file}, line {number + 1}: {line.strip()!r:.40} holds something other than numbers."
+            return Region(number, None, None, Reason.UNREADABLE_MASK, fault=str(MaskError(sentence)))
         if len(values) <= 5:  # a box, with or without a score
             return Region(number, known, None, Reason.EMPTY)
         if len(values) % 2:  # predictions have a score at the end
             values = values[:-1]
         height, width = size
         ring = (np.array(values).reshape(-1, 2) * (width, height)).ravel()
-        mask, keep = read_segmentation([[*ring.tolist()]], size, max_pixels=self.max_pixels)
-        return Region(number, known, mask, keep)
+        found = decode_segmentation([[*ring.tolist()]], size, max_pixels=self.max_pixels)
+        fault = found.fault and str(MaskError(f"{file}, line {number + 1}: {found.fault}."))
+        return Region(number, known, found.mask, found.keep, fault=fault)
 
     def rewritten(self, file: Path, size: Size, outcome: Outcome, count: PolygonCount) -> bytes:
         """Replace the coordinates in the lines of refined regions."""

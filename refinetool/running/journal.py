@@ -6,6 +6,7 @@ and image. Memory holds one small entry per sample; the outcomes stay on disk an
 
 import hashlib
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -57,7 +58,7 @@ class Journal:
             self._handed_out[sample.key] = digest
             return None
         self._done[sample.key] = earlier[0]
-        return _outcome(self._lines.load(earlier[0]))
+        return replace(_outcome(self._lines.load(earlier[0])), faults=sample.faults)
 
     def append(self, outcome: Outcome, *, seconds: float) -> None:
         """Add a finished sample for which `reuse` was called.

@@ -15,6 +15,9 @@ SHORTEST_S = 1e-6
 ERRORS_TOLD = 10
 """Maximum number of error messages in a summary."""
 
+FAULTS_TOLD = 5
+"""Maximum number of faulty masks that a summary explains."""
+
 
 @dataclass(frozen=True, slots=True)
 class Progress:
@@ -64,6 +67,10 @@ class Summary:
     """Remarks about the output."""
     crashes: tuple[str, ...] = ()
     """How worker processes died, if any did: a sentence each, and the end of the log."""
+    faulty: int = 0
+    """Masks that stay coarse because something is wrong with them in the file."""
+    faults: tuple[str, ...] = ()
+    """What is wrong with the first of these masks."""
 
 
 @dataclass(slots=True)
@@ -79,6 +86,8 @@ class Tally:
     kept: Counter[Reason] = field(default_factory=Counter)
     failed: int = 0
     errors: list[str] = field(default_factory=list)
+    faulty: int = 0
+    faults: list[str] = field(default_factory=list)
     change: float = 0.0
     changed: int = 0
     ran: Counter[int] = field(default_factory=Counter)
@@ -100,6 +109,8 @@ class Tally:
         if outcome.error is not None:
             self.failed += 1
             self.errors.extend([outcome.error][: ERRORS_TOLD - len(self.errors)])
+        self.faulty += len(outcome.faults)
+        self.faults.extend(outcome.faults[: FAULTS_TOLD - len(self.faults)])
 
     def _elapsed(self) -> float:
         return max(time.perf_counter() - self.started, SHORTEST_S)
@@ -134,4 +145,6 @@ class Tally:
             redone=self.redone,
             seconds=seconds,
             images_per_second=self.ran.total() / seconds,
+            faulty=self.faulty,
+            faults=tuple(self.faults),
         )

@@ -12,7 +12,7 @@ import time
 from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
 from typing import Any, Generic, Protocol, TypeAlias, TypeVar
 
@@ -105,7 +105,7 @@ def in_process(
 def stay_coarse(sample: Sample, *, reason: Reason, error: str | None) -> Outcome:
     """Return the outcome of a sample that is kept as it is; regions that already have a reason keep theirs."""
     kept = (Annotation(region.mask, region.keep or reason) for region in sample.regions)
-    return Outcome(sample.key, tuple(kept), error)
+    return Outcome(sample.key, tuple(kept), error, sample.faults)
 
 
 # --- stages --------------------------------------------------------------------------------------------------------
@@ -233,7 +233,7 @@ def _finish(refiner: Stages[P], work: _Answered[P] | Result) -> Result:
     try:
         if work.error is not None:
             raise work.error
-        outcome = refiner.finish(work.prepared, work.answers)
+        outcome = replace(refiner.finish(work.prepared, work.answers), faults=work.sample.faults)
     except Exception as error:
         return _failed(work.sample, error, seconds=work.seconds + time.perf_counter() - started)
     return Finished(work.sample, outcome, work.seconds + time.perf_counter() - started)
