@@ -409,6 +409,13 @@ def test_files_among_masks_that_are_not_read_are_told(
     assert dataset.write(nothing, tmp_path / "out", {}).notes == (note,)
 
 
+def test_the_other_maps_of_a_voc_root_are_not_told(voc: Path) -> None:
+    (voc / "SegmentationObject").mkdir()
+    save_grey(voc / "SegmentationObject" / "a.png", SQUARE)
+    dataset = open_dataset(voc, format="voc-class")
+    assert dataset.write(nothing, voc.parent / "out", {}).notes == ()
+
+
 def test_photographs_beside_their_masks_are_not_told(tmp_path: Path) -> None:
     folder = tmp_path / "set"
     for name in ("a", "b"):

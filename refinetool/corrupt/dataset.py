@@ -29,7 +29,7 @@ from refinetool.images import read_sample
 from refinetool.locations import location
 from refinetool.records import Annotation, FloatArray, ImageArray, Mask, Outcome, Region, Rle, Sample, seed_of
 from refinetool.running.ahead import map_ahead
-from refinetool.running.run import check_output, write
+from refinetool.running.run import check_beside, check_output, folder_beside, folder_of, write
 from refinetool.running.summary import Progress, Tally
 from refinetool.running.threads import stay_coarse
 from refinetool.settings import CorruptSettings, EvaluateSettings
@@ -112,7 +112,8 @@ def corrupt_dataset(
     source, destination = location(truth), Path(output)
     records = {"record": location(record), "picture": location(picture)}
     outputs = {"output": destination, **records}
-    refuse_clashes(outputs, {"input": source, IMAGE_FOLDER: location(images), "list of images": location(sizes)})
+    inputs = {"input": source, IMAGE_FOLDER: location(images), "list of images": location(sizes)}
+    refuse_clashes(outputs, inputs)
     check_output(source, destination, replaced=overwrite, resume=False)
     refuse_existing(records, replaced=overwrite)
     needs_images = suite.needs_image or picture is not None
@@ -125,7 +126,9 @@ def corrupt_dataset(
         follow_links=follow_links,
         max_pixels=settings.max_pixels,
     )
-    refuse_clashes(outputs, {}, images=dataset.image_paths())
+    outputs |= folder_beside(dataset, destination)
+    refuse_clashes(outputs, inputs | folder_of(dataset, "input"), images=dataset.image_paths())
+    check_beside(dataset, source, destination, replaced=overwrite, resume=False)
     total = len(dataset) if limit is None else min(limit, len(dataset))
     tally = Tally(total)
     book = _Book(tally, settings.pictures, on_progress)

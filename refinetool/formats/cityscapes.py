@@ -8,7 +8,7 @@ date.
 
 import io
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,14 +16,13 @@ import numpy as np
 from PIL import Image
 
 from refinetool import masks
-from refinetool.errors import DataError
+from refinetool.errors import DataError, ImageError
 from refinetool.formats import CITYSCAPES, Request, Written
 from refinetool.formats.image_files import by_stem, existing_folder, fence, header_size, refuse_link_out
-from refinetool.formats.rasters import read_values, with_values
+from refinetool.formats.rasters import read_map, read_values, with_values
 from refinetool.formats.settling import settle
 from refinetool.formats.storage import new_folder, refuse_clashes
-from refinetool.images import open_lazily
-from refinetool.records import IntArray, Outcome, Region, Sample
+from refinetool.records import IntArray, Outcome, Region, Sample, Size
 from refinetool.statuses import Reason
 
 OBJECTS = 1000
@@ -58,7 +57,7 @@ def open_cityscapes(path: Path, request: Request) -> "Cityscapes":
     within = fence(place, request) if place else None
     if request.need_images:
         refuse_link_out(images[min(matched)], within)
-    return Cityscapes(path, keys, images, place or path, within)
+    return Cityscapes(path, keys, images, place or path, within, request.need_images, request.max_pixels)
 
 
 def _name(file: Path) -> str:
@@ -79,13 +78,20 @@ def _images_of(path: Path) -> Path | None:
 
 @dataclass(frozen=True, slots=True)
 class Cityscapes:
-    """See the module, and `formats.Dataset`. `files` are by the name of their image, as are `images`."""
+    """See the module, and `formats.Dataset`.
+
+    files: The instance maps by the name of their image, as are `images`.
+    need_images: Whether images are read; then a map of another size is not decoded.
+    max_pixels: Maps that claim more pixels are not decoded.
+    """
 
     root: Path
     files: Mapping[str, Path]
     images: Mapping[str, Path]
     place: Path
     within: Path | None
+    need_images: bool
+    max_pixels: int
 
     @property
     def format(self) -> str:
@@ -102,17 +108,21 @@ class Cityscapes:
 
     def samples(self) -> Iterator[Sample]:
         for key, file in self.files.items():
-            image = self._image(key)
-            try:
-                ids = read_deep(file)
-            except DataError:
-                size = header_size(image, within=self.within) or (0, 0)
-                yield Sample(key, image, size, (Region(0, None, None, Reason.UNREADABLE_MASK),), within=self.within)
-                continue
-            objects = [value for value in np.unique(ids).tolist() if value >= OBJECTS]
-            regions = (Region(value, value // OBJECTS, masks.encode(ids == value)) for value in objects)
-            height, width = ids.shape
-            yield Sample(key, image, (height, width), tuple(regions), within=self.within)
+            yield self._sample(key, file)
+
+    def _sample(self, key: str, file: Path) -> Sample:
+        image = self._image(key)
+        expected = header_size(image, within=self.within)
+        try:
+            ids = read_deep(file, sizes=_upright(expected) if self.need_images else (), max_pixels=self.max_pixels)
+        except ImageError as error:
+            broken = Region(0, None, None, error.reason, fault=str(error))
+            return Sample(key, image, expected or (0, 0), (broken,), within=self.within)
+        height, width = ids.shape
+        objects = _objects(ids)
+        fault = _fault_of_labels(_labels_of(file), (height, width)) if objects else None
+        regions = (Region(value, value // OBJECTS, masks.encode(ids == value), fault) for value in objects)
+        return Sample(key, image, (height, width), tuple(regions), within=self.within)
 
     def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
         """See `formats.Dataset`; a PNG has no place for notes."""
@@ -123,46 +133,67 @@ class Cityscapes:
             for key, file in self.files.items():
                 target = partial / file.relative_to(self.root)
                 target.parent.mkdir(parents=True, exist_ok=True)
-                labels = file.with_name(file.name.replace(INSTANCES, LABELS))
-                outcome = find(key)
-                refined = {
-                    value: (annotation.mask, annotation.predicted_iou)
-                    for value, annotation in zip(_objects(file), outcome.annotations if outcome else (), strict=False)
-                    if annotation.refined and annotation.mask is not None
-                }
-                changed += len(refined)
-                beside = target.with_name(labels.name)
-                if not refined:
-                    shutil.copyfile(file, target)
-                    if labels.is_file():
-                        shutil.copyfile(labels, beside)
-                    continue
-                old = read_deep(file)
-                new = settle(old, refined, ground=(old < OBJECTS) & ~np.isin(old, GROUPS))
-                target.write_bytes(_deep_png(new))
-                if labels.is_file():
-                    values = np.where(new >= OBJECTS, new // OBJECTS, new)
-                    known = np.where(new == old, read_values(labels), values.astype(np.uint8))
-                    beside.write_bytes(with_values(labels, known))
+                changed += self._write_image(file, find(key), target)
         return Written(destination, changed, ())
 
+    def _write_image(self, file: Path, outcome: Outcome | None, target: Path) -> int:
+        """Write the map of an image and the labels beside it, and return how many of its objects were refined."""
+        labels = _labels_of(file)
+        if outcome is None or not any(annotation.refined for annotation in outcome.annotations):
+            shutil.copyfile(file, target)
+            if labels.is_file():
+                shutil.copyfile(labels, target.with_name(labels.name))
+            return 0
+        old = read_deep(file, sizes=(), max_pixels=self.max_pixels)
+        objects = _objects(old)
+        if len(objects) != len(outcome.annotations):
+            raise DataError(f"{file}: has changed since it was read; run the command again.")
+        refined = {
+            value: (annotation.mask, annotation.predicted_iou)
+            for value, annotation in zip(objects, outcome.annotations, strict=True)
+            if annotation.refined and annotation.mask is not None
+        }
+        new = settle(old, refined, ground=(old < OBJECTS) & ~np.isin(old, GROUPS))
+        target.write_bytes(_deep_png(new))
+        if labels.is_file():
+            values = np.where(new >= OBJECTS, new // OBJECTS, new)
+            known = np.where(new == old, read_values(labels), values.astype(np.uint8))
+            target.with_name(labels.name).write_bytes(with_values(labels, known))
+        return len(refined)
 
-def _objects(file: Path) -> list[int]:
+
+def _objects(ids: IntArray) -> list[int]:
+    return [value for value in np.unique(ids).tolist() if value >= OBJECTS]
+
+
+def _labels_of(file: Path) -> Path:
+    return file.with_name(file.name.replace(INSTANCES, LABELS))
+
+
+def _fault_of_labels(labels: Path, size: Size) -> Reason | None:
+    """Say why the labels beside a map of objects can't follow them; None if they can, or if there are none."""
+    if not labels.is_file():
+        return None
+    if header_size(labels, within=None) not in (size, None):
+        return Reason.SIZE_MISMATCH
     try:
-        return [value for value in np.unique(read_deep(file)).tolist() if value >= OBJECTS]
+        read_values(labels)
     except DataError:
-        return []
+        return Reason.UNREADABLE_MASK
+    return None
 
 
-def read_deep(path: Path) -> IntArray:
-    """Read a grey PNG of 8 or 16 bits, int64 (H, W); raises DataError if it is not one."""
-    try:
-        with open_lazily(io.BytesIO(path.read_bytes())) as image:
-            values = np.asarray(image)
-    except Exception as error:  # Pillow's decoders raise all kinds of exceptions; all of them mean a broken file
-        raise DataError(f"{path}: can't be read ({error}).") from error
+def _upright(size: Size | None) -> tuple[Size, ...]:
+    """Return the sizes that the map of an image may have, since its header may be of a photograph on its side."""
+    return () if size is None else (size, size[::-1])
+
+
+def read_deep(path: Path, *, sizes: Collection[Size], max_pixels: int) -> IntArray:
+    """Read a grey PNG of 8 or 16 bits, int64 (H, W). See `rasters.read_map` for the arguments and errors."""
+    values = read_map(path, sizes=sizes, max_pixels=max_pixels)
     if values.ndim != 2:
-        raise DataError(f"{path}: has colours; expected one number of 16 bits per pixel.")
+        fault = "has colours; expected one number of 16 bits per pixel"
+        raise ImageError(f"{path}: {fault}.", reason=Reason.UNREADABLE_MASK)
     return values.astype(np.int64)
 
 

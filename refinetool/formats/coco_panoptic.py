@@ -8,8 +8,7 @@ of segments whose pixels have changed are replaced, all other text stays.
 
 import io
 import json
-import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
@@ -18,16 +17,16 @@ import numpy as np
 from PIL import Image
 
 from refinetool import masks
-from refinetool.errors import DataError, StorageError
+from refinetool.errors import DataError, ImageError, UsageError
 from refinetool.formats import PANOPTIC, Request, Written
 from refinetool.formats.categories import read_names
-from refinetool.formats.coco_index import image_name
+from refinetool.formats.coco_index import LONGEST_SIDE, image_name
 from refinetool.formats.image_files import existing_folder, fault_of_name, fence, refuse_link_out
 from refinetool.formats.image_search import ImageSearch, fault_of_record
-from refinetool.formats.json_spans import WINDOW_BYTES, Cursor, Json, Span, member_spans
+from refinetool.formats.json_spans import WINDOW_BYTES, Cursor, Json, Span, member_spans, place
+from refinetool.formats.rasters import read_map
 from refinetool.formats.settling import settle
-from refinetool.formats.storage import new_file, new_folder, refuse_clashes
-from refinetool.images import open_lazily
+from refinetool.formats.storage import new_pair, refuse_clashes, refuse_foreign
 from refinetool.records import IntArray, Outcome, Region, Sample, Size
 from refinetool.statuses import Reason
 
@@ -36,13 +35,16 @@ VOID = 0
 
 @dataclass(frozen=True, slots=True)
 class Panel:
-    """An image with its segments: key, image name, size, the name of its PNG, and where its `segments_info` is."""
+    """An image with its segments: key, image name, size, the name of its PNG, and where its annotation is.
+
+    `png` is None if the annotation names none.
+    """
 
     key: str
     image: str
     size: Size
-    png: str
-    segments: Span
+    png: str | None
+    annotation: Span
 
 
 def open_panoptic(path: Path, request: Request) -> "Panoptic":
@@ -60,19 +62,19 @@ def open_panoptic(path: Path, request: Request) -> "Panoptic":
     split = path.stem.rpartition("_")[2]
     if not request.images:
         places += [base.parent / split, base / split]
-    for place in places:
-        search = ImageSearch(existing_folder(place) if request.images else place, deep=place != base)
+    for folder in places:
+        search = ImageSearch(existing_folder(folder) if request.images else folder, deep=folder != base)
         found = next((image for panel in panels if (image := search.locate(panel.image)).is_file()), None)
         if found is not None:
-            within = fence(place, request)
+            within = fence(folder, request)
             if request.need_images:
                 refuse_link_out(found, within)
-            return Panoptic(path, pngs, tuple(panels), stuff, search, within)
+            return Panoptic(path, pngs, tuple(panels), stuff, search, within, request.max_pixels)
     if request.need_images and panels:
         raise DataError(
             f"{path}: none of its {len(panels)} images is in {places[0]}; name the folder of the images with --images."
         )
-    return Panoptic(path, pngs, tuple(panels), stuff, ImageSearch(places[0]), None)
+    return Panoptic(path, pngs, tuple(panels), stuff, ImageSearch(places[0]), None, request.max_pixels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Panoptic:
     """See the module, and `formats.Dataset`.
 
     stuff: The ids of categories that are no things.
+    max_pixels: PNGs that claim more pixels are not decoded.
     """
 
     path: Path
@@ -88,6 +91,7 @@ class Panoptic:
     stuff: frozenset[int]
     search: ImageSearch
     within: Path | None
+    max_pixels: int
 
     @property
     def format(self) -> str:
@@ -103,72 +107,89 @@ class Panoptic:
     def image_paths(self) -> Iterator[Path]:
         return (self.search.locate(panel.image) for panel in self.panels)
 
+    def folder_for(self, destination: Path) -> Path:
+        """Return the folder of the PNGs that are written with a file; raises UsageError unless it ends in .json."""
+        if destination.suffix.lower() != ".json":
+            raise UsageError(
+                f"{destination}: the name has to end in .json; the folder of the PNGs has the same name without it"
+            )
+        return destination.with_suffix("")
+
+    def png_names(self) -> Set[str]:
+        """Return the names of the PNGs that are written."""
+        return {panel.png for panel in self.panels if panel.png is not None}
+
     def samples(self) -> Iterator[Sample]:
         with self.path.open("rb") as file:
             for panel in self.panels:
                 image = self.search.locate(panel.image)
-                segments = [segment for segment, _ in _segments(file, self.path, panel.segments)]
+                segments = [segment for segment, _ in _segments(file, self.path, panel.annotation)]
                 try:
                     ids = self._ids(panel)
                     regions = tuple(self._region(segment, ids) for segment in segments)
-                except DataError:
-                    unreadable = Reason.UNREADABLE_MASK
-                    regions = tuple(Region(_id(segment), None, None, unreadable) for segment in segments)
+                except ImageError as error:
+                    faults = [str(error), *(None for _ in segments)]  # said once per image
+                    regions = tuple(
+                        Region(_id(segment), None, None, error.reason, fault=fault)
+                        for segment, fault in zip(segments, faults, strict=False)
+                    )
                 yield Sample(panel.key, image, panel.size, regions, within=self.within)
 
     def _ids(self, panel: Panel) -> IntArray:
-        ids = read_ids(self.pngs / panel.png)
-        if ids.shape != panel.size:
-            raise DataError(f"{self.pngs / panel.png}: is {ids.shape}; expected {panel.size}.")
-        return ids
+        if panel.png is None:
+            raise ImageError(f"{self.path}: image {panel.key} names no PNG.", reason=Reason.UNREADABLE_MASK)
+        return read_ids(self.pngs / panel.png, sizes=(panel.size,), max_pixels=self.max_pixels)
 
     def _region(self, segment: Mapping[str, Json], ids: IntArray) -> Region:
         number = _id(segment)
         mask = ids == number
         if not mask.any():
             return Region(number, None, None, Reason.EMPTY)
-        category = segment.get("category_id")
-        known = category if isinstance(category, int) else None
+        category = _category(segment)
         crowd = Reason.CROWD if segment.get("iscrowd") else None
-        return Region(number, known, masks.encode(mask), crowd or (Reason.STUFF if known in self.stuff else None))
+        return Region(number, category, masks.encode(mask), crowd or (Reason.STUFF if category in self.stuff else None))
 
     def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
         """See `formats.Dataset`. The PNGs are written to the folder of the same name beside the file."""
         del notes
-        folder = destination.with_suffix("")
+        folder = self.folder_for(destination)
         refuse_clashes({"output": destination, "folder of PNGs": folder}, {"input": self.path, "PNGs": self.pngs})
-        if folder == destination:
-            raise StorageError(f"{destination}: needs a name that ends in .json, since its PNGs get a folder without.")
-        if folder.is_dir() and {item.name for item in folder.iterdir()} <= {panel.png for panel in self.panels}:
-            shutil.rmtree(folder)  # of an earlier output
+        refuse_foreign(folder, self.png_names(), source=self.path)
         changed, pieces, at = 0, [], 0
         data = self.path.read_bytes()
-        with self.path.open("rb") as file, new_folder(folder) as partial:
-            for panel in sorted(self.panels, key=lambda panel: panel.segments.start):
+        with self.path.open("rb") as file, new_pair(destination, folder) as (out, partial):
+            for panel in sorted(self.panels, key=lambda panel: panel.annotation.start):
                 outcome = find(panel.key)
                 refined = sum(annotation.refined for annotation in outcome.annotations) if outcome else 0
-                target = partial / panel.png
-                target.parent.mkdir(parents=True, exist_ok=True)
                 if outcome is None or not refined:
-                    shutil.copyfile(self.pngs / panel.png, target)
+                    self._copy(panel, partial)
                     continue
                 changed += refined
-                segments = _segments(file, self.path, panel.segments)
+                segments = _segments(file, self.path, panel.annotation)
                 old = self._ids(panel)
                 new = self._settled(old, [segment for segment, _ in segments], outcome)
-                target.write_bytes(with_ids(new))
+                _write_png(partial, panel, with_ids(new))
                 for segment, span in segments:
                     mask = new == _id(segment)
                     if (mask == (old == _id(segment))).all():
                         continue
                     pieces += [data[at : span.start], _with_values(data[span.start : span.end].decode(), mask).encode()]
                     at = span.end
-            with new_file(destination) as out:
-                out.write(b"".join([*pieces, data[at:]]))
+            out.write(b"".join([*pieces, data[at:]]))
         return Written(destination, changed, ())
 
+    def _copy(self, panel: Panel, folder: Path) -> None:
+        """Copy the PNG of an image as it is; one that is missing or can't be opened is left out."""
+        if panel.png is None:
+            return
+        try:
+            content = (self.pngs / panel.png).read_bytes()
+        except OSError:
+            return
+        _write_png(folder, panel, content)
+
     def _settled(self, old: IntArray, segments: list[Mapping[str, Json]], outcome: Outcome) -> IntArray:
-        ground = [_id(segment) for segment in segments if segment.get("category_id") in self.stuff]
+        ground = [_id(segment) for segment in segments if _category(segment) in self.stuff]
         refined = {
             _id(segment): (annotation.mask, annotation.predicted_iou)
             for segment, annotation in zip(segments, outcome.annotations, strict=True)
@@ -177,15 +198,12 @@ class Panoptic:
         return settle(old, refined, ground=np.isin(old, [VOID, *ground]))
 
 
-def read_ids(path: Path) -> IntArray:
-    """Read the ids of a panoptic PNG, int64 (H, W); raises DataError if it is no RGB image."""
-    try:
-        with open_lazily(io.BytesIO(path.read_bytes())) as image:
-            colours = np.asarray(image)
-    except Exception as error:  # Pillow's decoders raise all kinds of exceptions; all of them mean a broken file
-        raise DataError(f"{path}: can't be read ({error}).") from error
-    if colours.ndim != 3 or colours.dtype != np.uint8:
-        raise DataError(f"{path}: has no colours; expected ids as R + 256 G + 65536 B.")
+def read_ids(path: Path, *, sizes: Collection[Size], max_pixels: int) -> IntArray:
+    """Read the ids of a panoptic PNG, int64 (H, W). See `rasters.read_map` for the arguments and errors."""
+    colours = read_map(path, sizes=sizes, max_pixels=max_pixels)
+    if colours.ndim != 3 or colours.shape[2] < 3 or colours.dtype != np.uint8:
+        fault = "has no colours; expected ids as R + 256 G + 65536 B"
+        raise ImageError(f"{path}: {fault}.", reason=Reason.UNREADABLE_MASK)
     red, green, blue = (colours[..., channel].astype(np.int64) for channel in range(3))
     return np.asarray(red + (green << 8) + (blue << 16))
 
@@ -198,10 +216,17 @@ def with_ids(ids: IntArray) -> bytes:
     return data.getvalue()
 
 
+def _write_png(folder: Path, panel: Panel, content: bytes) -> None:
+    assert panel.png is not None, "an image with ids has a PNG"
+    target = folder / panel.png
+    target.parent.mkdir(parents=True, exist_ok=True)
+    target.write_bytes(content)
+
+
 def _read(path: Path) -> tuple[list[Panel], frozenset[int]]:
     """Return the images with segments, in the order of their annotations, and the categories that are no things."""
-    images: dict[str, Mapping[str, Json]] = {}
-    found: list[tuple[str, str, Span]] = []
+    images: dict[str, tuple[Mapping[str, Json], int]] = {}
+    found: list[tuple[str, Json, Span]] = []
     stuff: set[int] = set()
     try:
         with path.open("rb") as file:
@@ -214,55 +239,117 @@ def _read(path: Path) -> tuple[list[Panel], frozenset[int]]:
                 cursor.expect("[", f"the list of {name}")
                 for record, start, end in cursor.items():
                     if not isinstance(record, dict):
-                        raise DataError(f"{path}: one of the {name} is {record!r:.40}; expected an object.")
+                        raise _error(path, start, f"one of the {name} is {record!r:.40}; expected an object")
                     if name == "images":
-                        images[str(record.get("id"))] = record
+                        images[str(record.get("id"))] = record, start
                     elif name == "annotations":
-                        found.append((str(record.get("image_id")), str(record.get("file_name")), Span(start, end)))
-                    elif record.get("isthing") == 0 and isinstance(record.get("id"), int):
-                        stuff.add(int(str(record["id"])))
+                        key = str(record.get("image_id"))
+                        _check_segments(path, key, record, Span(start, end))
+                        found.append((key, record.get("file_name"), Span(start, end)))
+                    elif type(record.get("id")) is not int:
+                        raise _error(path, start, f"a category has the id {record.get('id')!r:.40}; {_WHOLE}")
+                    elif record.get("isthing") == 0:
+                        stuff.add(_id(record))
+            cursor.finish()
     except OSError as error:
         raise DataError(f"{path}: can't be read ({error.strerror}).") from error
     panels: dict[str, Panel] = {}
+    owners: dict[str, Panel] = {}
     for key, png, span in found:
         if key in panels:
-            raise DataError(f"{path}: image {key} has two annotations; expected one with all segments.")
-        panels[key] = _panel(path, key, images.get(key), png, span)
+            raise _error(path, span.start, f"image {key} has two annotations; expected one with all segments")
+        panel = panels[key] = _panel(path, key, images.get(key), png, span)
+        if panel.png is not None and owners.setdefault(panel.png, panel) is not panel:
+            fault = f"image {key} has the PNG {png!r}, which is that of image {owners[panel.png].key}"
+            raise _error(path, span.start, f"{fault} already; give each image a PNG of its own")
     return list(panels.values()), frozenset(stuff)
 
 
-def _panel(path: Path, key: str, image: Mapping[str, Json] | None, png: str, span: Span) -> Panel:
-    name = None if image is None else image_name(image)
-    if image is None or name is None:
-        raise DataError(f"{path}: image {key} is not listed, or has no 'file_name'; add it to 'images'.")
-    if fault := fault_of_record(name) or fault_of_name(png):
-        raise DataError(f"{path}: a file of image {key} is called {name!r} or {png!r}, which {fault}.")
-    height, width = image.get("height"), image.get("width")
-    if not isinstance(height, int) or not isinstance(width, int):
-        raise DataError(f"{path}: image {key} has no height and width.")
-    return Panel(key, name, (height, width), png, span)
+_WHOLE = "expected a whole number, without quotes or a decimal point"
 
 
-def _segments(file: BinaryIO, path: Path, span: Span) -> list[tuple[Mapping[str, Json], Span]]:
+def _panel(path: Path, key: str, listed: tuple[Mapping[str, Json], int] | None, png: Json, span: Span) -> Panel:
+    image, start = listed or ({}, span.start)
+    name = image_name(image)
+    if name is None:
+        raise _error(path, start, f"image {key} is not listed, or has no 'file_name'; add it to 'images'")
+    named = Path(png).as_posix() if isinstance(png, str) and png else None  # `./1.png` is `1.png`
+    if fault := fault_of_record(name) or (named and fault_of_name(named)):
+        raise _error(path, start, f"a file of image {key} is called {name!r} or {png!r}, which {fault}")
+    height, width = (_side(path, start, key, image, side) for side in ("height", "width"))
+    return Panel(key, name, (height, width), named, span)
+
+
+def _side(path: Path, start: int, key: str, image: Mapping[str, Json], side: str) -> int:
+    length = image.get(side)
+    if type(length) is not int or not 0 < length <= LONGEST_SIDE:
+        raise _error(path, start, f"image {key} has the {side} {length!r:.40}; expected pixels")
+    return length
+
+
+def _check_segments(path: Path, key: str, annotation: Mapping[str, Json], span: Span) -> None:
+    """Raise DataError unless an annotation has a list of segments whose ids are different whole numbers."""
+    segments = annotation.get("segments_info")
+    if not isinstance(segments, list):
+        raise _error(path, span.start, f"image {key} has the segments_info {segments!r:.40}; expected a list")
+    known: set[int] = set()
+    for n, segment in enumerate(segments):
+        number = segment.get("id") if isinstance(segment, dict) else None
+        if not isinstance(segment, dict):
+            fault = f"one of the segments is {segment!r:.40}; expected an object"
+        elif type(number) is not int:
+            fault = f"a segment of image {key} has the id {number!r:.40}; {_WHOLE}"
+        elif number in known:
+            fault = f"image {key} has two segments with the id {number}; give each segment an id of its own"
+        else:
+            known.add(number)
+            continue
+        with path.open("rb") as file:
+            _, where = _items(file, path, span)[n]
+        raise _error(path, where.start, fault)
+
+
+def _error(path: Path, offset: int, fault: str) -> DataError:
+    return DataError(f"{path}, {place(path, offset)}: {fault}.")
+
+
+def _segments(file: BinaryIO, path: Path, annotation: Span) -> list[tuple[Mapping[str, Json], Span]]:
     """Return the segments of an annotation with their positions in the file."""
-    file.seek(span.start)
-    text = file.read(span.end - span.start)
-    with io.BytesIO(text) as buffer:
+    items = _items(file, path, annotation)
+    segments: list[tuple[Mapping[str, Json], Span]] = [
+        (item, span) for item, span in items if isinstance(item, dict) and type(item.get("id")) is int
+    ]
+    if len(segments) < len(items):  # `_check_segments` has accepted them all
+        raise DataError(f"{path}: has changed since it was opened; run the command again.")
+    return segments
+
+
+def _items(file: BinaryIO, path: Path, annotation: Span) -> list[tuple[Json, Span]]:
+    """Return what is in the `segments_info` of an annotation, with the positions in the file."""
+    file.seek(annotation.start)
+    found: list[tuple[Json, Span]] = []
+    with io.BytesIO(file.read(annotation.end - annotation.start)) as buffer:
         cursor = Cursor(buffer, path, WINDOW_BYTES)
         for name in cursor.members():
-            if name == "segments_info":
-                items = list(cursor.items())
-                if not all(isinstance(item, dict) and isinstance(item.get("id"), int) for item, _, _ in items):
-                    raise DataError(f"{path}: a segment has no 'id'; expected a whole number.")
-                return [
-                    (dict(item), Span(span.start + a, span.start + b)) for item, a, b in items if isinstance(item, dict)
-                ]
-            cursor.skip()
-    raise DataError(f"{path}: an annotation has no 'segments_info'; expected COCO panoptic.")
+            if name == "segments_info" and cursor.peek() == "[":
+                moved = (
+                    (item, annotation.start + start, annotation.start + end) for item, start, end in cursor.items()
+                )
+                found = [(item, Span(start, end)) for item, start, end in moved]  # of a repeated name, the last counts
+            else:
+                cursor.skip()
+    return found
 
 
-def _id(segment: Mapping[str, Json]) -> int:
-    return int(str(segment["id"]))
+def _id(record: Mapping[str, Json]) -> int:
+    number = record.get("id")
+    assert type(number) is int, "ids are checked when the file is opened"
+    return number
+
+
+def _category(segment: Mapping[str, Json]) -> int | None:
+    number = segment.get("category_id")
+    return number if type(number) is int else None
 
 
 def _with_values(text: str, mask: np.ndarray[tuple[int, int], np.dtype[np.bool_]]) -> str:

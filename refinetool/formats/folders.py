@@ -153,7 +153,7 @@ def find_images(root: Path, folder: Path, request: Request, *, files: tuple[Path
         if matched := keys & found.keys():
             if request.need_images:
                 refuse_link_out(found[min(matched)], fence(place, request))
-            unread = _unread(root, files, place, ending=ending)
+            unread = () if root.is_file() else _unread(folder, files, place, ending=ending)
             return MaskFolder(root, folder, files, place, found, fence(place, request), ending, unread)
     if not request.need_images:
         return MaskFolder(root, folder, files, folder, {}, fence(folder, request), ending)
@@ -164,13 +164,15 @@ def find_images(root: Path, folder: Path, request: Request, *, files: tuple[Path
     )
 
 
-def _unread(root: Path, masks: Sequence[Path], place: Path, *, ending: str) -> tuple[Path, ...]:
+def _unread(folder: Path, masks: Sequence[Path], place: Path, *, ending: str) -> tuple[Path, ...]:
     """Return the pictures in a folder of masks that are not read: neither masks nor in the folder of the images."""
-    if root.is_file() or (place.resolve() == root.resolve() and not ending):
+    shared = place.resolve() == folder.resolve()
+    if shared and not ending:
         return ()
-    named = [file for file in sorted(files_under(root, PICTURES)) if file.stem.endswith(ending)]
-    others = tuple(file for file in named if file not in frozenset(masks))
-    return others if place.resolve() == root.resolve() else _outside(others, place)
+    known = frozenset(masks)
+    named = (file for file in files_under(folder, PICTURES) if file.stem.endswith(ending))
+    others = tuple(file for file in sorted(named) if file not in known)
+    return others if shared else _outside(others, place)
 
 
 def _outside(files: Iterable[Path], folder: Path) -> tuple[Path, ...]:

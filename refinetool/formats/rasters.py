@@ -5,7 +5,7 @@ compression. Pixels may be stored as colours: grey as R = G = B, or one colour p
 """
 
 import io
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -15,11 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 from PIL import Image
 
-from refinetool.errors import DataError, MaskError
+from refinetool.errors import DataError, ImageError, MaskError
 from refinetool.formats import png
 from refinetool.images import open_lazily
-from refinetool.records import VOID, IntArray
+from refinetool.records import VOID, IntArray, Size
 from refinetool.settings import MAX_PIXELS
+from refinetool.statuses import Reason
 
 Values: TypeAlias = NDArray[np.uint8]
 """uint8 (H, W): palette indices, grey values, or the values of colours."""
@@ -139,6 +140,33 @@ def read_values(path: Path, *, colours: ColourTable | None = None) -> Values:
         MaskError: A broken file, or colours that stand for nothing.
     """
     return _interpret(path, _read(path), colours)[0]
+
+
+def read_map(path: Path, *, sizes: Collection[Size], max_pixels: int) -> NDArray[Any]:
+    """Read a map of many ids with Pillow, (H, W) or (H, W, C). It is decoded only if its header has an expected size.
+
+    Args:
+        sizes: The sizes (H, W) that it may have; empty for any.
+        max_pixels: A map that claims more pixels is refused.
+
+    Raises:
+        ImageError: With the reason `unreadable-mask`, `size-mismatch` or `image-too-large`.
+    """
+    try:
+        with path.open("rb") as file, open_lazily(file) as image:
+            size = image.height, image.width
+            if sizes and size not in sizes:
+                expected = " or ".join(f"{width} x {height}" for height, width in sizes)
+                fault = f"measures {image.width} x {image.height} pixels; expected {expected}"
+                raise ImageError(f"{path}: {fault}.", reason=Reason.SIZE_MISMATCH)
+            if image.width * image.height > max_pixels:
+                fault = f"claims {image.width} x {image.height} pixels; expected at most {max_pixels:,}"
+                raise ImageError(f"{path}: {fault}.", reason=Reason.IMAGE_TOO_LARGE)
+            return np.array(image)
+    except ImageError:
+        raise
+    except Exception as error:  # Pillow's decoders raise all kinds of exceptions; all of them mean a broken file
+        raise ImageError(f"{path}: can't be read ({error}).", reason=Reason.UNREADABLE_MASK) from error
 
 
 def with_values(path: Path, values: Values, *, colours: ColourTable | None = None) -> bytes:

@@ -3,7 +3,7 @@
 import errno
 import os
 import shutil
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Set
 from contextlib import contextmanager
 from pathlib import Path
 from typing import BinaryIO
@@ -60,13 +60,50 @@ def replacing_folder(destination: Path) -> Iterator[Path]:
     if not destination.is_dir():
         yield destination
         return
-    fresh, old = (destination.with_name(f".{destination.name}.refinetool-{which}") for which in ("new", "old"))
-    for folder in (fresh, old):
-        shutil.rmtree(folder, ignore_errors=True)
+    fresh = _beside(destination, "new")
+    shutil.rmtree(fresh, ignore_errors=True)
     yield fresh
-    destination.rename(old)
+    _replace_folder(destination, fresh)
+
+
+@contextmanager
+def new_pair(file: Path, folder: Path) -> Iterator[tuple[BinaryIO, Path]]:
+    """Open a file to write and make a folder to fill that belong together; at the end they replace earlier ones.
+
+    Everything that can take long or fail is done before the first rename. Then the earlier file goes first and the new
+    one comes last. So a kill in between leaves a folder without its file, which nothing reads, but never a file whose
+    folder is missing or of another run.
+
+    Raises:
+        StorageError: As `new_file` and `new_folder`, or a file has the name of the folder. Unless a rename fails, the
+            earlier file and folder are as they were.
+    """
+    if folder.exists() and not folder.is_dir():
+        raise StorageError(f"{folder}: is a file, and a folder of that name has to be written; name another output.")
+    fresh = _beside(folder, "new")
+    shutil.rmtree(fresh, ignore_errors=True)  # of a run that was killed
+    try:
+        with new_file(file) as out:
+            with new_folder(fresh) as partial:
+                yield out, partial
+            out.flush()
+            os.fsync(out.fileno())
+            file.unlink(missing_ok=True)
+            _replace_folder(folder, fresh)
+    finally:
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _replace_folder(destination: Path, fresh: Path) -> None:
+    """Rename a folder to its destination, and remove what was there: a folder, a link to one, or nothing."""
+    old = _beside(destination, "old")
+    shutil.rmtree(old, ignore_errors=True)
+    if destination.is_symlink():
+        destination.unlink()
+    elif destination.exists():
+        destination.rename(old)
     fresh.rename(destination)
-    shutil.rmtree(old)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 IMAGE_FOLDER = "image folder"
@@ -113,6 +150,24 @@ def refuse_existing(files: Mapping[str, Path | None], *, replaced: bool) -> None
             raise UsageError(f"{path}: exists already; --overwrite replaces it, or name another file for the {what}")
 
 
+def refuse_foreign(folder: Path, names: Set[str], *, source: Path) -> None:
+    """Raise UsageError if a folder to replace holds a file or a link that is not in the output.
+
+    Args:
+        names: The paths within the folder that the output has, with forward slashes.
+        source: The input, for the message.
+    """
+    foreign = sorted(files_in(folder) - names)
+    if foreign:
+        raise UsageError(f"{folder}: holds {foreign[0]}, which is not an output of {source}; name another output")
+
+
+def files_in(folder: Path) -> set[str]:
+    """Return the paths of all files and links within a folder, with forward slashes; none if there is no folder."""
+    found = (path for path in folder.rglob("*") if path.is_symlink() or not path.is_dir())
+    return {path.relative_to(folder).as_posix() for path in found}
+
+
 def _refuse_clash(what: str, path: Path, name: str, source: Path) -> None:
     here, there = source.resolve(), path.resolve()
     if _same(here, there):
@@ -132,12 +187,24 @@ def _refuse_same_outputs(outputs: list[tuple[str, Path]]) -> None:
 
 
 def _refuse_images(outputs: Mapping[str, Path], images: Iterable[Path]) -> None:
-    existing = {_identity(path): (what, path) for what, path in outputs.items() if path.is_file()}
-    if not existing:
+    files = {_identity(path): (what, path) for what, path in outputs.items() if path.is_file()}
+    folders = {_identity(path): (what, path) for what, path in outputs.items() if path.is_dir()}
+    if not files and not folders:
         return
+    above: dict[Path, Path] = {}  # an image in each folder that holds images
     for image in images:
-        if not is_remote(image) and image.is_file() and (found := existing.get(_identity(image))):
+        if is_remote(image) or not image.is_file():
+            continue
+        if found := files.get(_identity(image)):
             raise UsageError(f"{found[1]}: the {found[0]} would replace an image; name another path for it")
+        if folders:
+            above.setdefault(image.resolve().parent, image)
+    for holder, image in above.items():
+        for parent in (holder, *holder.parents):
+            if found := folders.get(_identity(parent)):
+                raise UsageError(
+                    f"{found[1]}: the {found[0]} would replace the folder with the image {image}; name another path"
+                )
 
 
 def _same(a: Path, b: Path) -> bool:
@@ -153,7 +220,11 @@ def _identity(path: Path) -> tuple[int, int]:
 
 
 def _partial(destination: Path) -> Path:
-    return destination.with_name(f".{destination.name}.refinetool-partial")
+    return _beside(destination, "partial")
+
+
+def _beside(destination: Path, what: str) -> Path:
+    return destination.with_name(f".{destination.name}.refinetool-{what}")
 
 
 @contextmanager

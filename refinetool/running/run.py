@@ -5,17 +5,24 @@
 """
 
 import threading
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import Literal, Protocol, runtime_checkable
 
 from refinetool.errors import Interrupted, UsageError
 from refinetool.formats import Dataset, Written, open_dataset
 from refinetool.formats.categories import chosen_categories, only
-from refinetool.formats.storage import IMAGE_FOLDER, refuse_clashes, refuse_existing, replacing_folder
+from refinetool.formats.storage import (
+    IMAGE_FOLDER,
+    files_in,
+    refuse_clashes,
+    refuse_existing,
+    refuse_foreign,
+    replacing_folder,
+)
 from refinetool.inputs import check_settings
 from refinetool.locations import location
 from refinetool.records import Outcome, Sample
@@ -127,6 +134,7 @@ def refine_dataset(
         "IoU adapter": location(iou_adapter),
     }
     refuse_clashes(outputs, inputs)
+    replaced = overwrite
     if not dry_run:
         check_journal(left, resume=resume, fresh=fresh)
         replaced = overwrite or (resume and holds_work(left))
@@ -143,7 +151,10 @@ def refine_dataset(
         polygons=settings.polygons,
         mask_suffix=mask_suffix,
     )
-    refuse_clashes(outputs, {}, images=dataset.image_paths())
+    outputs |= folder_beside(dataset, destination)
+    refuse_clashes(outputs, inputs | folder_of(dataset, "input"), images=dataset.image_paths())
+    if not dry_run:
+        check_beside(dataset, source, destination, replaced=replaced, resume=resume)
     total = len(dataset) if limit is None else min(limit, len(dataset))
     samples: Iterable[Sample] = islice(dataset.samples(), total)
     if categories:
@@ -160,6 +171,7 @@ def refine_dataset(
             max_pixels=settings.max_pixels,
             mask_suffix=mask_suffix,
         )
+        refuse_clashes(outputs, folder_of(known, "ground truth"))
         samples = with_truth(samples, known.samples())
     if candidates is not None:
         settings = replace(settings, keep_candidates=True)
@@ -266,6 +278,12 @@ def check_output(source: Path, destination: Path, *, replaced: bool, resume: boo
         raise UsageError(
             f"{destination}: the output will be a {kinds[0]}, but this is a {kinds[1]}; name another output"
         )
+    _check_replaced(destination, replaced=replaced, resume=resume)
+    if source.is_dir():
+        refuse_foreign(destination, files_in(source), source=source)
+
+
+def _check_replaced(destination: Path, *, replaced: bool, resume: bool) -> None:
     if not replaced and resume:
         raise UsageError(
             f"{destination}: exists already, and no unfinished run has left a journal beside it, so nothing is left to "
@@ -273,9 +291,48 @@ def check_output(source: Path, destination: Path, *, replaced: bool, resume: boo
         )
     if not replaced:
         raise UsageError(f"{destination}: exists already; --overwrite replaces it, --output names another")
-    foreign = sorted(_files(destination) - _files(source)) if source.is_dir() else []
-    if foreign:
-        raise UsageError(f"{destination}: holds {foreign[0]}, which is not an output of {source}; name another output")
+
+
+@runtime_checkable
+class WithFolder(Protocol):
+    """A data set that is a file and a folder of PNGs, and is written as both."""
+
+    @property
+    def pngs(self) -> Path:
+        """The folder."""
+
+    def folder_for(self, destination: Path) -> Path:
+        """Return the folder that is written with a file; raises UsageError if the file's name leaves none for it."""
+
+    def png_names(self) -> Set[str]:
+        """Return the paths within the folder that are written, with forward slashes."""
+
+
+def folder_beside(dataset: Dataset, destination: Path) -> dict[str, Path]:
+    """Return the folder that is written beside the output, by its name in messages; nothing for most formats."""
+    return {"folder of PNGs": dataset.folder_for(destination)} if isinstance(dataset, WithFolder) else {}
+
+
+def folder_of(dataset: Dataset, what: str) -> dict[str, Path]:
+    """Return the folder that belongs to the file of a data set, by its name in messages; nothing for most formats."""
+    return {f"folder of the {what}": dataset.pngs} if isinstance(dataset, WithFolder) else {}
+
+
+def check_beside(dataset: Dataset, source: Path, destination: Path, *, replaced: bool, resume: bool) -> None:
+    """Check the folder that is written beside the output, if there is one, as `check_output` checks the output.
+
+    That it holds other files is said first, because no option replaces it then.
+    """
+    if not isinstance(dataset, WithFolder):
+        return
+    folder = dataset.folder_for(destination)
+    if not folder.is_dir() and (folder.exists() or folder.is_symlink()):
+        raise UsageError(
+            f"{folder}: the PNGs of the output will be in this folder, but it is a file; name another output"
+        )
+    if folder.is_dir() and any(folder.iterdir()):
+        refuse_foreign(folder, dataset.png_names(), source=source)
+        _check_replaced(folder, replaced=replaced, resume=resume)
 
 
 def write(
@@ -285,10 +342,6 @@ def write(
     with replacing_folder(destination) as fresh:
         written = dataset.write(find, fresh, notes)
     return written if fresh == destination else replace(written, path=destination)
-
-
-def _files(folder: Path) -> set[str]:
-    return {path.relative_to(folder).as_posix() for path in folder.rglob("*") if not path.is_dir()}
 
 
 @dataclass(slots=True)
