@@ -152,6 +152,8 @@ def test_labels_in_a_folder_of_a_split_as_roboflow_exports_them(tmp_path: Path) 
 def test_yolo_without_images_or_labels_gets_a_sentence(yolo: Path) -> None:
     with pytest.raises(UsageError, match=r"data\.yaml: name the folder of the data set instead, .*set"):
         open_dataset(yolo / "data.yaml")
+    with pytest.raises(UsageError, match=r"b\.txt: these are YOLO labels of one image; name their folder, .*val"):
+        open_dataset(yolo / "labels" / "val" / "b.txt")
     (yolo / "nothing").mkdir()
     with pytest.raises(DataError, match=r"none of its 2 label files has an image, .* --images"):
         open_dataset(yolo, images=yolo / "nothing")

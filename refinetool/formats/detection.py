@@ -57,6 +57,8 @@ def detect(path: Path, *, follow_links: bool, ending: str = "") -> str:
         raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
     if path.suffix.lower() in (".yaml", ".yml"):
         raise UsageError(f"{path}: name the folder of the data set instead, {path.absolute().parent}.")
+    if path.suffix.lower() == ".txt" and _YOLO_LINE.match(start):
+        raise UsageError(f"{path}: these are YOLO labels of one image; name their folder, {path.absolute().parent}.")
     if known := _foreign(start):
         raise DataError(f"{path}: this looks like {known}")
     if start.startswith(b"{"):
