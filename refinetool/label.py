@@ -18,8 +18,9 @@ from refinetool.locations import check_reachable, location
 from refinetool.records import VOID, Outcome, Region, Sample
 from refinetool.running.interrupts import stop_on_interrupt
 from refinetool.running.journal import Journal, holds_work, journal_path
+from refinetool.running.outputs import check_journal
 from refinetool.running.records import write_mask_record
-from refinetool.running.run import check_journal, run
+from refinetool.running.run import run
 from refinetool.running.runners import open_runner
 from refinetool.running.summary import Progress, Summary
 from refinetool.settings import JobSettings, LabelSettings, RefineSettings

@@ -29,7 +29,7 @@ from refinetool.images import read_sample
 from refinetool.locations import location
 from refinetool.records import Annotation, FloatArray, ImageArray, Mask, Outcome, Region, Rle, Sample, seed_of
 from refinetool.running.ahead import map_ahead
-from refinetool.running.run import check_beside, check_output, folder_beside, folder_of, write
+from refinetool.running.outputs import check_beside, check_output, folder_beside, folder_of, write
 from refinetool.running.summary import Progress, Tally
 from refinetool.running.threads import stay_coarse
 from refinetool.settings import CorruptSettings, EvaluateSettings
