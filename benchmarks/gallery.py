@@ -58,7 +58,7 @@ def changes(coarse: Path, refined: Path, truth: Path, *, images: Path) -> list[C
     return found
 
 
-def row(change: Change, title: str) -> ImageArray:
+def row(change: Change, kind: str) -> ImageArray:
     """Draw image, coarse, refined and true mask of one object."""
     height, width = change.truth.shape
     x0, y0, x1, y1 = bounding_box(change.truth | change.coarse) or (0, 0, width, height)
@@ -69,7 +69,7 @@ def row(change: Change, title: str) -> ImageArray:
     pixels = read_image(change.sample.image, size=change.sample.size, max_pixels=MAX_PIXELS)
     pixels = stretched(pixels, shown=pixels[top : top + int(side), left : left + int(side)])
     nothing = np.zeros((0, height, width), np.bool_)
-    titles = (title, f"coarse {change.before:.2f}", f"refined {change.after:.2f}", "truth")
+    titles = (kind, f"coarse {change.before:.2f}", f"refined {change.after:.2f}", "truth")
     shown = (nothing, change.coarse[None], change.refined[None], change.truth[None])
     scale = TILE_PX / int(side)
     tiles = [draw(pixels, mask, window, scale=scale, dim=0.55 if len(mask) else 1.0) for mask in shown]

@@ -187,7 +187,7 @@ RENAMED: Mapping[tuple[type, str], tuple[tuple[str, ...], str]] = {
     (settings.FewShotSettings, "seed"): (("eval",), "seed"),
     (settings.TrainSettings, "images_per_step"): (("train", "embedded"), "batch"),
 }
-"""Settings whose option has another name, with its command and its variable there."""
+"""Single settings, with the command of their option and its variable there, which may have another name."""
 
 
 def settings_page() -> str:

@@ -11,7 +11,7 @@ from scipy import ndimage
 
 from refinetool import masks
 from refinetool.errors import DataError
-from refinetool.evaluate.pairing import Match
+from refinetool.evaluate.pairing import Match, in_order
 from refinetool.evaluate.report import CLIPS, Measure, Report, divide
 from refinetool.records import Mask, Sample
 
@@ -154,9 +154,7 @@ class ClipEvaluator:
     def _score_objects(self, clips: Mapping[str, Frames]) -> "Iterator[ObjectInClip]":
         """Score each object of each clip, leaving out objects without a frame that counts."""
         for clip, frames in sorted(clips.items()):
-            # `9` comes before `10`, but frames are not always numbered.
-            numbered = all(frame.isdecimal() for frame in frames)
-            ordered = [frames[frame] for frame in sorted(frames, key=int if numbered else None)]
+            ordered = [frames[frame] for frame in in_order(frames)]
             seen = {id for scores in ordered for id in scores}
             for id in sorted(seen):
                 scores = [frame.get(id, ABSENT) for frame in ordered]

@@ -17,6 +17,12 @@ UNKNOWN_SIZE = (0, 0)
 """The size of a sample whose masks and image can't be read."""
 
 
+def in_order(keys: Iterable[str]) -> list[str]:
+    """Sort keys of images as numbers if they all are, so that `9` comes before `10`, and as texts otherwise."""
+    known = list(keys)
+    return sorted(known, key=int if all(key.isdecimal() for key in known) else None)
+
+
 @dataclass(frozen=True, slots=True)
 class Match:
     """One image in up to three files, None where a file does not have it.

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from pycocotools import mask as coco_mask
 
 from refinetool import masks
-from refinetool.evaluate.pairing import Match
+from refinetool.evaluate.pairing import Match, in_order
 from refinetool.evaluate.report import PRECISION, Measure, Report
 from refinetool.evaluate.shapes import Canvas, count_common
 from refinetool.formats.coco_lvis import Federation
@@ -196,13 +196,11 @@ class ApEvaluator:
     def _locate_categories(self) -> list[tuple[int, list[tuple[int, str]]]]:
         """Each category of the ground truth with the images, by number and key, that hold it on either side.
 
-        Images are numbered in the order of their keys, which are taken as numbers if they all are: pycocotools breaks
-        ties in that order.
+        Images are numbered in the order of their keys, because pycocotools breaks ties in that order.
         """
-        numbers = all(key.isdecimal() for key in self.images)
         places: dict[int, list[tuple[int, str]]] = {}
         wanted = {category for image in self.images.values() for category in image.truths}
-        for number, key in enumerate(sorted(self.images, key=int if numbers else None), start=1):
+        for number, key in enumerate(in_order(self.images), start=1):
             image = self.images[key]
             for category in image.truths.keys() | image.after.keys() | image.before.keys():
                 if category in wanted:

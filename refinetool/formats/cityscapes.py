@@ -120,8 +120,8 @@ class Cityscapes:
             return Sample(key, image, expected or (0, 0), (broken,), within=self.within)
         height, width = ids.shape
         objects = _objects(ids)
-        fault = _fault_of_labels(_labels_of(file), (height, width)) if objects else None
-        regions = (Region(value, value // OBJECTS, masks.encode(ids == value), fault) for value in objects)
+        keep = _reason_of_labels(_labels_of(file), (height, width)) if objects else None
+        regions = (Region(value, value // OBJECTS, masks.encode(ids == value), keep) for value in objects)
         return Sample(key, image, (height, width), tuple(regions), within=self.within)
 
     def write(self, find: Callable[[str], Outcome | None], destination: Path, notes: Mapping[str, object]) -> Written:
@@ -170,7 +170,7 @@ def _labels_of(file: Path) -> Path:
     return file.with_name(file.name.replace(INSTANCES, LABELS))
 
 
-def _fault_of_labels(labels: Path, size: Size) -> Reason | None:
+def _reason_of_labels(labels: Path, size: Size) -> Reason | None:
     """Say why the labels beside a map of objects can't follow them; None if they can, or if there are none."""
     if not labels.is_file():
         return None

@@ -12,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from refinetool.errors import DataError, MaskError
+from refinetool.errors import DataError
 from refinetool.formats import COCO, COCO_RESULTS, Request, Written
 from refinetool.formats.categories import read_names
 from refinetool.formats.coco_images import CocoImages, ImageEntry, listed_images, numbered_images
@@ -157,7 +157,7 @@ class CocoDataset:
         """Return the region of a record; `too_large` is the reason if the image has too many pixels."""
         found = decode_segmentation(record.get("segmentation"), size, max_pixels=self.request.max_pixels)
         keep = too_large if found.keep == Reason.IMAGE_TOO_LARGE else found.keep
-        fault = found.fault
+        fault = found.fault_of(f"{self.annotations.path}: annotation {number}")
         if record.get("iscrowd") and not self.request.include_crowd:
             keep, fault = Reason.CROWD, None
         category = record.get("category_id")
@@ -168,7 +168,7 @@ class CocoDataset:
             keep,
             score=_number(record.get("score")),
             area=_number(record.get("area")),
-            fault=fault and str(MaskError(f"{self.annotations.path}: annotation {number}: {fault}.")),
+            fault=fault,
         )
 
     def _draft(

@@ -3,7 +3,6 @@
 Only two offsets and two numbers are kept per record, so 600,000 annotations take 20 MB.
 """
 
-import codecs
 from array import array
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -160,8 +159,6 @@ def _opened(path: Path) -> Iterator[Cursor]:
     """Yield a cursor at the start of a JSON file; at the end of the block it must have reached the end of the file."""
     try:
         with path.open("rb") as file:
-            if file.read(2) in (codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE):
-                raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
             cursor = Cursor(file, path, WINDOW_BYTES)
             if not cursor.peek():
                 raise DataError(f"{path}: the file is empty.")

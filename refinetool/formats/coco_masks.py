@@ -33,6 +33,10 @@ class Decoded:
     keep: Reason | None = None
     fault: str | None = None
 
+    def fault_of(self, record: str) -> str | None:
+        """Return the fault as a sentence about a record that is named like this; None if there is none."""
+        return None if self.fault is None else str(MaskError(f"{record}: {self.fault}."))
+
 
 def read_segmentation(segmentation: Json, size: Size, *, max_pixels: int) -> tuple[Rle | None, Reason | None]:
     """Return the mask of a record and the reason to leave the record alone; see `decode_segmentation`."""

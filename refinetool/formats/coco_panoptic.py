@@ -128,10 +128,9 @@ class Panoptic:
                     ids = self._ids(panel)
                     regions = tuple(self._region(segment, ids) for segment in segments)
                 except ImageError as error:
-                    faults = [str(error), *(None for _ in segments)]  # said once per image
                     regions = tuple(
-                        Region(_id(segment), None, None, error.reason, fault=fault)
-                        for segment, fault in zip(segments, faults, strict=False)
+                        Region(_id(segment), None, None, error.reason, fault=None if n else str(error))  # said once
+                        for n, segment in enumerate(segments)
                     )
                 yield Sample(panel.key, image, panel.size, regions, within=self.within)
 

@@ -21,6 +21,7 @@ from refinetool.formats import (
     YOLO,
 )
 from refinetool.formats.folders import mask_files
+from refinetool.formats.json_spans import refuse_utf16
 from refinetool.formats.png import mostly_black_and_white
 from refinetool.formats.rasters import SUFFIXES, check_headers, has_colours, read_values
 from refinetool.formats.voc import clips_folder
@@ -53,8 +54,7 @@ def detect(path: Path, *, follow_links: bool, ending: str = "") -> str:
         raise DataError(f"{path}: can't be read ({error.strerror}).") from error
     if not start:
         raise DataError(f"{path}: the file is empty.")
-    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
-        raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
+    refuse_utf16(path, start)
     if path.suffix.lower() in (".yaml", ".yml"):
         raise UsageError(f"{path}: name the folder of the data set instead, {path.absolute().parent}.")
     if path.suffix.lower() == ".txt" and _YOLO_LINE.match(start):

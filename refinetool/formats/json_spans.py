@@ -5,6 +5,7 @@ Latin-1, in which every byte is one character and JSON's own characters are unch
 then decoded again as UTF-8. Memory is bounded by the size of the window, or of the longest single value.
 """
 
+import codecs
 import json
 import re
 from collections.abc import Iterator
@@ -46,6 +47,12 @@ _CLOSERS = '}]"'
 """A value that ends with one of these is complete; numbers and words are complete only if something follows."""
 
 
+def refuse_utf16(path: Path, start: bytes) -> None:
+    """Raise DataError if a file begins with a byte order mark of UTF-16, in which PowerShell writes."""
+    if start.startswith((codecs.BOM_UTF16_LE, codecs.BOM_UTF16_BE)):
+        raise DataError(f"{path}: is UTF-16; save it as UTF-8.")
+
+
 class Cursor:
     """A position in a JSON file that moves over values, members of objects and items of arrays.
 
@@ -64,8 +71,10 @@ class Cursor:
         self._at = 0  # position in the window
         self._complete = False  # the window ends where the file ends
         self._read_on()
-        if self._text.startswith("\xef\xbb\xbf"):  # the byte order mark of UTF-8
-            self._at = 3
+        start = self._text[:3].encode("latin-1")
+        refuse_utf16(path, start)
+        if start == codecs.BOM_UTF8:
+            self._at = len(start)
 
     @property
     def offset(self) -> int:

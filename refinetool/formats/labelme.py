@@ -105,8 +105,7 @@ class LabelMe:
 
     def _region(self, number: int, shape: Json, size: Size, file: Path) -> Region:
         found = self._decoded(shape, size)
-        fault = found.fault and str(MaskError(f"{file}: shapes[{number}]: {found.fault}."))
-        return Region(number, None, found.mask, found.keep, fault=fault)
+        return Region(number, None, found.mask, found.keep, fault=found.fault_of(f"{file}: shapes[{number}]"))
 
     def _decoded(self, shape: Json, size: Size) -> Decoded:
         if not isinstance(shape, dict):

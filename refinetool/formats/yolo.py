@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 
 from refinetool import masks
-from refinetool.errors import DataError, MaskError
+from refinetool.errors import DataError
 from refinetool.formats import YOLO, Request
-from refinetool.formats.coco_masks import PolygonCount, decode_segmentation, redraw_as_one
+from refinetool.formats.coco_masks import Decoded, PolygonCount, decode_segmentation, redraw_as_one
 from refinetool.formats.image_files import by_stem, existing_folder, fence, refuse_link_out
 from refinetool.formats.label_files import LabelFiles
 from refinetool.records import Outcome, Region, Size
@@ -108,13 +108,14 @@ class Yolo:
         return size, tuple(self._region(number, line, size, file) for number, line in lines if line.strip())
 
     def _region(self, number: int, line: str, size: Size, file: Path) -> Region:
+        record = f"{file}, line {number + 1}"
         category, *rest = line.split()
         try:
             values = [float(text) for text in rest]
             known = int(float(category))
         except (ValueError, OverflowError):
-            sentence = f"{file}, line {number + 1}: {line.strip()!r:.40} holds something other than numbers."
-            return Region(number, None, None, Reason.UNREADABLE_MASK, fault=str(MaskError(sentence)))
+            broken = Decoded(None, Reason.UNREADABLE_MASK, f"{line.strip()!r:.40} holds something other than numbers")
+            return Region(number, None, None, broken.keep, fault=broken.fault_of(record))
         if len(values) <= 5:  # a box, with or without a score
             return Region(number, known, None, Reason.EMPTY)
         if len(values) % 2:  # predictions have a score at the end
@@ -122,8 +123,7 @@ class Yolo:
         height, width = size
         ring = (np.array(values).reshape(-1, 2) * (width, height)).ravel()
         found = decode_segmentation([[*ring.tolist()]], size, max_pixels=self.max_pixels)
-        fault = found.fault and str(MaskError(f"{file}, line {number + 1}: {found.fault}."))
-        return Region(number, known, found.mask, found.keep, fault=fault)
+        return Region(number, known, found.mask, found.keep, fault=found.fault_of(record))
 
     def rewritten(self, file: Path, size: Size, outcome: Outcome, count: PolygonCount) -> bytes:
         """Replace the coordinates in the lines of refined regions."""
