@@ -47,7 +47,8 @@ Figures = dict[str, float | None]
 def make_scene(images: int) -> tuple[Record, list[Record]]:
     """Return ground truth and results; of ten objects, about one is missed and one is found twice."""
     rng = np.random.default_rng(0)
-    truths, results = [], []
+    truths: list[Record] = []
+    results: list[Record] = []
     for image in range(1, images + 1):
         for _ in range(int(rng.integers(3, 9))):
             ring = outline(rng, SIZE)

@@ -15,6 +15,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any, TypeAlias
 
 import cv2
 import numpy as np
@@ -31,6 +32,8 @@ SIDES_PX = ((6, 32), (32, 96), (96, 300))
 
 CATEGORIES = 80
 LOOK_EVERY_S = 0.1
+
+Record: TypeAlias = dict[str, Any]
 
 
 def outline(rng: np.random.Generator, size: tuple[int, int]) -> NDArray[np.float64]:
@@ -56,7 +59,7 @@ def disturbed(
     return {"size": list(size), "counts": masks.encode(mask > 0).counts.decode()}
 
 
-def records(images: int, count: int) -> Iterator[tuple[dict[str, object], list[tuple[dict[str, object], ...]]]]:
+def records(images: int, count: int) -> Iterator[tuple[Record, list[tuple[Record, Record, Record]]]]:
     """Yield each image with its annotations, each as (truth, coarse, refined)."""
     rng = np.random.default_rng(0)
     owners = np.sort(rng.integers(0, images, count))
@@ -92,15 +95,16 @@ def records(images: int, count: int) -> Iterator[tuple[dict[str, object], list[t
 
 def make_files(folder: Path, images: int, count: int) -> None:
     folder.mkdir(parents=True, exist_ok=True)
-    listed, written = [], ([], [], [])
+    listed: list[Record] = []
+    written: tuple[list[Record], ...] = ([], [], [])
     for image, annotations in records(images, count):
         listed.append(image)
         for versions in annotations:
-            for version, into in zip(versions, written, strict=True):
-                into.append(version)
+            for annotation, into in zip(versions, written, strict=True):
+                into.append(annotation)
     categories = [{"id": n, "name": str(n)} for n in range(1, CATEGORIES + 1)]
-    for name, annotations in zip(("truth", "coarse", "refined"), written, strict=True):
-        record = {"images": listed, "annotations": annotations, "categories": categories}
+    for name, version in zip(("truth", "coarse", "refined"), written, strict=True):
+        record = {"images": listed, "annotations": version, "categories": categories}
         (folder / f"{name}.json").write_text(json.dumps(record))
 
 

@@ -85,7 +85,8 @@ def title_of(change: Change) -> str:
 def stretched(image: ImageArray, *, shown: ImageArray) -> ImageArray:
     """Brighten a dark image, so that the shown part of it uses all values."""
     brightest = max(1.0, float(np.percentile(shown, 99.5)))
-    return np.clip(image * (255 / brightest), 0, 255).astype(np.uint8)
+    brightened: ImageArray = np.clip(image * (255 / brightest), 0, 255).astype(np.uint8)
+    return brightened
 
 
 def chosen(found: list[Change], *, rows: int) -> list[Change]:

@@ -32,13 +32,13 @@ from refinetool.masks import boundary_iou, iou, tight_box
 from refinetool.pictures import beside, draw, label, stack
 from refinetool.prompts import excavate, expand_boxes
 from refinetool.records import ImageArray, Mask, Prompts
-from refinetool.settings import EvaluateSettings, RefineSettings
+from refinetool.settings import EvaluateSettings, RefineSettings, SuiteName
 from refinetool.views import View, choose_views
 
 SEED = 4711
 FINE = ("cables", "cables_binary", "crackforest", "dsb2018_nuclei", "ccp", "car_parts")
 """Sets with thin or fine structures."""
-SUITE = "davis-like"
+SUITE: SuiteName = "davis-like"
 CLICKS = (1, 2, 5, 10)
 REFINE = RefineSettings()
 TILE_PX = 200

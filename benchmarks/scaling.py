@@ -30,7 +30,8 @@ def make(folder: Path, count: int) -> Path:
     """Write photographs, each a shifted cut of one of scikit-image's, and a COCO file with discs as coarse masks."""
     sources = [data.astronaut(), data.chelsea(), data.coffee(), data.rocket()]
     ys, xs = np.mgrid[:SIDE, :SIDE]
-    images, annotations = [], []
+    images: list[dict[str, object]] = []
+    annotations: list[dict[str, object]] = []
     (folder / "images").mkdir()
     for n in range(count):
         source = sources[n % len(sources)]

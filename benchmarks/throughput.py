@@ -23,10 +23,13 @@ from plain import refine_plainly
 from torch.utils.flop_counter import FlopCounterMode
 
 from refinetool import masks
+from refinetool.backends import Embedding
 from refinetool.backends.models import find_model
 from refinetool.backends.sam import SamBackend
+from refinetool.backends.square import SquareBackend
+from refinetool.candidates import Answer
 from refinetool.records import Region, Sample
-from refinetool.refine import Refiner, load_refiner
+from refinetool.refine import Prepared, Refiner, load_refiner
 from refinetool.running.threads import in_process
 from refinetool.settings import NO_GUARD, JobSettings, RefineSettings
 
@@ -65,7 +68,9 @@ def seconds(call: Callable[[], object]) -> float:
 
 def stages(refiner: Refiner, samples: Sequence[Sample]) -> dict[str, float]:
     """Return the seconds of each stage alone, over all samples."""
-    prepared, embeddings, answers = [], [], []
+    prepared: list[Prepared] = []
+    embeddings: list[Embedding] = []
+    answers: list[Answer] = []
     times = {"prepare": seconds(lambda: prepared.extend(refiner.prepare(sample) for sample in samples))}
     jobs = [job for one in prepared for job in one.jobs]
     times["encode"] = seconds(lambda: embeddings.extend(refiner.backend.embed([job.pixels for job in jobs])))
@@ -84,6 +89,7 @@ def measure(model: str, batch: int, samples: Sequence[Sample], arguments: argpar
         model, checkpoint="random:0", device=arguments.device, precision=arguments.precision, settings=settings
     )
     backend = refiner.backend
+    assert isinstance(backend, SquareBackend)
     warm = list(islice(cycle(samples), max(2, batch)))
     prepared = refiner.prepare(samples[0])
     with FlopCounterMode(display=False) as counter:

@@ -101,6 +101,7 @@ def ablate(
     format: str | None,
     sizes: Path | None,
     follow_links: bool,
+    mask_suffix: str,
     limit: int | None,
     boundary_ratio: float,
     on_progress: Callable[[int, int], None],
@@ -116,6 +117,7 @@ def ablate(
         iou_adapter: A file that `adapt-iou` wrote; every row is then measured without and with it.
         base: The settings that the rows change; `settings.ABLATION` is the model alone.
         follow_links: Whether links in the folders of images and masks may lead out of these folders.
+        mask_suffix: As for `running.run.refine_dataset`.
         limit: Use only this many images, from the first.
         on_progress: Called with (images done over all tables, images in total).
 
@@ -123,7 +125,9 @@ def ablate(
         UsageError: A table does not fit the masks.
         DataError: Masks can't be read, or there is nothing to measure.
     """
-    open_masks = partial(open_dataset, images=images, format=format, sizes=sizes, follow_links=follow_links)
+    open_masks = partial(
+        open_dataset, images=images, format=format, sizes=sizes, follow_links=follow_links, mask_suffix=mask_suffix
+    )
     given, known = open_masks(coarse), open_masks(truth, need_images=False)
     total = len(given) if limit is None else min(limit, len(given))
     load = partial(load_backend, model, checkpoint=checkpoint, device=device, precision=precision, head=head)

@@ -180,16 +180,21 @@ def test_a_broken_mask_comes_back_as_it_was(
     assert before == after != ""
 
 
-@pytest.mark.parametrize("options", [[], ["--dry-run"]])
-def test_the_first_broken_masks_are_explained(command: Command, folder: Path, options: list[str]) -> None:
+@pytest.mark.parametrize(
+    ("name", "options", "kept"),
+    [("refine", [], "kept coarse"), ("refine", ["--dry-run"], "kept coarse"), ("corrupt", [], "not changed")],
+)
+def test_the_first_broken_masks_are_explained(
+    command: Command, folder: Path, name: str, options: list[str], kept: str
+) -> None:
     def spoil(record: dict[str, Any]) -> None:
         broken = {**record["annotations"][1], "segmentation": "x"}
         record["annotations"] += [{**broken, "id": 100 + number} for number in range(8)]
 
     rewritten(spoil)(folder)
-    said = command("refine", folder / "coarse.json", "--images", folder / "images", *options)
+    said = command(name, folder / "coarse.json", "--images", folder / "images", *options)
     assert said.code == 0
-    told = said.out.partition("  8 kept coarse: the mask can't be read\n")[2].splitlines()
+    told = said.out.partition(f"  8 {kept}: the mask can't be read\n")[2].splitlines()
     sentence = f"  {folder / 'coarse.json'}: annotation {{}}: its segmentation is 'x'; expected rings or run lengths."
     assert told[:6] == [*map(sentence.format, range(100, 105)), "  ... and 3 more faulty masks"]
 

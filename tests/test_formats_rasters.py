@@ -240,6 +240,28 @@ def test_masks_beside_their_images_are_told_by_a_suffix(tmp_path: Path) -> None:
         open_dataset(folder, mask_suffix="_label")
 
 
+@pytest.mark.parametrize(
+    "words",
+    [
+        ("refine", "IN", "-o", "OUT"),
+        ("corrupt", "IN", "-o", "OUT"),
+        ("eval", "IN", "IN"),
+        ("adapt-iou", "IN", "-o", "OUT.safetensors"),
+        ("ablate", "IN", "IN"),
+    ],
+)
+def test_commands_take_the_suffix(command: Command, tmp_path: Path, words: tuple[str, ...]) -> None:
+    save(tmp_path / "IN" / "a_mask.png", SQUARE)
+    photo(tmp_path / "IN" / "a.png")
+    arguments = [tmp_path / word if word.isupper() or "." in word else word for word in words]
+    said = command(*arguments, "--mask-suffix", "_label")
+    assert (said.code, "whose names end in _label" in said.err) == (1, True), said.err
+    if words[0] in ("refine", "corrupt"):
+        said = command(*arguments, "--mask-suffix", "_mask")
+        assert said.code == 0, said.err
+        assert [path.name for path in (tmp_path / "OUT").rglob("*.png")] == ["a_mask.png"]
+
+
 def test_the_command_takes_a_mask_and_its_image(command: Command, folder: Path) -> None:
     coarse = np.zeros((60, 80), dtype=np.uint8)
     coarse[12:34, 10:42] = 255

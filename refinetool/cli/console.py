@@ -21,6 +21,7 @@ from refinetool.errors import printable
 from refinetool.statuses import Reason
 
 if TYPE_CHECKING:
+    from refinetool.corrupt.dataset import CorruptSummary
     from refinetool.running.summary import Progress, Summary
     from refinetool.train.steps import TrainProgress
 
@@ -353,6 +354,11 @@ def _say_kept(summary: "Summary") -> None:
     for reason, count in sorted(summary.kept.items(), key=lambda item: (-item[1], item[0])):
         if reason != Reason.DRY_RUN:
             say(f"  {count} kept coarse: {REASONS[reason]}", markup=False)
+    say_faults(summary)
+
+
+def say_faults(summary: "Summary | CorruptSummary") -> None:
+    """Print what is wrong with masks in the input, on stdout."""
     for sentence in summary.faults:
         say(f"  {sentence}", markup=False)
     if summary.faulty > len(summary.faults):

@@ -53,6 +53,7 @@ def corrupt(
     file_format: options.Format = "auto",
     sizes: options.Sizes = None,
     follow_links: options.FollowLinks = False,
+    mask_suffix: options.MaskSuffix = "",
     max_pixels: Annotated[
         int,
         typer.Option(
@@ -148,6 +149,7 @@ def corrupt(
             format=None if file_format == "auto" else file_format,
             sizes=sizes,
             follow_links=follow_links,
+            mask_suffix=mask_suffix,
             limit=limit,
             overwrite=overwrite,
             record=record,
@@ -215,6 +217,7 @@ def summarise(summary: "CorruptSummary") -> None:
         console.say(f"  {missed} missed their band and are the closest attempts; --record lists them")
     for reason, count in sorted(summary.kept.items(), key=_most_first):
         console.say(f"  {count} not changed: {REASONS[reason]}", markup=False)
+    console.say_faults(summary)
     for note in summary.notes:
         console.say(note, markup=False)
     console.say(f"written to {summary.output}", markup=False)

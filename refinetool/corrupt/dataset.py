@@ -57,6 +57,10 @@ class CorruptSummary:
     """Images kept as they are because of an error."""
     errors: tuple[str, ...]
     """Sentences about the first of them."""
+    faulty: int
+    """Masks that stay as they are because something is wrong with them in the file."""
+    faults: tuple[str, ...]
+    """What is wrong with the first of these masks."""
     bands: tuple[BandFigures, ...]
     seconds: float
     output: Path
@@ -73,6 +77,7 @@ def corrupt_dataset(
     format: str | None = None,
     sizes: Path | str | None = None,
     follow_links: bool = False,
+    mask_suffix: str = "",
     limit: int | None = None,
     overwrite: bool = False,
     record: Path | str | None = None,
@@ -95,6 +100,7 @@ def corrupt_dataset(
         format: a name of `formats.FORMATS`, None to detect it.
         sizes: a COCO file that lists the images, for a file of results, which does not.
         follow_links: whether links in the folders of images and masks may lead out of these folders.
+        mask_suffix: as in `running.run.refine_dataset`.
         limit: how many images, from the first, to corrupt; the rest comes back as it is.
         overwrite: replace the output if it exists.
         record: a file to write with one entry per coarse mask, CSV or JSON by its suffix.
@@ -125,6 +131,7 @@ def corrupt_dataset(
         need_images=needs_images,
         follow_links=follow_links,
         max_pixels=settings.max_pixels,
+        mask_suffix=mask_suffix,
     )
     outputs |= folder_beside(dataset, destination)
     refuse_clashes(outputs, inputs | folder_of(dataset, "input"), images=dataset.image_paths())
@@ -155,6 +162,8 @@ def corrupt_dataset(
         kept=book.kept,
         failed=tally.failed,
         errors=tuple(tally.errors),
+        faulty=tally.faulty,
+        faults=tuple(tally.faults),
         bands=tuple(figures(book.made)),
         seconds=tally.summary().seconds,
         output=destination,
@@ -222,7 +231,7 @@ def corrupt_sample(sample: Sample, *, suite: Suite, settings: CorruptSettings) -
         examples.append(Example(order, sample, _mask(region), rle, made))
         if sample.layout != "instances" or rle != region.mask:  # an annotation with the same mask keeps its text
             annotations[n] = Annotation(rle, None)
-    return CorruptedSample(sample, Outcome(sample.key, tuple(annotations)), tuple(examples))
+    return CorruptedSample(sample, Outcome(sample.key, tuple(annotations), faults=sample.faults), tuple(examples))
 
 
 def _too_small(region: Region, min_area_px: int) -> Region:

@@ -160,7 +160,8 @@ def find_images(root: Path, folder: Path, request: Request, *, files: tuple[Path
     where = " or ".join(map(str, places or [folder]))
     raise DataError(
         f"{folder}: none of its {len(files)} masks has an image of the same name in {where}; name the folder of the "
-        "images with --images, and with --mask-suffix what only the names of masks end in."
+        "images with --images. If only the names of masks end in something like _mask, name it with --mask-suffix, or "
+        "rename them where a command lacks this option."
     )
 
 

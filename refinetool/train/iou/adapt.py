@@ -113,6 +113,7 @@ def adapt_iou(
     format: str | None = None,
     sizes: Path | str | None = None,
     follow_links: bool = False,
+    mask_suffix: str = "",
     resume: bool = False,
     fresh: bool = False,
     overwrite: bool = False,
@@ -139,7 +140,8 @@ def adapt_iou(
         overwrite: Replace an existing output.
         keep: Write the adapter even if it does not help.
         keep_features: Keep the features in any case.
-        images, model, checkpoint, device, precision, head, format, sizes: As for `running.run.refine_dataset`.
+        images, model, checkpoint, device, precision, head, format, sizes, mask_suffix: As for
+            `running.run.refine_dataset`.
         workers, ray_address, threads: As for `running.run.refine_dataset`; the adapter is the same for any number.
         on_progress: Called after each image with (images done, images in total).
 
@@ -176,6 +178,7 @@ def adapt_iou(
         sizes=location(sizes),
         follow_links=follow_links,
         max_pixels=settings.max_pixels,
+        mask_suffix=mask_suffix,
     )
     refuse_clashes(outputs, {}, images=dataset.image_paths())
     job = RefineJob(model, checkpoint, device, precision, settings, iou_adapter=None, format=dataset.format, head=head)
