@@ -51,7 +51,8 @@ def as_image(image: ImageLike, *, size: Size | None, max_pixels: int) -> ImageAr
     """Convert an image to uint8 (H, W, 3) RGB.
 
     Args:
-        size: (H, W) of the masks. A file is rotated by its EXIF orientation only if it has this size then.
+        size: (H, W) of the masks. A file is rotated by its EXIF orientation only if it has this size then, a PIL image
+            never.
         max_pixels: Files that claim more pixels are refused.
 
     Raises:

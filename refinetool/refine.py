@@ -186,7 +186,8 @@ class Refiner:
         """Refine N masks of one image; they may overlap.
 
         Args:
-            image: uint8 (H, W, 3) RGB, a PIL image, a path, or a torch tensor, uint8 (3, H, W) or (H, W, 3).
+            image: uint8 (H, W, 3) RGB, a PIL image, a path, or a torch tensor, uint8 (3, H, W) or (H, W, 3). The EXIF
+                orientation of a file is applied where the masks need it, that of a PIL image never.
             coarse: (N, H, W), or (H, W) for a single mask, bool, or numbers that are all 0 and 1 or all 0 and 255: an
                 array, a torch tensor, a PIL image, or a sequence of these.
 

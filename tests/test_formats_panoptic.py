@@ -433,3 +433,16 @@ def test_cityscapes_without_images_gets_a_sentence(city: Path) -> None:
     (city.parent / "leftImg8bit").rename(city.parent / "x")
     with pytest.raises(DataError, match=r"none of its 1 files has an image; .* leftImg8bit, with --images"):
         open_dataset(city)
+
+
+def test_a_png_that_is_a_link_out_of_its_folder_is_read_only_when_asked(panoptic: Path, tmp_path: Path) -> None:
+    png, elsewhere = tmp_path / "panoptic_val" / "2.png", tmp_path / "elsewhere.png"
+    png.rename(elsewhere)
+    png.symlink_to(elsewhere)
+    with pytest.raises(DataError, match=r"2\.png: is a link that leads out of .*panoptic_val; --follow-links allows"):
+        open_dataset(panoptic)
+    *_, second = open_dataset(panoptic, follow_links=True).samples()
+    assert second.regions[2].mask is not None
+    png.unlink()
+    png.symlink_to("1.png")
+    assert len(open_dataset(panoptic)) == 2

@@ -21,7 +21,7 @@ from refinetool.errors import DataError, ImageError, UsageError
 from refinetool.formats import PANOPTIC, Request, Written
 from refinetool.formats.categories import read_names
 from refinetool.formats.coco_index import LONGEST_SIDE, image_name
-from refinetool.formats.image_files import existing_folder, fault_of_name, fence, refuse_link_out
+from refinetool.formats.image_files import existing_folder, fault_of_name, fence, refuse_link_out, refuse_links_out
 from refinetool.formats.image_search import ImageSearch, fault_of_record
 from refinetool.formats.json_spans import WINDOW_BYTES, Cursor, Json, Span, member_spans, place
 from refinetool.formats.rasters import read_map
@@ -51,12 +51,14 @@ def open_panoptic(path: Path, request: Request) -> "Panoptic":
     """Open a panoptic JSON file; its PNGs are in the folder of the same name beside it.
 
     Raises:
-        DataError: The file is broken, its PNGs are missing, or its images are needed and not found.
+        DataError: The file is broken, its PNGs are missing or a link out of their folder, or its images are needed and
+            not found.
     """
     panels, stuff = _read(path)
     pngs = path.with_suffix("")
     if not pngs.is_dir():
         raise DataError(f"{path}: its PNGs should be in {pngs}, and there is no such folder; put them there.")
+    refuse_links_out((pngs / panel.png for panel in panels if panel.png is not None), fence(pngs, request))
     base = path.absolute().parent
     places = [request.images] if request.images else [base / "images", base.parent / "images", base]
     split = path.stem.rpartition("_")[2]

@@ -15,6 +15,7 @@ from refinetool.formats.image_files import (
     files_under,
     header_size,
     refuse_link_out,
+    refuse_links_out,
     stem,
 )
 from refinetool.formats.rasters import SUFFIXES, check_headers
@@ -116,10 +117,7 @@ def mask_files(path: Path, *, follow_links: bool, ending: str = "") -> tuple[Pat
         raise DataError(
             f"{path}: holds no PNGs{called}; masks have to be PNGs, TIFFs or BMPs, since JPEG changes values."
         )
-    within = None if follow_links else path.resolve()
-    for file in files:
-        if file.is_symlink():
-            refuse_link_out(file, within)
+    refuse_links_out(files, None if follow_links else path.resolve())
     return files
 
 

@@ -83,6 +83,13 @@ def refuse_link_out(path: Path, within: Path | None) -> None:
         raise DataError(f"{path}: is a link that leads out of {within}; --follow-links allows that, if you trust it.")
 
 
+def refuse_links_out(files: Iterable[Path], within: Path | None) -> None:
+    """Raise DataError for the first file that is a link out of a folder, resolved; None allows all."""
+    for file in files:
+        if within is not None and file.is_symlink():
+            refuse_link_out(file, within)
+
+
 def header_size(path: Path, *, within: Path | None) -> Size | None:
     """Return (H, W) from an image's header, before any EXIF rotation; None for a file that can't be read.
 
