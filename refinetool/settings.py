@@ -466,9 +466,9 @@ class ReferenceTrainSettings:
     side: int = 256
     """Side of the square on which masks are compared, in pixels."""
     min_area: float = 0.002
-    """Smallest area of a class in a picture that is drawn, as a fraction of the picture."""
+    """Smallest area of a class in an image that is drawn, as a fraction of the image."""
     validation_share: float = 0.1
-    """Fraction of the pictures used for validation, where the data have no split."""
+    """Fraction of the images used for validation, where the data have no split."""
     validation_episodes: int = 160
     validation_seed: int = 321
     thresholds: tuple[float, ...] = (0.1, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5)
@@ -477,7 +477,7 @@ class ReferenceTrainSettings:
     validate_every: int = 500
     save_every: int = 500
     cache_gigabytes: float = 4.0
-    """Memory for what the frozen networks see in pictures; each is then computed once."""
+    """Memory for what the frozen networks see in images; each is then computed once."""
     max_pixels: int = MAX_PIXELS
     encoder: ReferenceSettings = field(default_factory=ReferenceSettings)
 
@@ -493,7 +493,7 @@ class FewShotSettings:
     validation_share: float = 0.1
     prototype_threshold: float = 0.6
     """Similarity to the prototype, stretched to 0..1 in each image, above which the baseline calls a cell foreground.
-    Chosen on training pictures."""
+    Chosen on training images."""
     grabcut_low: float = 0.3
     grabcut_high: float = 0.8
     """Values of the pseudo mask below and above which GrabCut takes pixels as surely background and foreground."""
@@ -522,13 +522,13 @@ class PackSettings:
     """How training data are packed into a few files."""
 
     side: int = 448
-    """Maximum longer side of a packed picture, in pixels."""
+    """Maximum longer side of a packed image, in pixels."""
     max_megabytes: float | None = 50.0
-    """Quality and size of the pictures are lowered until the pack is smaller; None means no limit."""
+    """Quality and size of the images are lowered until the pack is smaller; None means no limit."""
     min_object_px: int = 100
-    """Objects with fewer pixels in the packed picture are left out."""
+    """Objects with fewer pixels in the packed image are left out."""
     validation_share: float = 0.1
-    """Fraction of the pictures used for validation, where the data have no split."""
+    """Fraction of the images used for validation, where the data have no split."""
     max_pixels: int = MAX_PIXELS
     """Images that claim more pixels are refused."""
 
@@ -602,11 +602,11 @@ class TrainSettings:
     average_decay: float = 0.998
     """Decay of the moving average of the weights; the average is what is saved as the model."""
     composite_share: float = 0.2
-    """Probability that the object of an example is pasted from another picture; only these have exact edges."""
+    """Probability that the object of an example is pasted from another image; only these have exact edges."""
     frame_share: float = 0.12
-    """Probability that an example shows much of the picture instead of a crop around the object."""
+    """Probability that an example shows much of the image instead of a crop around the object."""
     smaller_share: float = 0.35
-    """Probability that an object is shown as small as most are in large pictures: the crop is reduced and enlarged
+    """Probability that an object is shown as small as most are in large images: the crop is reduced and enlarged
     again."""
     other_object_share: float = 0.25
     """Probability that a prompt is for another object of the crop."""

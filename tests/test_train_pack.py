@@ -278,7 +278,7 @@ def test_nothing_there_is_said(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("content", "sentence"),
-    [('{"train": ["0"], "val": []}', "no val picture"), ('{"train": ["0"]}', "expected"), ("[", "expected")],
+    [('{"train": ["0"], "val": []}', "no val image"), ('{"train": ["0"]}', "expected"), ("[", "expected")],
 )
 def test_a_bad_split_is_said(folder: Path, tmp_path: Path, content: str, sentence: str) -> None:
     (folder / "split.json").write_text(content)

@@ -401,7 +401,7 @@ def test_what_commands_refuse(source: Path, tmp_path: Path, command: Command) ->
     said = command(
         "eval", "prototype", source, "--protocol", "few-shot", "--episodes", tmp_path / "episodes.json", "--quiet"
     )
-    assert (said.code, "names pets/zz, which is no picture with a cat" in said.err) == (1, True)
+    assert (said.code, "names pets/zz, which is no image with a cat" in said.err) == (1, True)
 
 
 # --- measuring

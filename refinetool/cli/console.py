@@ -259,7 +259,7 @@ def training(*, quiet: bool) -> Iterator[TrainingListeners]:
                 print(line, file=sys.stderr, flush=True)
 
         yield (
-            lambda done, total: tell(f"packing: {done}/{total} pictures", at_once=done == total),
+            lambda done, total: tell(f"packing: {done}/{total} images", at_once=done == total),
             lambda progress: tell(
                 _describe_training(progress, progress.validation), at_once=progress.validation is not None
             ),
@@ -276,7 +276,7 @@ def _training_bar(console: Console) -> Iterator[TrainingListeners]:
         last: dict[str, float] = {}
 
         def tell_packing(done: int, total: int) -> None:
-            bar.update(task, completed=done / total, description=f"packing: {done}/{total} pictures")
+            bar.update(task, completed=done / total, description=f"packing: {done}/{total} images")
 
         def tell(progress: "TrainProgress") -> None:
             if progress.validation:

@@ -37,7 +37,7 @@ def evaluate_few_shot(
     as_markdown: bool,
     quiet: bool,
 ) -> None:
-    """Measure a reference encoder, or a baseline, on episodes of annotated pictures, and print a table."""
+    """Measure a reference encoder, or a baseline, on episodes of annotated images, and print a table."""
     from refinetool.backends.models import load_backend
     from refinetool.backends.reference import load_prompter
     from refinetool.refine import Refiner
@@ -63,9 +63,7 @@ def evaluate_few_shot(
             min_area=settings.min_area,
         )
         if not index.targets:
-            raise DataError(
-                f"{data}: no class has a validation picture and another picture; name others with --classes."
-            )
+            raise DataError(f"{data}: no class has a validation image and another image; name others with --classes.")
         asked = fixed_episodes(index, count=settings.episodes, shots=max(shots), kinds=("mask",), seed=settings.seed)
         if episodes is not None:
             write_episodes(asked, episodes)
@@ -112,11 +110,11 @@ def asked_classes(episodes: Sequence[Any]) -> list[str]:
 
 
 def refuse_unknown_pictures(episodes: Sequence[Any], areas: dict[str, set[str]], path: Path) -> None:
-    """Raise DataError if an episode names a picture that is not there, or has not the class."""
+    """Raise DataError if an episode names an image that is not there, or has not the class."""
     for episode in episodes:
         for key in (episode.target, *episode.references):
             if episode.name not in areas.get(key, set()):
-                raise DataError(f"{path}: names {key}, which is no picture with a {episode.name}; draw episodes anew.")
+                raise DataError(f"{path}: names {key}, which is no image with a {episode.name}; draw episodes anew.")
 
 
 def report(rows: Sequence["Row"], *, trained: Sequence[str], as_json: bool, as_markdown: bool) -> None:

@@ -35,13 +35,13 @@ def pack_data(
     ],
     images: Images = None,
     side: Annotated[
-        int, typer.Option("--side", min=64, help="Maximum longer side of a packed picture, in pixels.")
+        int, typer.Option("--side", min=64, help="Maximum longer side of a packed image, in pixels.")
     ] = PACK.side,
     max_megabytes: Annotated[
         float | None,
         setting(
             "--max-megabytes",
-            "Maximum size of the pack; picture quality, then picture size are lowered to reach it. 0 means no limit.",
+            "Maximum size of the pack; image quality, then image size are lowered to reach it. 0 means no limit.",
             default=PACK.max_megabytes,
             min=0,
         ),
@@ -52,7 +52,7 @@ def pack_data(
     from refinetool.train.data.pack import pack
 
     bound = PACK.max_megabytes if max_megabytes is None else max_megabytes or None
-    with console.counting("packing", unit="pictures", quiet=quiet) as listener:
+    with console.counting("packing", unit="images", quiet=quiet) as listener:
         made = pack(
             data,
             output,
@@ -63,7 +63,7 @@ def pack_data(
     if not quiet:
         rows = [(source.name, str(source.train), str(source.validation)) for source in made.sources]
         console.table("", ("source", "train", "val"), rows, numbers=(1, 2))
-        console.say(f"{len(made)} pictures, sides up to {made.side} px, {made.megabytes:.1f} MB")
+        console.say(f"{len(made)} images, sides up to {made.side} px, {made.megabytes:.1f} MB")
         console.say(f"written to {output}; use it with refinetool train embedded --data", markup=False)
 
 

@@ -110,7 +110,7 @@ def train(
         ranks: The processes that train together; the first one writes.
         resume: Continue from `output/checkpoint.pt`; on the same device, a run by steps then ends like an uninterrupted
             one.
-        on_packing: Called with (pictures done, pictures in total).
+        on_packing: Called with (images done, images in total).
 
     Raises:
         DataError: Data are not as described, or the checkpoint was made with other data.

@@ -1,1 +1,1 @@
-"""Makes training examples: packs pictures, and samples crops, coarse masks and prompts from them."""
+"""Makes training examples: packs images, and samples crops, coarse masks and prompts from them."""

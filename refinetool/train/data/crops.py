@@ -16,7 +16,7 @@ from refinetool.train.data.draws import Draws
 from refinetool.train.data.store import PictureStore
 
 PASTED = 254
-"""The id of an object pasted from another picture."""
+"""The id of an object pasted from another image."""
 WHOLE = 256
 """Sum of the weights of one pass of a resampling."""
 LEAST_FRACTION = 0.006
@@ -31,8 +31,8 @@ LEAST_AREA_PX = 100
 class Windows:
     """The windows of B examples, on the CPU.
 
-    picture, object: int64 (B,), rows of the store.
-    boxes: int64 (B, 4), half-open xyxy inside the picture.
+    image, object: int64 (B,), rows of the store.
+    boxes: int64 (B, 4), half-open xyxy inside the image.
     pixels: int64 (B, 2), how many pixels of width and height the crop is reduced to, at most those of the box.
     mirrored: bool (B,).
     """
@@ -59,9 +59,9 @@ class Crops:
     image: float32 (B, 3, S, S), whole numbers 0..255.
     ids: int64 (B, S, S).
     target: bool (B, S, S), the object of the example.
-    members: bool (B, J, 256), which ids make up each of J objects of the picture, drawn with replacement.
+    members: bool (B, J, 256), which ids make up each of J objects of the image, drawn with replacement.
     trust: float32 (B,), how far outlines can be trusted to the pixel, 0..1.
-    pixels: int64 (B, 2), how many pixels of the picture lie along the width and the height of the crop.
+    pixels: int64 (B, 2), how many pixels of the image lie along the width and the height of the crop.
     """
 
     image: Tensor
@@ -85,10 +85,10 @@ class Crops:
 
 
 def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float, smaller_share: float) -> Windows:
-    """Choose a source, a picture, an object and a window around it for every row.
+    """Choose a source, an image, an object and a window around it for every row.
 
     Args:
-        frame_share: Fraction of windows that show much of the picture instead of the object with a margin.
+        frame_share: Fraction of windows that show much of the image instead of the object with a margin.
         smaller_share: Fraction of windows that show the object as if it were smaller, see `smaller_by`.
     """
     source = draws.choice("source", store.shares)
@@ -110,7 +110,7 @@ def draw_windows(store: PictureStore, draws: Draws, *, frame_share: float, small
 
 
 def smaller_by(boxes: Tensor, areas: Tensor, draws: Draws) -> Tensor:
-    """Choose factors, float64 (B,), that make objects as small as they are in large pictures.
+    """Choose factors, float64 (B,), that make objects as small as they are in large images.
 
     The longer side of the box becomes SMALL_PX pixels long, drawn evenly on a logarithmic scale, if it is longer. The
     object keeps about LEAST_AREA_PX pixels.
@@ -130,7 +130,7 @@ def object_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
 
     Args:
         boxes: float64 (B, 4), xyxy.
-        sizes: float64 (B, 2), (W, H) of the pictures.
+        sizes: float64 (B, 2), (W, H) of the images.
     """
     extent = boxes[:, 2:] - boxes[:, :2]
     margins = draws.between("margins", *WINDOW_MARGIN, 2, 2).sum(1)
@@ -142,7 +142,7 @@ def object_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
 
 
 def large_window(boxes: Tensor, sizes: Tensor, draws: Draws) -> Tensor:
-    """Choose windows of 60 to 100 % of each side of the picture that contain the centre of the box."""
+    """Choose windows of 60 to 100 % of each side of the image that contain the centre of the box."""
     sides = sizes * draws.between("large", 0.6, 1.0, 2)
     centre = (boxes[:, :2] + boxes[:, 2:]) / 2 + draws.between("large centre", -0.3, 0.3, 2) * sides
     return _inside(centre, sides, sizes)
@@ -162,7 +162,7 @@ def cut(store: PictureStore, windows: Windows, draws: Draws, *, side: int, compa
 
     Args:
         draws: On the CPU, one row per window.
-        companions: J, the number of other objects of the picture to draw.
+        companions: J, the number of other objects of the image to draw.
     """
     device = store.device
     first, last = store.first_object[windows.picture], store.first_object[windows.picture + 1]

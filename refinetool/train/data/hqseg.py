@@ -1,6 +1,6 @@
 """Reads HQSeg-44K, the training data of HQ-SAM and SAM2Refiner, in the folders in which HQ-SAM expects it.
 
-Six sets for training and four for measuring, all of one object per picture, with a grey mask of the same name. Sets
+Six sets for training and four for measuring, all of one object per image, with a grey mask of the same name. Sets
 that are not there are left out.
 """
 
@@ -40,7 +40,7 @@ def is_hqseg(root: Path) -> bool:
 
 
 def list_hqseg(root: Path, *, max_pixels: int) -> list[SourcePicture]:
-    """List the pictures of the sets that are there.
+    """List the images of the sets that are there.
 
     Raises:
         DataError: An image has no mask.

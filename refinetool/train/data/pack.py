@@ -30,7 +30,7 @@ from refinetool.train.data.sources import IdMap, fingerprint, id_map, list_pictu
 INDEX_FILE, PICTURE_FILE = "pack.json", "pictures.safetensors"
 VERSION = 1
 PROBES = 48
-"""Pictures that are encoded to estimate the size of the whole pack."""
+"""Images that are encoded to estimate the size of the whole pack."""
 HEADROOM = 0.97
 RUNGS = ((1.0, 90), (1.0, 80), (1.0, 70), (0.9, 70), (0.85, 65), (0.78, 65), (0.7, 65), (0.6, 60), (0.5, 60))
 """Relative sides and WebP qualities, tried in this order until the pack fits."""
@@ -41,12 +41,12 @@ PIXEL_BYTES = 4
 
 T = TypeVar("T")
 Progress = Callable[[int, int], None]
-"""Called with (pictures done, pictures in total)."""
+"""Called with (images done, images in total)."""
 
 
 @dataclass(frozen=True, slots=True)
 class PackSource:
-    """One source of a pack: its name and the numbers of its pictures for training and validation."""
+    """One source of a pack: its name and the numbers of its images for training and validation."""
 
     name: str
     train: int
@@ -55,11 +55,11 @@ class PackSource:
 
 @dataclass(frozen=True, slots=True)
 class Pack:
-    """A pack on disk, N pictures with M objects.
+    """A pack on disk, N images with M objects.
 
-    digest: SHA-256 of the picture file.
+    digest: SHA-256 of the image file.
     fingerprint: hash of its sources and settings; see `pack_fingerprint`.
-    side, quality: side and quality with which the pictures were encoded.
+    side, quality: side and quality with which the images were encoded.
     tensors: `images`, `ids` uint8 (concatenated bytes), `image_ends`, `id_ends` int64 (N,), `sizes` int32 (N, 2) as
         (H, W), `validation` uint8 (N,), `source` int32 (N,), `object_ends` int64 (N,), `boxes` int32 (M, 4), `areas`
         int32 (M,), `members` uint8 (M, 32), 256 bits that say which ids an object consists of.
@@ -78,13 +78,13 @@ class Pack:
 
     @property
     def megabytes(self) -> float:
-        """Size of the picture file in MB (10^6 bytes)."""
+        """Size of the image file in MB (10^6 bytes)."""
         return (self.folder / PICTURE_FILE).stat().st_size / 1e6
 
 
 @dataclass(frozen=True, slots=True)
 class _Coded:
-    """One encoded picture."""
+    """One encoded image."""
 
     source: int
     validation: bool
@@ -101,16 +101,16 @@ class _Coded:
 def pack(
     data: Sequence[Path], output: Path, *, images: Path | None, settings: PackSettings, on_progress: Progress
 ) -> Pack:
-    """Pack sources of annotated pictures into a folder.
+    """Pack sources of annotated images into a folder.
 
     Args:
         data: Folders with `split.json`, COCO files, VOC roots, folders of mask PNGs.
         output: A new folder, or one with an older pack, which is replaced.
         images: Folder of the images of COCO files and mask folders; None looks beside them.
-        on_progress: Called with (pictures done, pictures in total).
+        on_progress: Called with (images done, images in total).
 
     Raises:
-        DataError: A source is not as described, a picture is broken, there are no objects, or the pack doesn't fit into
+        DataError: A source is not as described, an image is broken, there are no objects, or the pack doesn't fit into
             `settings.max_megabytes` at the smallest side.
         StorageError: The output can't be written, or holds something else.
         UsageError: The output would replace the data, or lie within them.
@@ -153,7 +153,7 @@ def pack(
 
 
 def read_pack(folder: Path) -> Pack:
-    """Read a pack; its pictures stay encoded.
+    """Read a pack; its images stay encoded.
 
     Raises:
         DataError: The folder holds no pack, or one that is incomplete or of another version.
@@ -215,7 +215,7 @@ def packed(
 
 
 def pictures_of(one: Pack, numbers: Sequence[int]) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Yield decoded pictures, uint8 (H, W, 3), and their id maps, uint8 (H, W), in the order of `numbers`."""
+    """Yield decoded images, uint8 (H, W, 3), and their id maps, uint8 (H, W), in the order of `numbers`."""
 
     def decoded(number: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         image, ids = (
@@ -235,10 +235,10 @@ def pictures_of(one: Pack, numbers: Sequence[int]) -> Iterator[tuple[NDArray[np.
 def _fitted(
     pictures: Sequence[tuple[int, SourcePicture]], *, settings: PackSettings, on_progress: Progress
 ) -> tuple[list[_Coded], int, int]:
-    """Encode all pictures with the largest side and quality that fit."""
+    """Encode all images with the largest side and quality that fit."""
     limit = np.inf if settings.max_megabytes is None else settings.max_megabytes * 1e6
     if not pictures:
-        raise DataError("the data hold no picture with an annotation; name other --data.")
+        raise DataError("the data hold no image with an annotation; name other --data.")
     probes = [pictures[n] for n in np.unique(np.linspace(0, len(pictures) - 1, PROBES).astype(int))]
     for rung in RUNGS:
         side, quality = round(settings.side * rung[0]), rung[1]
@@ -254,7 +254,7 @@ def _fitted(
         if sum(one.bytes for one in coded) <= limit:
             return [one for one in coded if len(one.objects.areas)], side, quality
     raise DataError(
-        f"{len(pictures)} pictures don't fit into {settings.max_megabytes:g} MB even at a side of {side} px; "
+        f"{len(pictures)} images don't fit into {settings.max_megabytes:g} MB even at a side of {side} px; "
         "allow more with --max-megabytes, or leave data out."
     )
 
@@ -322,7 +322,7 @@ def _require_both_splits(coded: Sequence[_Coded], data: Sequence[Path]) -> None:
     for name, wanted in (("train", False), ("val", True)):
         if not any(one.validation == wanted for one in coded):
             raise DataError(
-                f"no {name} picture with an object in {', '.join(map(str, data))}; add pictures to the {name} list, "
+                f"no {name} image with an object in {', '.join(map(str, data))}; add images to the {name} list, "
                 "or name other --data."
             )
 

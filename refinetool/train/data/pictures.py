@@ -1,4 +1,4 @@
-"""The pictures of a source of training data, whatever files they come from."""
+"""The images of a source of training data, whatever files they come from."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,7 +17,7 @@ class AnnotatedPicture:
 
 @dataclass(frozen=True, slots=True)
 class SourcePicture:
-    """One picture of a source: its name, whether it is for validation, and the function that reads it."""
+    """One image of a source: its name, whether it is for validation, and the function that reads it."""
 
     key: str
     validation: bool

@@ -1,6 +1,6 @@
-"""Few pixels: crops as if their picture had been smaller, and coarse masks made of the picture's pixels.
+"""Few pixels: crops as if their image had been smaller, and coarse masks made of the image's pixels.
 
-In large pictures, most objects are only a few pixels wide, and so are the steps of their outlines.
+In large images, most objects are only a few pixels wide, and so are the steps of their outlines.
 """
 
 from dataclasses import replace
@@ -37,9 +37,9 @@ def shrunk(crops: Crops, pixels: Tensor, *, rows: Tensor) -> Crops:
 
 
 def in_pixels(masks: Tensor, pixels: Tensor) -> Tensor:
-    """Redraw masks with the pixels of their picture, where these are larger than the cells of the masks.
+    """Redraw masks with the pixels of their image, where these are larger than the cells of the masks.
 
-    Defects are drawn on a fine grid. A coarse mask in use has the pixels of its picture, and so has the true mask of a
+    Defects are drawn on a fine grid. A coarse mask in use has the pixels of its image, and so has the true mask of a
     crop. A mask that would vanish stays as it is.
 
     Args:

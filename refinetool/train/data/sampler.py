@@ -26,7 +26,7 @@ from refinetool.train.data.resolution import in_pixels, shrunk
 from refinetool.train.data.store import PictureStore
 
 COMPANIONS = 6
-"""Number of objects of a picture that are considered as companion of the target in the crop."""
+"""Number of objects of an image that are considered as companion of the target in the crop."""
 LEAST_COVER, LARGEST_COVER = 0.004, 0.65
 """Minimum and maximum fraction of the crop that a companion covers."""
 COMPACTNESS = 45.0
@@ -40,7 +40,7 @@ CELL = 4
 
 
 class Sampler:
-    """Draws examples by number from the pictures of a store, on its device."""
+    """Draws examples by number from the images of a store, on its device."""
 
     def __init__(self, store: PictureStore, *, settings: TrainSettings, seed: int) -> None:
         self.store, self.settings, self.seed = store, settings, seed
@@ -63,7 +63,7 @@ class Sampler:
         return shrunk(self._with_pasted(crops, draws, side=side), windows.pixels, rows=windows.reduced)
 
     def _with_pasted(self, crops: Crops, draws: Draws, *, side: int) -> Crops:
-        """Paste objects of other pictures into some of the crops."""
+        """Paste objects of other images into some of the crops."""
         on_host = (draws.uniform("composite") < self.settings.composite_share).nonzero()[:, 0]
         if not len(on_host):
             return crops

@@ -1,4 +1,4 @@
-"""Measures how exactly the outlines of a data set follow the edges of its pictures."""
+"""Measures how exactly the outlines of a data set follow the edges of its images."""
 
 import cv2
 import numpy as np

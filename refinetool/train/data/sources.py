@@ -1,6 +1,6 @@
-"""Reads training pictures from data folders, COCO files, VOC roots and folders of masks into one kind of record.
+"""Reads training images from data folders, COCO files, VOC roots and folders of masks into one kind of record.
 
-Listing the pictures of a source is quick; the pixels of each are read on demand.
+Listing the images of a source is quick; the pixels of each are read on demand.
 """
 
 import hashlib
@@ -30,11 +30,11 @@ LARGEST_WHOLE_CLASS = 3
 
 
 def list_pictures(path: Path, *, images: Path | None, validation_share: float, max_pixels: int) -> list[SourcePicture]:
-    """List the pictures of a folder with `split.json`, HQSeg-44K, a COCO file, a VOC root, or a folder of mask PNGs.
+    """List the images of a folder with `split.json`, HQSeg-44K, a COCO file, a VOC root, or a folder of mask PNGs.
 
     Args:
         images: Folder of the images; None looks in the usual places beside the annotations.
-        validation_share: If the data have no split, the fraction of pictures for validation, chosen by their keys.
+        validation_share: If the data have no split, the fraction of images for validation, chosen by their keys.
         max_pixels: Larger images are refused.
 
     Raises:
@@ -121,7 +121,7 @@ def drawn_for_validation(keys: Sequence[str], *, share: float) -> set[str]:
 
 
 def voc_split(root: Path) -> dict[str, bool] | None:
-    """Return the pictures of VOC's segmentation lists, True for those of the val list; None without lists."""
+    """Return the images of VOC's segmentation lists, True for those of the val list; None without lists."""
     lists = {name: root / "ImageSets" / "Segmentation" / f"{name}.txt" for name in ("train", "val")}
     if not all(path.is_file() for path in lists.values()):
         return None

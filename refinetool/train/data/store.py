@@ -1,4 +1,4 @@
-"""Holds all pictures of a pack, decoded once into the memory of the training device, with tables to sample from."""
+"""Holds all images of a pack, decoded once into the memory of the training device, with tables to sample from."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -14,16 +14,16 @@ from refinetool.train.data.sharpness import sharpness
 
 @dataclass(frozen=True, slots=True)
 class PictureStore:
-    """N pictures with M objects.
+    """N images with M objects.
 
-    pixels: uint8 (P, 3) RGB; ids: uint8 (P,); all pictures concatenated in row-major order, on the device.
+    pixels: uint8 (P, 3) RGB; ids: uint8 (P,); all images concatenated in row-major order, on the device.
     members: bool (M, 256), which ids make up an object, on the device.
-    sizes: int64 (N, 2), (H, W); offsets: int64 (N,), the first pixel of a picture. These and the following fields are
+    sizes: int64 (N, 2), (H, W); offsets: int64 (N,), the first pixel of an image. These and the following fields are
         on the CPU, where crops are chosen.
     first_object: int64 (N + 1,); boxes: float64 (M, 4), xyxy; areas: float64 (M,), pixels.
-    groups: one int64 tensor of pictures per source.
+    groups: one int64 tensor of images per source.
     shares: float64, one sampling weight per source: the square root of its size, so that small sources count.
-    trust: float32 (N,), how far the outlines of a picture can be trusted to the pixel, 0..1; that of its source.
+    trust: float32 (N,), how far the outlines of an image can be trusted to the pixel, 0..1; that of its source.
     """
 
     pixels: Tensor
@@ -44,7 +44,7 @@ class PictureStore:
 
 
 def load_store(pack: Pack, split: Literal["train", "val"], *, device: str) -> PictureStore:
-    """Decode the pictures of one split onto a device: about four bytes per pixel."""
+    """Decode the images of one split onto a device: about four bytes per pixel."""
     tensors = pack.tensors
     chosen = np.flatnonzero(tensors["validation"] == (split == "val"))
     sizes = tensors["sizes"][chosen].astype(np.int64)
@@ -86,11 +86,11 @@ def _shares(groups: Sequence[Tensor]) -> Tensor:
 SLOPPY, EXACT = 1.2, 3.2
 """Sharpness of outlines that are not trusted at all, and of those that are trusted fully."""
 SAMPLE = 40
-"""Pictures per source whose sharpness is measured, at most."""
+"""Images per source whose sharpness is measured, at most."""
 
 
 def _trust(groups: Sequence[Tensor], sharp: Sequence[Sequence[float | None]]) -> Tensor:
-    """Return the trust in each picture: by the median sharpness of its source; 1 where most have no outlines.
+    """Return the trust in each image: by the median sharpness of its source; 1 where most have no outlines.
 
     Such sources ignore their outlines, so that nothing is wrong with what is left.
     """

@@ -45,7 +45,7 @@ def train_embedded(
         start: Weights of an embedded model to start from; None means random weights.
         packing: How sources are packed.
         resume: Continue from the checkpoint in the output.
-        on_packing: Called with (pictures done, pictures in total).
+        on_packing: Called with (images done, images in total).
         ranks: The processes that train together.
 
     Returns:

@@ -1,6 +1,6 @@
 """Trains a head on a frozen SAM 2 model: `train_head`, the story of SAM2Refiner's training.
 
-Pictures are packed, the model is loaded and frozen, a head is put on it; then the loop draws examples, asks the head
+Images are packed, the model is loaded and frozen, a head is put on it; then the loop draws examples, asks the head
 mixed prompts, and compares its masks with the truth at uncertain points. Only the head is saved.
 """
 
@@ -57,7 +57,7 @@ def train_head(
         packing: How sources are packed.
         ranks: The processes that train together.
         resume: Continue from the checkpoint in the output.
-        on_packing: Called with (pictures done, pictures in total).
+        on_packing: Called with (images done, images in total).
 
     Returns:
         The exported head: fp16 safetensors, which `refine --head` takes.

@@ -1,7 +1,7 @@
-"""Reads pictures with class names: the classes of a picture, its pixels, and the mask of each class.
+"""Reads images with class names: the classes of an image, its pixels, and the mask of each class.
 
 Sources are folders with `images/`, `masks/` and `split.json`, where `classes.json` names the values of the masks or
-`objects.json` those of each picture; COCO files; and VOC roots. Classes are known by their names, so that sources can
+`objects.json` those of each image; COCO files; and VOC roots. Classes are known by their names, so that sources can
 be combined and a class can be held out of all of them.
 """
 
@@ -40,7 +40,7 @@ BACKGROUND_NAMES = {"background", "_background_", "null", "void", "__background_
 
 @dataclass(frozen=True, slots=True)
 class Classes:
-    """The pixels of a picture, uint8 (H, W, 3), the mask of each of its classes, bool (H, W), and its void pixels."""
+    """The pixels of an image, uint8 (H, W, 3), the mask of each of its classes, bool (H, W), and its void pixels."""
 
     image: ImageArray
     masks: Mapping[str, Mask]
@@ -49,7 +49,7 @@ class Classes:
 
 @dataclass(frozen=True, slots=True)
 class ClassPicture:
-    """One picture: its name, whether it is for validation, the areas of its classes in pixels, and how to read it."""
+    """One image: its name, whether it is for validation, the areas of its classes in pixels, and how to read it."""
 
     key: str
     validation: bool
@@ -67,11 +67,11 @@ def class_name(name: str) -> str:
 def list_class_pictures(
     path: Path, *, images: Path | None, validation_share: float, max_pixels: int
 ) -> list[ClassPicture]:
-    """List the pictures of a source with at least one class.
+    """List the images of a source with at least one class.
 
     Args:
         images: Folder of the images of a COCO file; None looks in the usual places.
-        validation_share: If the source has no split, the fraction of its pictures for validation.
+        validation_share: If the source has no split, the fraction of its images for validation.
         max_pixels: Larger images are refused.
 
     Raises:
@@ -115,7 +115,7 @@ def _of_folder(folder: Path, *, max_pixels: int) -> list[ClassPicture]:
 
 
 def _value_names(folder: Path) -> Callable[[str], dict[int, str]]:
-    """Return the function from a picture's stem to the class name of each value of its mask, without background."""
+    """Return the function from an image's stem to the class name of each value of its mask, without background."""
     if (folder / "classes.json").is_file():
         table = _names_of(_json(folder / "classes.json"), folder / "classes.json")
         return lambda _: table
@@ -127,7 +127,7 @@ def _value_names(folder: Path) -> Callable[[str], dict[int, str]]:
             }
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise DataError(
-                f"{folder / 'objects.json'}: expected {{picture: [{{'id': value, 'category': name}}]}}."
+                f"{folder / 'objects.json'}: expected {{image: [{{'id': value, 'category': name}}]}}."
             ) from error
         return lambda stem: named.get(stem, {})
     raise DataError(f"{folder}: has neither classes.json nor objects.json, so its classes have no names; add one.")

@@ -1,4 +1,4 @@
-"""Draws episodes: a class, a target picture, and reference pictures of the same class with simulated annotations."""
+"""Draws episodes: a class, a target image, and reference images of the same class with simulated annotations."""
 
 import json
 from collections.abc import Iterable, Sequence
@@ -15,13 +15,13 @@ from refinetool.train.reference.annotations import KINDS, Kind
 from refinetool.train.reference.data import ClassPicture
 
 MIN_AREA_PX = 10
-"""Classes with fewer pixels in a picture are not used there."""
+"""Classes with fewer pixels in an image are not used there."""
 VERSION = 1
 
 
 @dataclass(frozen=True, slots=True)
 class Episode:
-    """One question: find the class in the target, given the references. Pictures are known by their keys.
+    """One question: find the class in the target, given the references. Images are known by their keys.
 
     seed: Of the simulated annotations; that of the nth reference is (seed, n).
     """
@@ -35,7 +35,7 @@ class Episode:
 
 @dataclass(frozen=True, slots=True)
 class ClassIndex:
-    """Which pictures can be target or reference of each class; every class has at least two pictures."""
+    """Which images can be target or reference of each class; every class has at least two images."""
 
     targets: dict[str, tuple[str, ...]]
     references: dict[str, tuple[str, ...]]
@@ -55,7 +55,7 @@ def index_classes(
     """Index the given classes that have a target, and a reference other than it.
 
     Args:
-        min_area: Smallest area of a class in a picture, as a fraction of the picture; `MIN_AREA_PX` at least.
+        min_area: Smallest area of a class in an image, as a fraction of the image; `MIN_AREA_PX` at least.
     """
     wanted = set(classes)
     by_target, by_reference = (_by_class(pictures, wanted, min_area) for pictures in (targets, references))

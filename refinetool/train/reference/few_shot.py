@@ -144,7 +144,7 @@ def run_episodes(
 
     Args:
         episodes: With at least as many references as the largest number of shots, where the class has them.
-        prompter: Looks at pictures; its tokens are used by `ByEncoder` alone.
+        prompter: Looks at images; its tokens are used by `ByEncoder` alone.
         refiner: To measure refined masks too, or None.
         on_progress: Called with (targets done, targets in total).
     """
@@ -182,7 +182,7 @@ def _shots(episode: Episode, seen: "_Pictures", prompter: Prompter) -> list[Shot
 
 
 class _Pictures:
-    """Reads pictures and computes their features when they are first needed, and keeps the last ones."""
+    """Reads images and computes their features when they are first needed, and keeps the last ones."""
 
     def __init__(self, pictures: dict[str, ClassPicture], prompter: Prompter) -> None:
         self._pictures, self._prompter = pictures, prompter

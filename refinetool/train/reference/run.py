@@ -1,6 +1,6 @@
 """Trains a reference encoder: `train_reference` sets up a run and takes all its steps.
 
-The image encoder and the decoder are frozen, so what they make of a picture is computed once. After some steps the
+The image encoder and the decoder are frozen, so what they make of an image is computed once. After some steps the
 encoder is measured on fixed validation episodes; the best one so far is what is saved.
 """
 
@@ -297,10 +297,10 @@ def split_episodes(
 ) -> tuple[ClassIndex, list[Episode]]:
     """Return what training draws from, and the fixed validation episodes, both without the held-out classes.
 
-    Validation targets are validation pictures; their references are training pictures.
+    Validation targets are validation images; their references are training images.
 
     Raises:
-        DataError: No class is left that has two pictures.
+        DataError: No class is left that has two images.
     """
     training, validating = ([p for p in pictures if p.validation == wanted] for wanted in (False, True))
     classes = [name for name in classes_of(pictures) if name not in held_out]
@@ -309,7 +309,7 @@ def split_episodes(
     for what, found in (("training", index), ("validation", measured)):
         if not found.targets:
             raise DataError(
-                f"no class with {what} episodes is left: each needs two pictures; add data, or hold out less."
+                f"no class with {what} episodes is left: each needs two images; add data, or hold out less."
             )
     episodes = fixed_episodes(
         measured,

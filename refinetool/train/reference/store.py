@@ -1,4 +1,4 @@
-"""Holds what the frozen networks see in pictures, so that training computes it once per picture.
+"""Holds what the frozen networks see in images, so that training computes it once per image.
 
 T is the side of the masks that are trained on.
 """
@@ -23,7 +23,7 @@ from refinetool.train.reference.data import ClassPicture
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Seen:
-    """One picture: features and embedding (half precision), its class masks and its void pixels at T x T."""
+    """One image: features and embedding (half precision), its class masks and its void pixels at T x T."""
 
     features: Features
     embedding: SquareEmbedding
@@ -47,7 +47,7 @@ class Seen:
 
 
 class SeenPictures:
-    """Computes what is seen in pictures when it is first asked for, and keeps the last ones within a bound.
+    """Computes what is seen in images when it is first asked for, and keeps the last ones within a bound.
 
     Args:
         side: T.
@@ -108,7 +108,7 @@ def whole(embedding: SquareEmbedding) -> SquareEmbedding:
 
 
 def features_of(seen: Sequence[Seen]) -> Features:
-    """Return the features of several pictures as one batch in single precision."""
+    """Return the features of several images as one batch in single precision."""
     return Features(
         torch.cat([one.features.mid for one in seen]).float(), torch.cat([one.features.high for one in seen]).float()
     )
