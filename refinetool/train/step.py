@@ -90,5 +90,4 @@ def build_optimizer(module: nn.Module, *, settings: TrainSettings) -> torch.opti
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": plain, "weight_decay": 0.0},
     ]
-    fused = next(module.parameters()).is_cuda
-    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.second_beta), fused=fused)
+    return torch.optim.AdamW(groups, lr=settings.learning_rate, betas=(0.9, settings.second_beta), fused=True)
