@@ -1,5 +1,6 @@
 """Paths of files on this machine, and of files in an object store (`s3://`, `gs://`, ...), which are read like them."""
 
+import os
 import re
 from pathlib import Path
 from typing import cast, overload
@@ -54,3 +55,8 @@ def check_reachable(path: Path | None) -> None:
 def is_remote(path: Path) -> bool:
     """Whether a path is in a store, where there are no links, and nothing is written."""
     return not isinstance(path, Path)
+
+
+def resolved(path: Path) -> Path:
+    """Return the absolute path with its links followed; a link that leads back to itself stays, without an error."""
+    return path.resolve() if is_remote(path) else Path(os.path.realpath(path))

@@ -122,3 +122,27 @@ def test_the_image_ids_of_results_are_no_way_out(command: Command, folder: Path,
 def test_file_names(name: str, fault: str | None) -> None:
     found = fault_of_name(name)
     assert found is None if fault is None else fault in (found or "")
+
+
+@pytest.mark.parametrize("target", ["3.png", "nowhere.png"])
+def test_a_link_that_leads_nowhere_is_said_at_once(command: Command, folder: Path, target: str) -> None:
+    masks = folder / "masks"
+    masks.mkdir()
+    for number in (1, 2):
+        mask = Image.new("L", (WIDTH, HEIGHT))
+        mask.paste(255, (11, 11, 45, 36))
+        mask.save(masks / f"{number}.png")
+    (masks / "3.png").symlink_to(target)
+    said = command("refine", masks, "--images", folder / "images", "--follow-links")
+    assert (said.code, said.err) == (1, f"{masks / '3.png'}: is a link that leads nowhere; mend it, or remove it.\n")
+
+
+def test_files_that_are_links_to_themselves(command: Command, folder: Path) -> None:
+    loop = folder / "loop.json"
+    loop.symlink_to("loop.json")
+    said = command("refine", loop, "--images", folder / "images")
+    assert (said.code, said.err.count("\n")) == (1, 1), said
+    said = command("refine", folder / "coarse.json", "--images", folder / "images", "-o", loop)
+    assert said.code == 0, said.err
+    assert not loop.is_symlink()
+    assert len(json.loads(loop.read_text())["annotations"]) == 3

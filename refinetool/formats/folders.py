@@ -20,6 +20,7 @@ from refinetool.formats.image_files import (
 )
 from refinetool.formats.rasters import SUFFIXES, check_headers
 from refinetool.formats.storage import new_file, new_folder, refuse_clashes
+from refinetool.locations import resolved
 from refinetool.records import Size
 
 _BESIDE = ("JPEGImages", "images", "Images", "image", "imgs", "img", "im")
@@ -117,7 +118,7 @@ def mask_files(path: Path, *, follow_links: bool, ending: str = "") -> tuple[Pat
         raise DataError(
             f"{path}: holds no PNGs{called}; masks have to be PNGs, TIFFs or BMPs, since JPEG changes values."
         )
-    refuse_links_out(files, None if follow_links else path.resolve())
+    refuse_links_out(files, None if follow_links else resolved(path))
     return files
 
 
@@ -135,7 +136,7 @@ def find_images(root: Path, folder: Path, request: Request, *, files: tuple[Path
     images, ending = request.images, request.mask_suffix
     if files is None:
         files = mask_files(root if root.is_file() else folder, follow_links=request.follow_links, ending=ending)
-    if images is not None and not root.is_file() and images.resolve() != folder.resolve():
+    if images is not None and not root.is_file() and resolved(images) != resolved(folder):
         files = _outside(files, images)
     _refuse_second(files)
     check_headers(files)
@@ -165,7 +166,7 @@ def find_images(root: Path, folder: Path, request: Request, *, files: tuple[Path
 
 def _unread(folder: Path, masks: Sequence[Path], place: Path, *, ending: str) -> tuple[Path, ...]:
     """Return the pictures in a folder of masks that are not read: neither masks nor in the folder of the images."""
-    shared = place.resolve() == folder.resolve()
+    shared = resolved(place) == resolved(folder)
     if shared and not ending:
         return ()
     known = frozenset(masks)
@@ -176,7 +177,8 @@ def _unread(folder: Path, masks: Sequence[Path], place: Path, *, ending: str) ->
 
 def _outside(files: Iterable[Path], folder: Path) -> tuple[Path, ...]:
     """Return those files that are not in a folder."""
-    return tuple(file for file in files if not file.resolve().is_relative_to(folder.resolve()))
+    around = resolved(folder)
+    return tuple(file for file in files if not resolved(file).is_relative_to(around))
 
 
 def _refuse_second(masks: Iterable[Path]) -> None:

@@ -7,7 +7,7 @@ from pathlib import Path, PureWindowsPath
 from refinetool.errors import DataError
 from refinetool.formats import Request
 from refinetool.images import leads_out, open_lazily
-from refinetool.locations import is_remote
+from refinetool.locations import is_remote, resolved
 from refinetool.records import Size
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff", ".webp")
@@ -41,7 +41,7 @@ def is_foreign(name: str) -> bool:
 
 def fence(folder: Path, request: Request) -> Path | None:
     """Return the folder that links in it must not lead out of, resolved; None if they may."""
-    return None if request.follow_links or is_remote(folder) else folder.resolve()
+    return None if request.follow_links or is_remote(folder) else resolved(folder)
 
 
 def by_stem(folder: Path, *, without: Container[Path] = ()) -> dict[str, Path]:
@@ -84,10 +84,13 @@ def refuse_link_out(path: Path, within: Path | None) -> None:
 
 
 def refuse_links_out(files: Iterable[Path], within: Path | None) -> None:
-    """Raise DataError for the first file that is a link out of a folder, resolved; None allows all."""
+    """Raise DataError for the first file that is a link to nowhere, or out of a folder, resolved; None allows that."""
     for file in files:
-        if within is not None and file.is_symlink():
-            refuse_link_out(file, within)
+        if not file.is_symlink():
+            continue
+        if not file.exists():
+            raise DataError(f"{file}: is a link that leads nowhere; mend it, or remove it.")
+        refuse_link_out(file, within)
 
 
 def header_size(path: Path, *, within: Path | None) -> Size | None:

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import BinaryIO
 
 from refinetool.errors import StorageError, UsageError
-from refinetool.locations import is_remote
+from refinetool.locations import is_remote, resolved
 
 
 @contextmanager
@@ -169,7 +169,7 @@ def files_in(folder: Path) -> set[str]:
 
 
 def _refuse_clash(what: str, path: Path, name: str, source: Path) -> None:
-    here, there = source.resolve(), path.resolve()
+    here, there = resolved(source), resolved(path)
     if _same(here, there):
         raise UsageError(f"{path}: the {what} would replace the {name}; name another path for it")
     if there.is_relative_to(here) and name != IMAGE_FOLDER:
@@ -181,7 +181,7 @@ def _refuse_clash(what: str, path: Path, name: str, source: Path) -> None:
 def _refuse_same_outputs(outputs: list[tuple[str, Path]]) -> None:
     for n, (what, path) in enumerate(outputs):
         for other, earlier in outputs[:n]:
-            here, there = path.resolve(), earlier.resolve()
+            here, there = resolved(path), resolved(earlier)
             if _same(here, there) or here.is_relative_to(there) or there.is_relative_to(here):
                 raise UsageError(f"{path}: the {what} and the {other} would be the same file; name another path")
 
@@ -198,7 +198,7 @@ def _refuse_images(outputs: Mapping[str, Path], images: Iterable[Path]) -> None:
         if found := files.get(_identity(image)):
             raise UsageError(f"{found[1]}: the {found[0]} would replace an image; name another path for it")
         if folders:
-            above.setdefault(image.resolve().parent, image)
+            above.setdefault(resolved(image).parent, image)
     for holder, image in above.items():
         for parent in (holder, *holder.parents):
             if found := folders.get(_identity(parent)):
