@@ -31,7 +31,7 @@ LEAST_AREA_PX = 100
 class Windows:
     """The windows of B examples, on the CPU.
 
-    image, object: int64 (B,), rows of the store.
+    picture, object: int64 (B,), rows of the store.
     boxes: int64 (B, 4), half-open xyxy inside the image.
     pixels: int64 (B, 2), how many pixels of width and height the crop is reduced to, at most those of the box.
     mirrored: bool (B,).
