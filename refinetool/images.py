@@ -5,6 +5,7 @@ does not write to stderr when a file is damaged.
 """
 
 import io
+import os
 from pathlib import Path
 from threading import Lock
 from typing import BinaryIO
@@ -13,7 +14,6 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from refinetool.errors import ImageError
-from refinetool.locations import resolved
 from refinetool.records import ImageArray, Sample, Size
 from refinetool.statuses import Reason
 
@@ -49,7 +49,7 @@ def read_sample(sample: Sample, *, max_pixels: int) -> ImageArray:
 
 def leads_out(path: Path, within: Path | None) -> bool:
     """Whether a path lies outside a resolved folder once its links are followed; False if the folder is None."""
-    return within is not None and not resolved(path).is_relative_to(within)
+    return within is not None and not Path(os.path.realpath(path)).is_relative_to(within)
 
 
 def read_image(path: Path, *, size: Size, max_pixels: int) -> ImageArray:
