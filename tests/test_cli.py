@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from commands import HEIGHT, WIDTH, Command, a_summary
 from fakes import BrightBackend
+from PIL import Image
 from pycocotools.mask import decode, frPyObjects
 
 import refinetool
@@ -410,6 +411,18 @@ def test_dry_run_touches_nothing(command: Command, folder: Path) -> None:
     assert "model embedded" in said.out
     assert "coarse.refined.json" in said.out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
+
+
+@pytest.mark.parametrize("how", [["refine"], ["refine", "--dry-run"], ["corrupt"]], ids=" ".join)
+def test_files_that_are_no_masks_are_told(how: list[str], command: Command, tmp_path: Path) -> None:
+    square = np.zeros((HEIGHT, WIDTH), np.uint8)
+    square[10:30, 20:50] = 255
+    for name in ("masks/a.png", "masks/b.jpg", "images/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(square).save(tmp_path / name)
+    said = command(*how, tmp_path / "masks", "-o", tmp_path / "out")
+    assert said.code == 0, said.err
+    assert "1 file was not read as a mask: b.jpg;" in said.out
 
 
 def test_dry_run_beside_an_output_foretells_it(command: Command, folder: Path) -> None:

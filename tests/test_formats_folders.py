@@ -341,7 +341,8 @@ def test_masks_of_all_lossless_kinds_are_read(tmp_path: Path) -> None:
         save_photo(tmp_path / "images" / f"{name.partition('.')[0]}.jpg", SQUARE.shape)
     dataset = open_dataset(tmp_path / "masks")
     assert [sample.key for sample in dataset.samples()] == ["a", "b", "c", "deep/d"]
-    assert dataset.write(nothing, tmp_path / "out", {}).notes == ()
+    dataset.write(nothing, tmp_path / "out", {})
+    assert dataset.remarks() == ()
     assert snapshot(tmp_path / "out") == snapshot(tmp_path / "masks")
 
 
@@ -362,7 +363,7 @@ def test_a_tiff_of_the_name_of_a_png_is_its_image(suffix: str, tmp_path: Path) -
         save_photo(folder / f"{name}.{suffix}", SQUARE.shape)
     dataset = open_dataset(folder, format="masks")
     assert [(sample.key, sample.image) for sample in dataset.samples()] == [("a", folder / f"a.{suffix}")]
-    assert dataset.write(nothing, tmp_path / "out", {}).notes == ()
+    assert dataset.remarks() == ()
 
 
 @pytest.mark.parametrize("suffix", ["tif", "bmp"])
@@ -373,7 +374,7 @@ def test_a_tiff_of_the_name_of_a_folder_of_pngs_is_their_image(suffix: str, tmp_
         save_photo(folder / f"{name}.{suffix}", SQUARE.shape)
     dataset = open_dataset(folder, format="masks")
     assert [(sample.key, sample.image) for sample in dataset.samples()] == [("a", folder / f"a.{suffix}")]
-    assert dataset.write(nothing, tmp_path / "out", {}).notes == ()
+    assert dataset.remarks() == ()
 
 
 def test_images_in_a_folder_within_that_of_the_masks_are_no_masks(tmp_path: Path) -> None:
@@ -383,7 +384,7 @@ def test_images_in_a_folder_within_that_of_the_masks_are_no_masks(tmp_path: Path
     save_photo(folder / "images" / "b.jpg", SQUARE.shape)
     dataset = open_dataset(folder, images=folder / "images", format="masks")
     assert [sample.image for sample in dataset.samples()] == [folder / "images" / "a.tif"]
-    assert dataset.write(nothing, tmp_path / "out", {}).notes == ()
+    assert dataset.remarks() == ()
 
 
 LOSSLESS = "masks have to be PNGs, TIFFs or BMPs, each with a name of its own."
@@ -406,14 +407,14 @@ def test_files_among_masks_that_are_not_read_are_told(
     for name in names:
         save_photo(tmp_path / "masks" / name, SQUARE.shape)
     dataset = open_dataset(tmp_path / "masks", format=format)
-    assert dataset.write(nothing, tmp_path / "out", {}).notes == (note,)
+    assert dataset.remarks() == (note,)
 
 
 def test_the_other_maps_of_a_voc_root_are_not_told(voc: Path) -> None:
     (voc / "SegmentationObject").mkdir()
     save_grey(voc / "SegmentationObject" / "a.png", SQUARE)
     dataset = open_dataset(voc, format="voc-class")
-    assert dataset.write(nothing, voc.parent / "out", {}).notes == ()
+    assert dataset.remarks() == ()
 
 
 def test_photographs_beside_their_masks_are_not_told(tmp_path: Path) -> None:
@@ -423,12 +424,10 @@ def test_photographs_beside_their_masks_are_not_told(tmp_path: Path) -> None:
     save_grey(folder / "a_mask.png", SQUARE)
     save_photo(folder / "b_mask.jpg", SQUARE.shape)
     dataset = open_dataset(folder, mask_suffix="_mask")
-    assert dataset.write(nothing, tmp_path / "out", {}).notes == (
-        f"1 file was not read as a mask: b_mask.jpg; {LOSSLESS}",
-    )
+    assert dataset.remarks() == (f"1 file was not read as a mask: b_mask.jpg; {LOSSLESS}",)
     save_grey(folder / "a.png", SQUARE)
     (folder / "a_mask.png").unlink()
-    assert open_dataset(folder).write(nothing, tmp_path / "out2", {}).notes == ()
+    assert open_dataset(folder).remarks() == ()
 
 
 # --- telling formats apart, and what is refused

@@ -317,8 +317,7 @@ def say_run(summary: "Summary") -> None:
         why = "it had failed, or settings, masks or images have changed"
         say(f"{counted(summary.redone, 'image')} of an earlier run refined again: {why}")
     say_crashes(summary.crashes)
-    for note in summary.notes:
-        say(note, markup=False)
+    say_notes(summary.notes)
     if summary.journal is not None:
         say(f"not all images are done: --resume continues from {summary.journal}", markup=False)
     say(f"written to {summary.output}", markup=False)
@@ -330,6 +329,7 @@ def foretell(summary: "Summary", *, model: str, output: Path) -> None:
     masks, images = counted(summary.masks, "mask"), counted(summary.images, "image")
     say(f"[bold]{planned} of {masks} would be refined[/bold], in {images}")
     _say_kept(summary)
+    say_notes(summary.notes)
     say(f"with the model {model}", markup=False)
     there = ", which exists already: the run will need --overwrite" if output.exists() else ""
     say(f"to {output}{there}", markup=False)
@@ -342,6 +342,12 @@ def complain_of_images(summary: "Summary") -> None:
         complain(sentence)
     if summary.failed > len(summary.errors):
         complain(f"... and {counted(summary.failed - len(summary.errors), 'more image')}")
+
+
+def say_notes(notes: Sequence[str]) -> None:
+    """Print remarks."""
+    for note in notes:
+        say(note, markup=False)
 
 
 def say_crashes(crashes: Sequence[str]) -> None:

@@ -218,8 +218,7 @@ def summarise(summary: "CorruptSummary") -> None:
     for reason, count in sorted(summary.kept.items(), key=_most_first):
         console.say(f"  {count} not changed: {REASONS[reason]}", markup=False)
     console.say_faults(summary)
-    for note in summary.notes:
-        console.say(note, markup=False)
+    console.say_notes(summary.notes)
     console.say(f"written to {summary.output}", markup=False)
 
 

@@ -167,7 +167,7 @@ def corrupt_dataset(
         bands=tuple(figures(book.made)),
         seconds=tally.summary().seconds,
         output=destination,
-        notes=written.notes,
+        notes=(*dataset.remarks(), *written.notes),
     )
 
 

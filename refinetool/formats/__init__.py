@@ -74,7 +74,7 @@ class Request:
 
 @dataclass(frozen=True, slots=True)
 class Written:
-    """Result of `Dataset.write`: the path, the number of replaced masks, and remarks for the user."""
+    """Result of `Dataset.write`: the path, the number of replaced masks, and remarks on how they were written."""
 
     path: Path
     changed: int
@@ -96,6 +96,9 @@ class Dataset(Protocol):
 
     def image_paths(self) -> Iterator[Path]:
         """Yield where the images are expected, without reading masks."""
+
+    def remarks(self) -> tuple[str, ...]:
+        """Sentences about what a user may have expected to be read and was not."""
 
     def write(self, find: "Callable[[str], Outcome | None]", destination: Path, notes: Mapping[str, object]) -> Written:
         """Write the same file with refined masks; it appears at `destination` only when it is complete.

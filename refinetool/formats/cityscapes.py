@@ -106,6 +106,9 @@ class Cityscapes:
     def image_paths(self) -> Iterator[Path]:
         return map(self._image, self.files)
 
+    def remarks(self) -> tuple[str, ...]:
+        return ()
+
     def samples(self) -> Iterator[Sample]:
         for key, file in self.files.items():
             yield self._sample(key, file)

@@ -100,6 +100,9 @@ class CocoDataset:
     def image_paths(self) -> Iterator[Path]:
         return (entry.path for entry in self.images.entries())
 
+    def remarks(self) -> tuple[str, ...]:
+        return ()
+
     def samples(self) -> Iterator[Sample]:
         with self.annotations.path.open("rb") as file:
             for entry, members in self._by_image():

@@ -109,6 +109,9 @@ class Panoptic:
     def image_paths(self) -> Iterator[Path]:
         return (self.search.locate(panel.image) for panel in self.panels)
 
+    def remarks(self) -> tuple[str, ...]:
+        return ()
+
     def folder_for(self, destination: Path) -> Path:
         """Return the folder of the PNGs that are written with a file; raises UsageError unless it ends in .json."""
         if destination.suffix.lower() != ".json":

@@ -52,6 +52,9 @@ class LabelFiles:
     def image_paths(self) -> Iterator[Path]:
         return map(self.image, self.files)
 
+    def remarks(self) -> tuple[str, ...]:
+        return ()
+
     def samples(self) -> Iterator[Sample]:
         for key, file in self.files.items():
             image = self.image(key)

@@ -57,6 +57,9 @@ class BinaryMasks:
     def image_paths(self) -> Iterator[Path]:
         return map(self.source.image, self.members)
 
+    def remarks(self) -> tuple[str, ...]:
+        return self.source.remarks()
+
     def samples(self) -> Iterator[Sample]:
         for key, files in self.members.items():
             found = [_read(file) for file in files]
@@ -91,7 +94,7 @@ class BinaryMasks:
 
         self.source.write(rewrite, destination)
         remark = f"Masks with soft edges, taken at more than {SOFT_THRESHOLD} and written as 0 and 255: {hardened}."
-        return Written(destination, changed, ((remark,) if hardened else ()) + self.source.remarks())
+        return Written(destination, changed, (remark,) if hardened else ())
 
 
 def two_valued(path: Path, values: Values) -> tuple[Mask, int, bool]:

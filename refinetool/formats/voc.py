@@ -118,6 +118,9 @@ class IndexMaps:
     def image_paths(self) -> Iterator[Path]:
         return (self.source.image(self.source.stem(file)) for file in self.source.files)
 
+    def remarks(self) -> tuple[str, ...]:
+        return self.source.remarks()
+
     def samples(self) -> Iterator[Sample]:
         for file in self.source.files:
             key = self.source.stem(file)
@@ -152,7 +155,7 @@ class IndexMaps:
             return self._rewritten(file, outcome) if outcome and refined else None
 
         self.source.write(rewrite, destination)
-        return Written(destination, changed, self.source.remarks())
+        return Written(destination, changed, ())
 
     def _rewritten(self, file: Path, outcome: Outcome) -> bytes:
         new = painted(read_values(file, colours=self.colours), outcome, file=file)

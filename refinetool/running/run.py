@@ -170,7 +170,7 @@ def refine_dataset(
     if candidates is not None:
         settings = replace(settings, keep_candidates=True)
     if dry_run:
-        return look(samples, total=total, on_progress=on_progress)
+        return replace(look(samples, total=total, on_progress=on_progress), notes=dataset.remarks())
     job = RefineJob(
         model,
         checkpoint,
@@ -203,7 +203,8 @@ def refine_dataset(
                 journal.remove()
     except KeyboardInterrupt:  # while the model was loaded or the output written
         raise Interrupted(f"stopped before {destination} was written; finished images are kept in {left}") from None
-    return replace(summary, output=destination, journal=None if complete else left, notes=written.notes)
+    remarks = (*dataset.remarks(), *written.notes)
+    return replace(summary, output=destination, journal=None if complete else left, notes=remarks)
 
 
 def run(

@@ -64,7 +64,7 @@ class Summary:
     journal: Path | None = None
     """The journal, kept for the next run with `resume` because images failed or were left out; else None."""
     notes: tuple[str, ...] = ()
-    """Remarks about the output."""
+    """Remarks on files that were not read, and on the output."""
     crashes: tuple[str, ...] = ()
     """How worker processes died, if any did: a sentence each, and the end of the log."""
     faulty: int = 0
