@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from methods import val_objects
+from methods import known_pixels, val_objects
 from PIL import Image
 
 from refinetool import masks
@@ -46,11 +46,13 @@ TILE_PX = 200
 
 @dataclass(frozen=True)
 class Case:
-    """One object: its crop, its coarse mask and its ground truth, all in the frame of the crop."""
+    """One object: its crop, its coarse mask, its ground truth and the pixels that count, all in the frame of the
+    crop."""
 
     pixels: ImageArray
     coarse: Mask
     truth: Mask
+    known: Mask
     size: tuple[int, int]
     window: tuple[int, int, int, int]
     number: int
@@ -67,6 +69,7 @@ def cases_of(folder: Path, work: Path, *, pictures: int) -> list[Case]:
     known = open_dataset(truth, images=images, format="coco").samples()
     for sample, true in zip(open_dataset(coarse, images=images, format="coco").samples(), known, strict=True):
         image = read_sample(sample, max_pixels=REFINE.max_pixels)
+        counted = known_pixels(sample, folder / "masks")
         for given, exact in zip(sample.regions, true.regions, strict=True):
             if given.mask is None or exact.mask is None:
                 continue
@@ -76,8 +79,8 @@ def cases_of(folder: Path, work: Path, *, pictures: int) -> list[Case]:
             )
             shown = mask & covered(view, sample.size)
             if shown.any():
-                parts = (view.crop_image(image), view.crop_masks(guess), view.crop_masks(mask))
-                found.append(Case(*parts, sample.size, view.window, len(found)))
+                crops = (view.crop_masks(guess), view.crop_masks(mask), view.crop_masks(counted))
+                found.append(Case(view.crop_image(image), *crops, sample.size, view.window, len(found)))
     return found
 
 
@@ -107,7 +110,7 @@ def measured(cases: Sequence[Case], backend: Any) -> dict[str, list[float]]:
     def add(name: str, mask: Mask, case: Case) -> None:
         # The width of the boundary band is that of the whole image, as everywhere else.
         view = View(case.window)
-        whole, truth = (view.paste_masks(one[None], size=case.size)[0] for one in (mask, case.truth))
+        whole, truth = (view.paste_masks(one[None] & case.known, size=case.size)[0] for one in (mask, case.truth))
         found.setdefault(name, []).append((iou(whole, truth), boundary_iou(whole, truth, ratio)))
 
     for case in cases:

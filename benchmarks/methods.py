@@ -7,8 +7,9 @@
 DATA is a folder of data folders. From those with `images/`, `masks/` and `split.json`, objects of the validation split
 are taken and corrupted by the suites of `refinetool corrupt`; those with `annotations.json` and `coarse_*.json` are
 measured as they are. Each method refines each file with `refinetool.refine_dataset`, and the output is measured like in
-`refinetool eval`. `measure` appends a line per method and file and skips existing lines, so it can be interrupted;
-`page` writes the tables between the marks of the page.
+`refinetool eval`. Void pixels (255 in `masks/`) do not count: in VOC a band of them lies around every object, somewhere
+in which its outline is. `measure` appends a line per method and file and skips existing lines, so it can be
+interrupted; `page` writes the tables between the marks of the page.
 """
 
 import argparse
@@ -28,16 +29,15 @@ from refinetool.ablation import ablate
 from refinetool.corrupt.dataset import corrupt_dataset
 from refinetool.corrupt.suites import SUITES, Suite, single
 from refinetool.evaluate import Report, evaluate
-from refinetool.formats import open_dataset
+from refinetool.formats import Dataset, open_dataset
 from refinetool.masks import components
-from refinetool.records import BoolArray
+from refinetool.records import VOID, BoolArray, Sample
 from refinetool.running.run import refine_dataset
 from refinetool.settings import ABLATION, METHODS, NO_GUARD, EvaluateSettings, GridSettings, RefineSettings
 
 SEED = 2024
 MIN_OBJECT_PX = 400
 PER_PICTURE = 2
-IGNORE = 255
 
 SUITES_MEASURED: dict[str, Suite] = {
     "superpixels (davis-like)": SUITES["davis-like"],
@@ -91,6 +91,8 @@ class Job:
     images: Path
     format: str
     with_grids: bool
+    id_maps: Path | None = None
+    """The folder of the id maps, whose void pixels do not count; None if all pixels count."""
 
 
 # --- data
@@ -132,7 +134,7 @@ def val_objects(folder: Path, out: Path, *, pictures: int, seed: int) -> int:
 def objects(ids: np.ndarray, *, by_class: bool) -> Iterator[BoolArray]:
     """Yield the objects of an id map, uint8 (H, W), that are neither specks nor nearly the whole picture."""
     for value in np.unique(ids):
-        if value in (0, IGNORE):
+        if value in (0, VOID):
             continue
         whole = ids == value
         parts: Sequence[BoolArray] = [whole]
@@ -160,7 +162,7 @@ def jobs_of(data: Path, work: Path, *, pictures: int, seed: int) -> Iterator[Job
         for name, suite in SUITES_MEASURED.items():
             coarse = work / f"{folder.name} {name}.json"
             corrupt_dataset(truth, output=coarse, suite=suite, images=folder / "images", format="coco", overwrite=True)
-            yield Job(f"{folder.name} val", name, coarse, truth, folder / "images", "coco", with_grids=False)
+            yield Job(f"{folder.name} val", name, coarse, truth, folder / "images", "coco", False, folder / "masks")
 
 
 # --- measuring
@@ -202,12 +204,42 @@ def measured(job: Job, method: str, settings: RefineSettings, *, model: str, che
     )
 
 
+def known_pixels(sample: Sample, id_maps: Path | None) -> BoolArray:
+    """Return the pixels of an image that are not void, bool (H, W)."""
+    if id_maps is None:
+        return np.ones(sample.size, np.bool_)
+    known: BoolArray = np.array(Image.open(id_maps / f"{sample.image.stem}.png")) != VOID
+    return known
+
+
+@dataclass(frozen=True)
+class WithVoid:
+    """Ground truth whose void pixels do not count; see `evaluate.Source`."""
+
+    truth: Dataset
+    id_maps: Path | None
+
+    @property
+    def format(self) -> str:
+        return self.truth.format
+
+    def samples(self) -> Iterator[Sample]:
+        for sample in self.truth.samples():
+            yield replace(sample, void=masks.encode(~known_pixels(sample, self.id_maps)))
+
+
 def evaluated(output: Path, job: Job) -> Report:
     prediction, truth, coarse = (
         open_dataset(path, images=job.images, format=job.format, need_images=False)
         for path in (output, job.truth, job.coarse)
     )
-    return evaluate(prediction, truth, coarse=coarse, boundary_ratio=EvaluateSettings().boundary_ratio, protocol="none")
+    return evaluate(
+        prediction,
+        WithVoid(truth, job.id_maps),
+        coarse=coarse,
+        boundary_ratio=EvaluateSettings().boundary_ratio,
+        protocol="none",
+    )
 
 
 def measure(arguments: argparse.Namespace) -> None:

@@ -14,12 +14,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-from methods import jobs_of
+from methods import jobs_of, known_pixels
 
 from refinetool import masks
 from refinetool.formats import open_dataset
 from refinetool.masks import boundary_iou, iou
-from refinetool.records import FloatArray, Outcome, Sample
+from refinetool.records import BoolArray, FloatArray, Outcome, Sample
 from refinetool.refine import Refiner, load_refiner
 from refinetool.running.truth import with_truth
 from refinetool.settings import EvaluateSettings, RefineSettings, SnapSettings
@@ -49,13 +49,13 @@ def variants(arguments: argparse.Namespace) -> dict[str, RefineSettings]:
     return found
 
 
-def figures(sample: Sample, outcome: Outcome) -> Iterator[tuple[float, float, float, float]]:
-    """Yield IoU and boundary IoU of each coarse mask and of the resulting mask."""
+def figures(sample: Sample, outcome: Outcome, known: BoolArray) -> Iterator[tuple[float, float, float, float]]:
+    """Yield IoU and boundary IoU of each coarse mask and of the resulting mask, over the known pixels."""
     ratio = EvaluateSettings().boundary_ratio
     for region, found in zip(sample.regions, outcome.annotations, strict=True):
         if region.mask is None or region.truth is None or found.mask is None:
             continue
-        truth, coarse, refined = (masks.decode(rle) for rle in (region.truth, region.mask, found.mask))
+        truth, coarse, refined = (masks.decode(rle) & known for rle in (region.truth, region.mask, found.mask))
         yield (
             iou(coarse, truth),
             boundary_iou(coarse, truth, ratio),
@@ -140,9 +140,10 @@ def main() -> None:
             for sample in with_truth(coarse.samples(), truth.samples()):
                 prepared = model.prepare(sample)
                 answers = model.segment(prepared.jobs)
+                known = known_pixels(sample, job.id_maps)
                 for name, one in settings.items():
                     outcome = Refiner(model.backend, one).finish(prepared, answers)
-                    rows[name].setdefault(job.suite, []).extend(figures(sample, outcome))
+                    rows[name].setdefault(job.suite, []).extend(figures(sample, outcome, known))
             print(f"{job.data}, {job.suite}", flush=True)
     print(table(rows))
 
