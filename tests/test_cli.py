@@ -425,6 +425,17 @@ def test_files_that_are_no_masks_are_told(how: list[str], command: Command, tmp_
     assert "1 file was not read as a mask: b.jpg;" in said.out
 
 
+def test_files_that_are_not_measured_are_told(command: Command, tmp_path: Path) -> None:
+    square = np.zeros((HEIGHT, WIDTH), np.uint8)
+    square[10:30, 20:50] = 255
+    for name in ("found/a.png", "truth/a.png", "truth/b.jpg", "images/a.jpg"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(square).save(tmp_path / name)
+    said = command("eval", tmp_path / "found", tmp_path / "truth", "--workers", 1)
+    assert said.code == 0, said.err
+    assert f"{tmp_path / 'truth'}: 1 file was not read as a mask: b.jpg;" in said.out.replace("\n", "")
+
+
 def test_dry_run_beside_an_output_foretells_it(command: Command, folder: Path) -> None:
     arguments = ["refine", folder / "coarse.json", "--images", folder / "images", "--limit", 2]
     assert command(*arguments).code == 0

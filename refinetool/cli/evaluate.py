@@ -1,5 +1,6 @@
 """`refinetool eval`."""
 
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
@@ -224,6 +225,8 @@ def evaluate(
             workers=EVALUATE.workers if workers is None else workers,
             on_progress=lambda done: tell(done, max(done, total)),
         )
+    told = [f"{path}: {remark}" for path, dataset in zip(paths, opened, strict=True) for remark in dataset.remarks()]
+    report = replace(report, remarks=(*told, *report.remarks))
     _print_report(report, with_coarse=coarse is not None, as_json=as_json, as_markdown=as_markdown)
     if plot is not None:
         plots.write_plot(report, plot)
