@@ -66,10 +66,10 @@ def cases_of(folder: Path, work: Path, *, pictures: int) -> list[Case]:
     images = folder / "images"
     corrupt_dataset(truth, output=coarse, suite=SUITES[SUITE], images=images, format="coco", overwrite=True)
     found: list[Case] = []
-    known = open_dataset(truth, images=images, format="coco").samples()
-    for sample, true in zip(open_dataset(coarse, images=images, format="coco").samples(), known, strict=True):
+    truths = open_dataset(truth, images=images, format="coco").samples()
+    for sample, true in zip(open_dataset(coarse, images=images, format="coco").samples(), truths, strict=True):
         image = read_sample(sample, max_pixels=REFINE.max_pixels)
-        counted = known_pixels(sample, folder / "masks")
+        known = known_pixels(sample, folder / "masks")
         for given, exact in zip(sample.regions, true.regions, strict=True):
             if given.mask is None or exact.mask is None:
                 continue
@@ -79,7 +79,7 @@ def cases_of(folder: Path, work: Path, *, pictures: int) -> list[Case]:
             )
             shown = mask & covered(view, sample.size)
             if shown.any():
-                crops = (view.crop_masks(guess), view.crop_masks(mask), view.crop_masks(counted))
+                crops = (view.crop_masks(guess), view.crop_masks(mask), view.crop_masks(known))
                 found.append(Case(view.crop_image(image), *crops, sample.size, view.window, len(found)))
     return found
 

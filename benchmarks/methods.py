@@ -160,9 +160,10 @@ def jobs_of(data: Path, work: Path, *, pictures: int, seed: int) -> Iterator[Job
         if not val_objects(folder, truth, pictures=pictures, seed=seed):
             continue
         for name, suite in SUITES_MEASURED.items():
-            coarse = work / f"{folder.name} {name}.json"
-            corrupt_dataset(truth, output=coarse, suite=suite, images=folder / "images", format="coco", overwrite=True)
-            yield Job(f"{folder.name} val", name, coarse, truth, folder / "images", "coco", False, folder / "masks")
+            coarse, images = work / f"{folder.name} {name}.json", folder / "images"
+            corrupt_dataset(truth, output=coarse, suite=suite, images=images, format="coco", overwrite=True)
+            files = coarse, truth, images, "coco"
+            yield Job(f"{folder.name} val", name, *files, with_grids=False, id_maps=folder / "masks")
 
 
 # --- measuring

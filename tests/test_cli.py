@@ -413,24 +413,24 @@ def test_dry_run_touches_nothing(command: Command, folder: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
 
 
-@pytest.mark.parametrize("how", [["refine"], ["refine", "--dry-run"], ["corrupt"]], ids=" ".join)
-def test_files_that_are_no_masks_are_told(how: list[str], command: Command, tmp_path: Path) -> None:
+def save_squares(folder: Path, *names: str) -> None:
     square = np.zeros((HEIGHT, WIDTH), np.uint8)
     square[10:30, 20:50] = 255
-    for name in ("masks/a.png", "masks/b.jpg", "images/a.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(square).save(tmp_path / name)
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(square).save(folder / name)
+
+
+@pytest.mark.parametrize("how", [["refine"], ["refine", "--dry-run"], ["corrupt"]], ids=" ".join)
+def test_files_that_are_no_masks_are_told(how: list[str], command: Command, tmp_path: Path) -> None:
+    save_squares(tmp_path, "masks/a.png", "masks/b.jpg", "images/a.jpg")
     said = command(*how, tmp_path / "masks", "-o", tmp_path / "out")
     assert said.code == 0, said.err
     assert "1 file was not read as a mask: b.jpg;" in said.out
 
 
 def test_files_that_are_not_measured_are_told(command: Command, tmp_path: Path) -> None:
-    square = np.zeros((HEIGHT, WIDTH), np.uint8)
-    square[10:30, 20:50] = 255
-    for name in ("found/a.png", "truth/a.png", "truth/b.jpg", "images/a.jpg"):
-        (tmp_path / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(square).save(tmp_path / name)
+    save_squares(tmp_path, "found/a.png", "truth/a.png", "truth/b.jpg", "images/a.jpg")
     said = command("eval", tmp_path / "found", tmp_path / "truth", "--workers", 1)
     assert said.code == 0, said.err
     assert f"{tmp_path / 'truth'}: 1 file was not read as a mask: b.jpg;" in said.out.replace("\n", "")
