@@ -45,10 +45,10 @@ class Row:
 class Score:
     """The result of one row over all objects; values are 0..1.
 
-    iou, boundary_iou: means over objects.
-    top1: fraction of the objects whose chosen candidate is the best of the alternatives (ties count as right). Objects
+    iou, boundary_iou: Means over objects.
+    top1: Fraction of the objects whose chosen candidate is the best of the alternatives (ties count as right). Objects
         for which no candidate overlaps the ground truth are left out. None for rows that choose nothing.
-    seconds: time of refinement, without reading and measuring.
+    seconds: Time of refinement, without reading and measuring.
     """
 
     name: str

@@ -64,7 +64,7 @@ class Answer:
     masks: bool (n, H, W) in the view.
     predicted_iou: float32 (n,) in 0..1, or NaN where no model was run.
     logits: float32 (n, h, w), for a further pass, or to judge the masks by; None unless requested.
-    candidates: all of them; None unless requested.
+    candidates: All of them; None unless requested.
     """
 
     masks: Masks

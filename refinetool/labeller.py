@@ -62,7 +62,7 @@ class Found:
 
     labels: bool (K, H, W), no pixel in more than one.
     scores: float32 (K,), the mean probability of a mask's pixels times the predicted IoU; 0 where the mask is empty.
-    refined: the masks as a sample in the hands of the refiner, with its answers; None without refinement.
+    refined: The masks as a sample in the hands of the refiner, with its answers; None without refinement.
     """
 
     labels: Sequence[Rle]

@@ -174,9 +174,9 @@ class Proposal:
     coarse: bool (H, W), not empty.
     mask: bool (H, W).
     logits: float32 (h, w) over the same area, above 0 where the model sees the object; None where no model was run.
-    predicted_iou: the model's own estimate in 0..1; None where no model was run.
+    predicted_iou: The model's own estimate in 0..1; None where no model was run.
     coarse_iou: IoU of mask and coarse mask, None until the guard has judged the proposal.
-    reason: why the coarse mask is kept, None unless there is a reason.
+    reason: Why the coarse mask is kept, None unless there is a reason.
     """
 
     image: ImageArray
@@ -192,11 +192,11 @@ class Proposal:
 class Annotation:
     """The result for one region: its mask, its status and its scores.
 
-    mask: the refined one, or the coarse one where there is a reason to keep it; None where the file held none.
-    reason: why the coarse mask is kept, None where it was refined.
-    predicted_iou: the model's own estimate in 0..1, None where no model was run.
+    mask: The refined one, or the coarse one where there is a reason to keep it; None where the file held none.
+    reason: Why the coarse mask is kept, None where it was refined.
+    predicted_iou: The model's own estimate in 0..1, None where no model was run.
     coarse_iou: IoU of the proposal with the coarse mask, None where there was no proposal.
-    candidates: all candidates of the model, None unless they are kept.
+    candidates: All candidates of the model, None unless they are kept.
     """
 
     mask: Rle | None

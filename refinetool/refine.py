@@ -76,7 +76,7 @@ class Refiner:
         """Read the image of a sample, split its regions, choose views and mine the first prompts.
 
         Raises:
-            ImageError: the image is missing, broken, too large, or its size differs from that of the sample.
+            ImageError: The image is missing, broken, too large, or its size differs from that of the sample.
         """
         image = read_sample(sample, max_pixels=self.settings.max_pixels)
         return self.prepare_pixels(sample, image)
@@ -195,9 +195,9 @@ class Refiner:
             N refined masks in the same order, at image size.
 
         Raises:
-            DataError: shapes do not match, or values are not those of an image or a mask.
-            ImageError: the file can't be read.
-            UsageError: candidates are to be chosen by ground truth, which is only read from files.
+            DataError: Shapes do not match, or values are not those of an image or a mask.
+            ImageError: The file can't be read.
+            UsageError: Candidates are to be chosen by ground truth, which is only read from files.
         """
         if self.settings.selection == "oracle":
             raise UsageError("selection='oracle' needs ground truth; call refine_dataset with truth=...")

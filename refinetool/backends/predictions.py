@@ -27,7 +27,7 @@ class SquareEmbedding:
     """The features of one view.
 
     features: (C, g, g), input of the mask decoder.
-    extras: further maps of the image that the decoder of this model needs.
+    extras: Further maps of the image that the decoder of this model needs.
     """
 
     frame: Frame
@@ -128,7 +128,7 @@ class TokenAnswers:
     """The decoder's output for N rows before a candidate is chosen, used as training data of IoU adaption.
 
     features: float32 (N, H), the input of the last layer of the IoU head.
-    tokens: the predictions of all T mask tokens, 0 the single-mask output, as the decoder returns them.
+    tokens: The predictions of all T mask tokens, 0 the single-mask output, as the decoder returns them.
     """
 
     features: Tensor

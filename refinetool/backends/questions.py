@@ -16,7 +16,7 @@ class Question:
     points: (N, P, 2) in model pixels, labels int (N, P); None if there are no points.
     boxes: (N, 4) xyxy in model pixels, or None.
     masks: (N, 1, m, m) logits, or None.
-    extras: further inputs that a model derives from its prompts, (N, ...) each.
+    extras: Further inputs that a model derives from its prompts, (N, ...) each.
     tokens: (N, T, C), embedded prompts, which take the place of points and boxes, or None.
     """
 

@@ -93,27 +93,27 @@ def corrupt_dataset(
     claim goes to the one whose evidence is strongest, and void stays void.
 
     Args:
-        truth: the file or folder of good masks.
-        output: what to write; it appears when it is complete.
-        suite: which generators, how often, and to what IoU; see `suites.SUITES` and `suites.single`.
-        images: the folder of their images; None looks beside the masks.
-        format: a name of `formats.FORMATS`, None to detect it.
-        sizes: a COCO file that lists the images, for a file of results, which does not.
-        follow_links: whether links in the folders of images and masks may lead out of these folders.
-        mask_suffix: as in `running.run.refine_dataset`.
-        limit: how many images, from the first, to corrupt; the rest comes back as it is.
-        overwrite: replace the output if it exists.
-        record: a file to write with one entry per coarse mask, CSV or JSON by its suffix.
-        picture: a PNG to write, a contact sheet of some coarse masks.
-        workers: threads that make masks.
-        settings: the seed, and the parameters of the generators.
-        on_progress: called after each image; `refined` counts coarse masks that were made.
+        truth: The file or folder of good masks.
+        output: What to write; it appears when it is complete.
+        suite: Which generators, how often, and to what IoU; see `suites.SUITES` and `suites.single`.
+        images: The folder of their images; None looks beside the masks.
+        format: A name of `formats.FORMATS`, None to detect it.
+        sizes: A COCO file that lists the images, for a file of results, which does not.
+        follow_links: Whether links in the folders of images and masks may lead out of these folders.
+        mask_suffix: As for `running.run.refine_dataset`.
+        limit: How many images, from the first, to corrupt; the rest comes back as it is.
+        overwrite: Replace the output if it exists.
+        record: A file to write with one entry per coarse mask, CSV or JSON by its suffix.
+        picture: A PNG to write, a contact sheet of some coarse masks.
+        workers: Threads that make masks.
+        settings: The seed, and the parameters of the generators.
+        on_progress: Called after each image; `refined` counts coarse masks that were made.
 
     Raises:
-        UsageError: an output in the way.
-        DataError: the masks can't be read.
-        StorageError: an output can't be written.
-        Interrupted: stopped by the user; nothing is written.
+        UsageError: An output in the way.
+        DataError: The masks can't be read.
+        StorageError: An output can't be written.
+        Interrupted: Stopped by the user; nothing is written.
     """
     source, destination = location(truth), Path(output)
     records = {"record": location(record), "picture": location(picture)}

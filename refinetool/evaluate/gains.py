@@ -23,9 +23,9 @@ IOUS = (0.0, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 1.0)
 class GainBin:
     """The objects whose size or coarse IoU is at least `low` and below `high`.
 
-    before, gain: means over the objects, None without objects.
-    gain_error: standard error of the mean gain, None with fewer than two objects.
-    better, worse: fractions of the objects whose IoU rose or fell by more than NOTABLE_CHANGE.
+    before, gain: Means over the objects, None without objects.
+    gain_error: Standard error of the mean gain, None with fewer than two objects.
+    better, worse: Fractions of the objects whose IoU rose or fell by more than NOTABLE_CHANGE.
     """
 
     low: float

@@ -23,7 +23,7 @@ class MaskScore:
     """How one mask compares with its ground truth.
 
     overlap: IoU and boundary IoU.
-    shared, covered: pixels of intersection and union.
+    shared, covered: Pixels of intersection and union.
     boundary_accuracy: 0..1, None where the ground truth has no outline.
     """
 
@@ -37,8 +37,8 @@ class MaskScore:
 class ObjectScore:
     """How the masks of one object compare with its ground truth.
 
-    area: pixels of the ground truth.
-    after, before: scores of the prediction and of the coarse mask; `before` is None without a coarse file.
+    area: Pixels of the ground truth.
+    after, before: Scores of the prediction and of the coarse mask; `before` is None without a coarse file.
     """
 
     key: str
@@ -53,9 +53,9 @@ class ObjectScore:
 class MaskSums:
     """Sums over the masks of one file.
 
-    iou, boundary_iou, boundary_accuracy: sums of the scores of each object.
-    shared, covered: pixels of intersection and union over the data set.
-    classes: the same two per category, int64 (2,).
+    iou, boundary_iou, boundary_accuracy: Sums of the scores of each object.
+    shared, covered: Pixels of intersection and union over the data set.
+    classes: The same two per category, int64 (2,).
     """
 
     iou: float = 0.0

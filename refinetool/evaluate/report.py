@@ -12,10 +12,10 @@ from refinetool.evaluate.gains import NOTABLE_CHANGE, GainBin
 class Measure:
     """The value of one metric, and its value for the coarse masks.
 
-    name: what is measured, such as `boundary IoU`.
-    reduction: how it became one number, such as `mean over objects`.
+    name: What is measured, such as `boundary IoU`.
+    reduction: How it became one number, such as `mean over objects`.
     value: 0..1, None if nothing could be measured.
-    before: the same for the coarse masks, None without them.
+    before: The same for the coarse masks, None without them.
     """
 
     name: str
@@ -32,16 +32,16 @@ class Measure:
 class Report:
     """The results of one evaluation.
 
-    measures: the metrics, the most important ones first.
-    per_class: metrics of single categories of objects, which are too many for a table.
-    better, worse: fractions of the scored objects whose IoU rose or fell by more than NOTABLE_CHANGE; None for label
+    measures: The metrics, the most important ones first.
+    per_class: Metrics of single categories of objects, which are too many for a table.
+    better, worse: Fractions of the scored objects whose IoU rose or fell by more than NOTABLE_CHANGE; None for label
         maps, without coarse masks and without objects.
-    gain_error: standard error of the mean gain of IoU over the scored objects: their standard deviation divided by the
+    gain_error: Standard error of the mean gain of IoU over the scored objects: their standard deviation divided by the
         root of their number. None as above, and with fewer than two objects.
-    counts: how many there were of what; MEANINGS says what they count.
-    gain_by_size, gain_by_coarse_iou: gain of IoU in bins of the object's side in pixels and of the coarse mask's IoU;
+    counts: How many there were of what; MEANINGS says what they count.
+    gain_by_size, gain_by_coarse_iou: Gain of IoU in bins of the object's side in pixels and of the coarse mask's IoU;
         empty for label maps and without coarse masks.
-    remarks: sentences about what was left out and why.
+    remarks: Sentences about what was left out and why.
     """
 
     measures: tuple[Measure, ...]

@@ -19,9 +19,9 @@ class Features:
     """What a SAM 2 model computes of B images.
 
     images: float32 (B, 3, S, S), ImageNet-normalised.
-    pyramid: the feature pyramid at S/4, S/8 and S/16, float (B, C, h, w) each; empty unless a head wants it.
+    pyramid: The feature pyramid at S/4, S/8 and S/16, float (B, C, h, w) each; empty unless a head wants it.
     embedding: (B, C, S/16, S/16), the coarsest of them with the embedding for "no memory".
-    fine_maps: the decoder's projections of the finer ones, (B, C/8, S/4, S/4) and (B, C/4, S/8, S/8); or none.
+    fine_maps: The decoder's projections of the finer ones, (B, C/8, S/4, S/4) and (B, C/4, S/8, S/8); or none.
     """
 
     images: Tensor
@@ -34,7 +34,7 @@ class Seen(NamedTuple):
     """What a head computes of B images.
 
     embedding: (B, C, S/16, S/16), which replaces that of the model in the decoder; None to leave it as it is.
-    maps: further maps, one row per image each.
+    maps: Further maps, one row per image each.
     """
 
     embedding: Tensor | None
@@ -45,7 +45,7 @@ class Seen(NamedTuple):
 class Prompted:
     """N prompts, as a head gets them.
 
-    points: coordinates float (N, P, 2) in model pixels and labels int (N, P): 1, 0, -1 (absent), and 2 and 3 for the
+    points: Coordinates float (N, P, 2) in model pixels and labels int (N, P): 1, 0, -1 (absent), and 2 and 3 for the
         corners of a box; None without points and boxes.
     sides: float32 (N, S/2, S/2): 1 inside the coarse mask, -1 outside, or 0 everywhere if the prompt has none.
     """
@@ -63,7 +63,7 @@ class Decoded:
     queries: (N, K, C), the tokens as they enter the decoder: its own, then those of the prompt.
     tokens: (N, K, C), the same as they leave it.
     cells: (N, C, S/16, S/16), the image embedding as it leaves the decoder.
-    fine_maps: the maps that it used, as in `Features`, one row per prompt.
+    fine_maps: The maps that it used, as in `Features`, one row per prompt.
     """
 
     logits: Tensor
@@ -79,7 +79,7 @@ class HeadAnswer(NamedTuple):
 
     logits: (N, h, h), on a grid of the head's choice over the square input.
     scores: (N,), predicted IoUs in 0..1; None to keep the decoder's.
-    auxiliary: further logits (N, h, h), on coarser grids, which are supervised in training.
+    auxiliary: Further logits (N, h, h), on coarser grids, which are supervised in training.
     """
 
     logits: Tensor

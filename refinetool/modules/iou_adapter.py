@@ -37,11 +37,11 @@ class IouAdapter:
 
     down: float32 (r, H), the A of the equation.
     up: float32 (T, r), the B.
-    model: name of the model.
-    fingerprint: hash of that model's architecture and weights, from its backend.
-    with_masks: whether it also scores candidates of prompts with a mask, or only those of points and boxes, which it
+    model: Name of the model.
+    fingerprint: Hash of that model's architecture and weights, from its backend.
+    with_masks: Whether it also scores candidates of prompts with a mask, or only those of points and boxes, which it
         was trained on.
-    about: the recipe and the results of the training, in JSON types.
+    about: The recipe and the results of the training, in JSON types.
     """
 
     down: Tensor

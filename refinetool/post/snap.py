@@ -47,8 +47,8 @@ def guided_snap(image: ImageArray, mask: Mask, *, radius_share: float, epsilon: 
     Args:
         image: uint8 (H, W, 3) RGB.
         mask: bool (H, W), same frame.
-        radius_share: filter radius as a fraction of the radius of a disc of the mask's area; at least one pixel.
-        epsilon: colour variance on a 0..1 scale below which a window counts as flat.
+        radius_share: Filter radius as a fraction of the radius of a disc of the mask's area; at least one pixel.
+        epsilon: Colour variance on a 0..1 scale below which a window counts as flat.
 
     Returns:
         bool (H, W), a new array; empty for an empty mask, and possibly for one thinner than the filter.
@@ -102,7 +102,7 @@ def guided_filter(
         image: uint8 (H, W, 3) RGB.
         values: bool or float (H, W), usually in 0..1: a mask or a probability.
         radius_px: r, at least 1.
-        epsilon: variance on a 0..1 colour scale.
+        epsilon: Variance on a 0..1 colour scale.
 
     Returns:
         float64 (H, W); may leave the range of `values` slightly.

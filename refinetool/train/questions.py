@@ -114,8 +114,8 @@ class Looked(NamedTuple):
 class Question(NamedTuple):
     """N = B x rows prompts of one kind.
 
-    looked: one row per prompt.
-    points, masks: in the format of SAM 2's prompt encoder.
+    looked: One row per prompt.
+    points, masks: In the format of SAM 2's prompt encoder.
     sides: (N, S/2, S/2), see `heads.Prompted`.
     targets, weights: float32 (N, S/2, S/2), the fraction of each cell that the object covers, and its loss weight.
     truth: bool (N, S, S), the object.

@@ -26,8 +26,8 @@ class Loss(NamedTuple):
 class Trained(Protocol):
     """What is trained.
 
-    module: everything that learns.
-    product: the part of it that is averaged, measured and saved in the end.
+    module: Everything that learns.
+    product: The part of it that is averaged, measured and saved in the end.
     """
 
     @property

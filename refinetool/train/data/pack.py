@@ -58,8 +58,8 @@ class Pack:
     """A pack on disk, N images with M objects.
 
     digest: SHA-256 of the image file.
-    fingerprint: hash of its sources and settings; see `pack_fingerprint`.
-    side, quality: side and quality with which the images were encoded.
+    fingerprint: Hash of its sources and settings; see `pack_fingerprint`.
+    side, quality: Side and quality with which the images were encoded.
     tensors: `images`, `ids` uint8 (concatenated bytes), `image_ends`, `id_ends` int64 (N,), `sizes` int32 (N, 2) as
         (H, W), `validation` uint8 (N,), `source` int32 (N,), `object_ends` int64 (N,), `boxes` int32 (M, 4), `areas`
         int32 (M,), `members` uint8 (M, 32), 256 bits that say which ids an object consists of.

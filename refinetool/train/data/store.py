@@ -21,7 +21,7 @@ class PictureStore:
     sizes: int64 (N, 2), (H, W); offsets: int64 (N,), the first pixel of an image. These and the following fields are
         on the CPU, where crops are chosen.
     first_object: int64 (N + 1,); boxes: float64 (M, 4), xyxy; areas: float64 (M,), pixels.
-    groups: one int64 tensor of images per source.
+    groups: One int64 tensor of images per source.
     shares: float64, one sampling weight per source: the square root of its size, so that small sources count.
     trust: float32 (N,), how far the outlines of an image can be trusted to the pixel, 0..1; that of its source.
     """

@@ -53,9 +53,9 @@ Read: TypeAlias = Callable[[str], Features]
 class Figures:
     """How well candidates were chosen for some of the held-out answers, before and after.
 
-    top1: fraction of masks for which the chosen candidate is the one most similar to the coarse mask, or as similar.
-    coarse_iou: mean IoU of the chosen candidate with the coarse mask.
-    changed: fraction of masks for which another candidate is chosen than before.
+    top1: Fraction of masks for which the chosen candidate is the one most similar to the coarse mask, or as similar.
+    coarse_iou: Mean IoU of the chosen candidate with the coarse mask.
+    changed: Fraction of masks for which another candidate is chosen than before.
     """
 
     prompts: str
