@@ -14,6 +14,7 @@ from commands import Command
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -631,6 +632,19 @@ def test_the_command(command: Command, folder: Path, monkeypatch: pytest.MonkeyP
     assert said.code == 2 and "--workers is 'none'" in said.err
     said = command("adapt-iou", folder / "coarse.json", "-o", folder / "b.safetensors", "--model", "sam-vit-x")
     assert said.code == 2 and "there is no model" in said.err
+
+
+def test_files_that_are_not_masks_are_told(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runners, "load_refiner", load_refiner)
+    square = np.zeros((60, 80), np.uint8)
+    square[10:30, 20:50] = 255
+    (folder / "masks").mkdir()
+    for name in ("1.png", "2.png", "3.png", "more.jpg"):
+        Image.fromarray(square).save(folder / "masks" / name)
+    words = ("--images", folder / "images", "--checkpoint", RANDOM, "--device", "cpu", "--learning-rate", "0", "--keep")
+    said = command("adapt-iou", folder / "masks", *words, "-o", folder / "a.safetensors")
+    assert said.code == 0, said.err
+    assert "1 file was not read as a mask: more.jpg;" in said.out
 
 
 def test_refine_refuses_an_adapter_of_another_model(folder: Path) -> None:

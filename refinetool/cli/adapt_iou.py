@@ -208,6 +208,7 @@ def tell(summary: "AdaptSummary") -> None:
     console.say(
         f"features took {console.duration(summary.gather_seconds)}, training {console.duration(summary.train_seconds)}"
     )
+    console.say_notes(summary.notes)
     console.say_crashes(summary.crashes)
     single = summary.of("single")
     if summary.helps:

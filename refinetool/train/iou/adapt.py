@@ -92,6 +92,8 @@ class AdaptSummary:
     """None if nothing was written."""
     features: Path | None
     """The file of features, kept for another attempt; None if it was removed."""
+    notes: tuple[str, ...] = ()
+    """Sentences about what the data set holds and was not read."""
 
     def of(self, prompts: str) -> Figures:
         """Return the figures for one kind of prompts."""
@@ -235,6 +237,7 @@ def adapt_iou(
         train_seconds=trained - gathered,
         output=destination if helps or keep else None,
         features=kept_at if kept_at.exists() else None,
+        notes=dataset.remarks(),
     )
 
 
