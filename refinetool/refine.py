@@ -1,6 +1,6 @@
 """START HERE. Refines masks in these steps:
 
-    read → split → view → embed → (excavate → segment → select) x passes → post steps → merge → write
+    read → split → view → embed → (excavate → segment → select) x passes → compete → post steps → merge → write
 
 A `Refiner` does all of them except reading and writing annotation files, which is done by `formats`. It works on one
 image, or on many through `running`. Its three methods run in three kinds of threads: `prepare` reads the image and
@@ -20,6 +20,7 @@ from refinetool.backends.models import load_backend
 from refinetool.baselines.classical import CLASSICAL, NoModel, answer_classically
 from refinetool.baselines.grid import answer_by_grid
 from refinetool.candidates import Answer, Job, ask
+from refinetool.competition import compete
 from refinetool.errors import DataError, UsageError
 from refinetool.images import read_sample
 from refinetool.inputs import ImageLike, MasksLike, as_image, as_masks, check_settings
@@ -154,11 +155,12 @@ class Refiner:
         return [replace(mined, masks=answer.logits) for mined, answer in zip(prompts, answers, strict=True)]
 
     def finish(self, prepared: Prepared, answers: Sequence[Answer]) -> Outcome:
-        """Apply the post steps to the model's proposals, and merge them where regions share a map.
+        """Let the proposals compete, apply the post steps to each, and merge them where regions share a map.
 
         Args:
             answers: One per job of the sample.
         """
+        answers = compete(prepared.jobs, answers, settings=self.settings.competition)
         verdicts = [
             self._judge(job, row, answer, size=prepared.sample.size)
             for job, answer in zip(prepared.jobs, answers, strict=True)

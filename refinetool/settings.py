@@ -169,6 +169,17 @@ class SpeckSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class CompetitionSettings:
+    """How the objects of an image compete for pixels while their masks are predicted. Masks may still overlap."""
+
+    weight: float | None = None
+    """What log(1 - p) of each rival is multiplied by before it is added to the logits of a mask: 0 refines each mask by
+    itself, and 1 would be right if no pixel could belong to two objects. None is the model's default."""
+    max_shared: float = 0.5
+    """Objects whose coarse masks share more than this fraction of the smaller one don't compete."""
+
+
+@dataclass(frozen=True, slots=True)
 class ExclusiveSettings:
     """Whether COCO's instances may overlap after refinement. Regions that share a map never do."""
 
@@ -200,6 +211,7 @@ class ModelDefaults:
     selection: Literal["single", "predicted", "coarse"] = "predicted"
     snap: Literal["none", "guided"] = "none"
     guard: GuardThresholds = field(default_factory=GuardThresholds)
+    competition: float = 0.0
     single_threaded: bool = False
     """Whether, on a CPU, batches run side by side on one thread each instead of one after the other on all threads. It
     is faster for a small model, whose operations are too short to divide; a large one would need its memory many times.
@@ -262,6 +274,7 @@ class RefineSettings:
     guard: GuardSettings = field(default_factory=GuardSettings)
     snap: SnapSettings = field(default_factory=SnapSettings)
     specks: SpeckSettings = field(default_factory=SpeckSettings)
+    competition: CompetitionSettings = field(default_factory=CompetitionSettings)
     exclusive: ExclusiveSettings = field(default_factory=ExclusiveSettings)
     polygons: PolygonSettings = field(default_factory=PolygonSettings)
     grid: GridSettings = field(default_factory=GridSettings)
@@ -275,6 +288,10 @@ class RefineSettings:
             view=replace(self.view, mode=defaults.view if self.view.mode == "auto" else self.view.mode),
             snap=replace(self.snap, mode=defaults.snap if self.snap.mode == "auto" else self.snap.mode),
             guard=replace(self.guard, **asdict(self.guard.thresholds(defaults.guard))),
+            competition=replace(
+                self.competition,
+                weight=defaults.competition if self.competition.weight is None else self.competition.weight,
+            ),
         )
 
 
@@ -296,6 +313,9 @@ NO_GUARD = GuardSettings(
 ALL_SPECKS = SpeckSettings(max_px=0.0, max_share=0.0)
 """Keeps every speck."""
 
+ALONE = CompetitionSettings(weight=0.0)
+"""Refines each mask by itself."""
+
 RELEASE = RefineSettings(
     passes=5,
     selection="predicted",
@@ -306,10 +326,11 @@ RELEASE = RefineSettings(
     guard=NO_GUARD,
     snap=SnapSettings(mode="none"),
     specks=ALL_SPECKS,
+    competition=ALONE,
 )
 """The defaults of the authors' public release, for comparison; its elastic box is switched off."""
 
-_PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"), specks=ALL_SPECKS)
+_PLAIN = RefineSettings(guard=NO_GUARD, snap=SnapSettings(mode="none"), specks=ALL_SPECKS, competition=ALONE)
 
 ABLATION = replace(_PLAIN, selection="predicted")
 """The base of every row of an ablation: the model's own masks, chosen by predicted IoU as in the paper."""

@@ -18,6 +18,7 @@ from refinetool.records import BoolArray, ImageArray, Layout, Outcome, Prompts, 
 from refinetool.refine import Refiner
 from refinetool.settings import (
     NO_GUARD,
+    CompetitionSettings,
     GuardSettings,
     GuardThresholds,
     ModelDefaults,
@@ -213,16 +214,37 @@ def test_settings_are_resolved_once_and_for_all() -> None:
         selection="single",
         snap="guided",
         guard=GuardThresholds(0.1, 0.2, sure_iou=0.9, min_coarse_iou=0.3, max_area_ratio=4.0),
+        competition=0.4,
     )
     resolved = RefineSettings().resolved(suits)
     assert (resolved.view.mode, resolved.selection, resolved.snap.mode) == ("crop", "single", "guided")
     guard = resolved.guard
     assert (guard.min_predicted_iou, guard.min_expected_gain, guard.sure_iou) == (0.1, 0.2, 0.9)
     assert (guard.min_coarse_iou, guard.max_area_ratio) == (0.3, 4.0)
+    assert resolved.competition.weight == 0.4
     assert resolved.resolved(ModelDefaults()) == resolved
-    chosen = RefineSettings(selection="coarse", view=ViewSettings(mode="frame"), snap=SnapSettings(mode="none"))
+    chosen = RefineSettings(
+        selection="coarse",
+        view=ViewSettings(mode="frame"),
+        snap=SnapSettings(mode="none"),
+        competition=CompetitionSettings(weight=0.0),
+    )
     kept = chosen.resolved(suits)
     assert (kept.view, kept.selection, kept.snap) == (chosen.view, chosen.selection, chosen.snap)
+    assert kept.competition == chosen.competition
+
+
+def test_objects_compete_for_what_both_claim(picture: Path) -> None:
+    left, right = rectangle(43, 20, 60, 50), rectangle(57, 20, 72, 50)
+    found = {}
+    for weight in (0.0, 1.0):
+        settings = RefineSettings(guard=NO_GUARD, competition=CompetitionSettings(weight=weight))
+        found[weight] = decoded(run(Refiner(BrightBackend(), settings), sample_of(picture, [left, right])))
+    both = found[0.0][0] & found[0.0][1]
+    assert both.any()
+    # The model is equally sure of both, so neither has more than half of the probability.
+    for before, after in zip(found[0.0], found[1.0], strict=True):
+        assert (after == (before & ~both)).all()
 
 
 @pytest.mark.parametrize(("score", "said"), [(1.3, 1.0), (-0.2, 0.0)])

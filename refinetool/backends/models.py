@@ -84,6 +84,7 @@ MODELS: dict[str, Model] = {
                     min_part_confidence=0.6,
                     min_part_depth=0.6,
                 ),
+                competition=0.5,
                 single_threaded=True,
             ),
             head="detail",

@@ -112,6 +112,14 @@ SETTINGS = (
         high=1,
     ),
     Setting(
+        "competition.weight",
+        "--competition",
+        METHOD,
+        "How strongly the objects of an image compete for pixels; 0 refines each by itself.",
+        low=0,
+        default=MODEL_DEFAULT,
+    ),
+    Setting(
         "exclusive.enabled",
         "--exclusive",
         METHOD,
