@@ -170,7 +170,7 @@ class SpeckSettings:
 
 @dataclass(frozen=True, slots=True)
 class CompetitionSettings:
-    """How the objects of an image compete for pixels while their masks are predicted. Masks may still overlap."""
+    """How the objects of an image compete for pixels once their masks are predicted. Masks may still overlap."""
 
     weight: float | None = None
     """What log(1 - p) of each rival is multiplied by before it is added to the logits of a mask: 0 refines each mask by
