@@ -147,6 +147,13 @@ def test_a_pixel_that_two_claim_goes_to_the_surer_one() -> None:
     assert right[:, WIDTH // 2 + 1 :].all()
 
 
+@pytest.mark.parametrize(("probability", "kept"), [(0.6, False), (0.64, True), (0.99, True)])
+def test_two_that_are_equally_sure_both_keep_a_pixel_or_neither(probability: float, kept: bool) -> None:
+    logits = np.full((HEIGHT, WIDTH), np.log(probability / (1 - probability)), np.float32)
+    jobs, answers = separate([(0, 0, 12, HEIGHT), (18, 0, WIDTH, HEIGHT)], [logits, logits])
+    assert [answer.masks.all() for answer in compete(jobs, answers, settings=HALF)] == [kept, kept]
+
+
 @pytest.mark.parametrize(
     ("parts", "expected"),
     [
