@@ -97,6 +97,8 @@ def are_rivals(one: Part, other: Part, *, max_shared: float) -> bool:
     if one.region == other.region:
         return False
     shared = np.count_nonzero(_within(one, other) & _within(other, one))
+    if shared == 0:  # most pairs, so their masks need not be counted
+        return True
     return bool(shared <= max_shared * min(np.count_nonzero(one.mask), np.count_nonzero(other.mask)))
 
 
