@@ -185,7 +185,7 @@ class Refiner:
         return Verdict(claim, proposal.reason, score, proposal.coarse_iou, candidates)
 
     def refine_image(self, image: ImageLike, coarse: MasksLike) -> list[RefinedMask]:
-        """Refine N masks of one image: different objects, which may overlap, and compete for pixels they both claim.
+        """Refine N masks of one image: different objects, which may overlap, and compete for pixels (`competition`).
 
         Args:
             image: uint8 (H, W, 3) RGB, a PIL image, a path, or a torch tensor, uint8 (3, H, W) or (H, W, 3). The EXIF

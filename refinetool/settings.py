@@ -212,6 +212,7 @@ class ModelDefaults:
     snap: Literal["none", "guided"] = "none"
     guard: GuardThresholds = field(default_factory=GuardThresholds)
     competition: float = 0.0
+    """The weight of `CompetitionSettings`."""
     single_threaded: bool = False
     """Whether, on a CPU, batches run side by side on one thread each instead of one after the other on all threads. It
     is faster for a small model, whose operations are too short to divide; a large one would need its memory many times.
