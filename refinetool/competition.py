@@ -10,6 +10,7 @@ With two objects and a weight of 1 this is exact; with 0 each mask is left as it
 smaller one's coarse mask are no rivals: one of them is probably part of the other, or stands before it.
 """
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
@@ -17,8 +18,8 @@ import cv2
 import numpy as np
 
 from refinetool.candidates import Answer, Job
-from refinetool.masks import spread
-from refinetool.records import Box, FloatMap, FloatMaps, Mask
+from refinetool.masks import bounding_box, intersect, spread
+from refinetool.records import Box, FloatMap, FloatMaps
 from refinetool.regions import Part
 from refinetool.settings import CompetitionSettings
 from refinetool.views import View
@@ -68,21 +69,19 @@ def compete(jobs: Sequence[Job], answers: Sequence[Answer], *, settings: Competi
 
 def claim_of(part: Part, logits: FloatMap, view: View) -> Claimed | None:
     """Return what a part claims by its logits, float32 (h, w) over a view; None if it claims nothing."""
-    fine = spread(logits, view.size)
-    rows, columns = (np.flatnonzero((fine > _log_odds(LEAST_CLAIM)).any(axis=axis)) for axis in (1, 0))
-    if not len(rows):
+    denied: FloatMap = -np.logaddexp(0, spread(logits, view.size), dtype=np.float32)
+    box = bounding_box(denied < math.log1p(-LEAST_CLAIM))
+    if box is None:
         return None
-    top, bottom, left, right = rows[0], rows[-1] + 1, columns[0], columns[-1] + 1
-    x0, y0, _, _ = view.window
-    denied: FloatMap = -np.logaddexp(0, fine[top:bottom, left:right], dtype=np.float32)
-    return Claimed(part, (int(x0 + left), int(y0 + top), int(x0 + right), int(y0 + bottom)), denied)
+    (x0, y0, x1, y1), (left, top, _, _) = box, view.window
+    return Claimed(part, (left + x0, top + y0, left + x1, top + y1), denied[y0:y1, x0:x1].copy())
 
 
 def _contested(job: Job, answer: Answer, claimed: Sequence[Claimed], *, weight: float, max_shared: float) -> Answer:
     if answer.logits is None:
         return answer
     masks, logits = answer.masks.copy(), answer.logits.copy()
-    seen = [claim for claim in claimed if not _is_empty(_overlap(claim.box, job.view.window))]
+    seen = [claim for claim in claimed if _reaches(claim, job.view)]
     for row, part in enumerate(job.parts):
         rivals = [claim for claim in seen if are_rivals(part, claim.part, max_shared=max_shared)]
         if rivals:
@@ -92,42 +91,29 @@ def _contested(job: Job, answer: Answer, claimed: Sequence[Claimed], *, weight: 
     return replace(answer, masks=masks, logits=logits)
 
 
+def _reaches(claim: Claimed, view: View) -> bool:
+    inside, _ = intersect(claim.box, view.window)
+    return claim.denied[inside].size > 0
+
+
 def are_rivals(one: Part, other: Part, *, max_shared: float) -> bool:
     """Whether two parts compete: not if they are of one region, or share too much of the smaller one's coarse mask."""
     if one.region == other.region:
         return False
-    shared = np.count_nonzero(_within(one, other) & _within(other, one))
+    here, there = intersect(one.box, other.box)
+    shared = np.count_nonzero(one.mask[here] & other.mask[there])
     if shared == 0:  # most pairs, so their masks need not be counted
         return True
     return bool(shared <= max_shared * min(np.count_nonzero(one.mask), np.count_nonzero(other.mask)))
 
 
-def _within(part: Part, other: Part) -> Mask:
-    """Return the mask of a part where its box and that of another part overlap."""
-    x0, y0, x1, y1 = _overlap(part.box, other.box)
-    left, top, _, _ = part.box
-    return part.mask[y0 - top : y1 - top, x0 - left : x1 - left]
-
-
 def denied_in(view: View, rivals: Sequence[Claimed]) -> FloatMap:
     """Sum log(1 - p) over rivals: float32 (H, W) in a view."""
-    left, top, _, _ = view.window
     total = np.zeros(view.size, dtype=np.float32)
     for rival in rivals:
-        x0, y0, x1, y1 = _overlap(view.window, rival.box)
-        x, y, _, _ = rival.box
-        total[y0 - top : y1 - top, x0 - left : x1 - left] += rival.denied[y0 - y : y1 - y, x0 - x : x1 - x]
+        here, there = intersect(view.window, rival.box)
+        total[here] += rival.denied[there]
     return total
-
-
-def _is_empty(box: Box) -> bool:
-    return box[0] == box[2] or box[1] == box[3]
-
-
-def _overlap(one: Box, other: Box) -> Box:
-    """Return the intersection of two boxes; where it is empty, an empty box at the same corner."""
-    x0, y0 = max(one[0], other[0]), max(one[1], other[1])
-    return x0, y0, max(x0, min(one[2], other[2])), max(y0, min(one[3], other[3]))
 
 
 def _on_grid(lowered: FloatMap, logits: FloatMaps) -> FloatMap:
@@ -135,7 +121,3 @@ def _on_grid(lowered: FloatMap, logits: FloatMaps) -> FloatMap:
     height, width = logits.shape[1:]
     resized = cv2.resize(lowered, (width, height), interpolation=cv2.INTER_AREA)
     return np.asarray(resized, dtype=np.float32).reshape(height, width)
-
-
-def _log_odds(probability: float) -> float:
-    return float(np.log(probability / (1 - probability)))

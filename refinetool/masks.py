@@ -131,6 +131,16 @@ def tight_box(mask: Mask) -> Box:
     return box
 
 
+def intersect(a: Box, b: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
+    """Return the intersection of two boxes as (rows, columns) within each of them; empty if they don't meet."""
+    x0, y0 = max(a[0], b[0]), max(a[1], b[1])
+    x1, y1 = max(x0, min(a[2], b[2])), max(y0, min(a[3], b[3]))
+    return (
+        (slice(y0 - a[1], y1 - a[1]), slice(x0 - a[0], x1 - a[0])),
+        (slice(y0 - b[1], y1 - b[1]), slice(x0 - b[0], x1 - b[0])),
+    )
+
+
 def paste(crop: Mask, box: Box, *, size: Size) -> Mask:
     """Return the mask of an image of `size`, bool (H, W): the crop within its half-open xyxy box, else background."""
     x0, y0, x1, y1 = box

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeAlias
 
+import numpy as np
+from PIL import Image
+
 from refinetool.running.summary import Summary
 from refinetool.statuses import Reason
 
@@ -39,3 +42,12 @@ def a_summary(**changes: Any) -> Summary:
         "output": Path("out.json"),
     }
     return Summary(**(values | changes))
+
+
+def save_squares(folder: Path, *names: str) -> None:
+    """Save the same mask under some names, 0 and 255, and make their folders."""
+    square = np.zeros((HEIGHT, WIDTH), np.uint8)
+    square[10:30, 20:50] = 255
+    for name in names:
+        (folder / name).parent.mkdir(exist_ok=True)
+        Image.fromarray(square).save(folder / name)

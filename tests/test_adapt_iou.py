@@ -10,11 +10,10 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from commands import Command
+from commands import Command, save_squares
 from hypothesis import given
 from hypothesis import strategies as st
 from hypothesis.extra.numpy import arrays
-from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
@@ -636,11 +635,7 @@ def test_the_command(command: Command, folder: Path, monkeypatch: pytest.MonkeyP
 
 def test_files_that_are_not_masks_are_told(command: Command, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(runners, "load_refiner", load_refiner)
-    square = np.zeros((60, 80), np.uint8)
-    square[10:30, 20:50] = 255
-    (folder / "masks").mkdir()
-    for name in ("1.png", "2.png", "3.png", "more.jpg"):
-        Image.fromarray(square).save(folder / "masks" / name)
+    save_squares(folder, "masks/1.png", "masks/2.png", "masks/3.png", "masks/more.jpg")
     words = ("--images", folder / "images", "--checkpoint", RANDOM, "--device", "cpu", "--learning-rate", "0", "--keep")
     said = command("adapt-iou", folder / "masks", *words, "-o", folder / "a.safetensors")
     assert said.code == 0, said.err

@@ -13,9 +13,8 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import numpy as np
 import pytest
-from commands import HEIGHT, WIDTH, Command, a_summary
+from commands import HEIGHT, WIDTH, Command, a_summary, save_squares
 from fakes import BrightBackend
-from PIL import Image
 from pycocotools.mask import decode, frPyObjects
 
 import refinetool
@@ -412,14 +411,6 @@ def test_dry_run_touches_nothing(command: Command, folder: Path) -> None:
     assert "model embedded" in said.out
     assert "coarse.refined.json" in said.out
     assert {path: path.stat().st_mtime_ns for path in folder.rglob("*")} == before
-
-
-def save_squares(folder: Path, *names: str) -> None:
-    square = np.zeros((HEIGHT, WIDTH), np.uint8)
-    square[10:30, 20:50] = 255
-    for name in names:
-        (folder / name).parent.mkdir(exist_ok=True)
-        Image.fromarray(square).save(folder / name)
 
 
 @pytest.mark.parametrize("how", [["refine"], ["refine", "--dry-run"], ["corrupt"]], ids=" ".join)

@@ -132,7 +132,7 @@ def test_masks_only_lose_pixels(image: tuple[list[Job], list[Answer]]) -> None:
 
 
 def ramp(*, rising: bool) -> FloatMap:
-    """Logits from -6 to 6 across the image, or the reverse, half a step apart."""
+    """Logits from -4 to 8 across the image, or the reverse."""
     steps = np.linspace(-6, 6, WIDTH, dtype=np.float32)
     line = (steps if rising else steps[::-1]) + np.float32(2)
     return np.broadcast_to(line, (HEIGHT, WIDTH)).copy()

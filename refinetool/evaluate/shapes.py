@@ -107,7 +107,7 @@ def make_shape(pixels: Mask, corner: tuple[int, int], *, band_px: int) -> Shape:
 
 def count_common(a: Shape, b: Shape) -> CommonPixels:
     """Count the pixels that two masks share and cover."""
-    here, there = _intersect(a.box, b.box)
+    here, there = masks.intersect(a.box, b.box)
     shared = int(np.count_nonzero(a.pixels[here] & b.pixels[there]))
     band_shared = int(np.count_nonzero(a.band[here] & b.band[there]))
     return CommonPixels(
@@ -122,7 +122,7 @@ def draw_in_box(shape: Shape, box: Box) -> Mask:
     """Draw the part of a mask that lies in a box, bool (y1 - y0, x1 - x0)."""
     x0, y0, x1, y1 = box
     canvas = np.zeros((y1 - y0, x1 - x0), dtype=np.bool_)
-    here, there = _intersect(shape.box, box)
+    here, there = masks.intersect(shape.box, box)
     canvas[there] = shape.pixels[here]
     return canvas
 
@@ -135,16 +135,6 @@ def enclose_boxes(boxes: Iterable[Box], *, margin_px: int, size: Size) -> Box:
         max(0, min(y0) - margin_px),
         min(size[1], max(x1) + margin_px),
         min(size[0], max(y1) + margin_px),
-    )
-
-
-def _intersect(a: Box, b: Box) -> tuple[tuple[slice, slice], tuple[slice, slice]]:
-    """The intersection of two boxes as (rows, columns) within each of them; empty if they don't meet."""
-    x0, y0 = max(a[0], b[0]), max(a[1], b[1])
-    x1, y1 = max(x0, min(a[2], b[2])), max(y0, min(a[3], b[3]))
-    return (
-        (slice(y0 - a[1], y1 - a[1]), slice(x0 - a[0], x1 - a[0])),
-        (slice(y0 - b[1], y1 - b[1]), slice(x0 - b[0], x1 - b[0])),
     )
 
 
