@@ -26,6 +26,8 @@ from refinetool.views import View
 
 LEAST_CLAIM = 0.02
 """A pixel with a lower probability is not claimed."""
+NO_CLAIM = np.float32(-100)
+"""A logit that claims nothing."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,8 +70,12 @@ def compete(jobs: Sequence[Job], answers: Sequence[Answer], *, settings: Competi
 
 
 def claim_of(part: Part, logits: FloatMap, view: View) -> Claimed | None:
-    """Return what a part claims by its logits, float32 (h, w) over a view; None if it claims nothing."""
-    denied: FloatMap = -np.logaddexp(0, spread(logits, view.size), dtype=np.float32)
+    """Return what a part claims by its logits, float32 (h, w) over a view; None if it claims nothing.
+
+    Pixels whose logits are not numbers are not claimed, so that a broken answer does no harm to others.
+    """
+    numbers = np.where(np.isnan(logits), NO_CLAIM, logits)
+    denied: FloatMap = -np.logaddexp(0, spread(numbers, view.size), dtype=np.float32)
     box = bounding_box(denied < math.log1p(-LEAST_CLAIM))
     if box is None:
         return None

@@ -213,6 +213,16 @@ def test_answers_that_claim_nothing_are_no_rivals() -> None:
     assert (first.logits == answers[0].logits).all()
 
 
+def test_a_broken_answer_does_no_harm() -> None:
+    broken = np.full((HEIGHT, WIDTH), np.nan, np.float32)
+    broken[:, 18:] = 9
+    jobs, answers = separate([(0, 0, 12, HEIGHT), (18, 0, WIDTH, HEIGHT)], [ramp(rising=False), broken])
+    first, _ = compete(jobs, answers, settings=HALF)
+    assert first.logits is not None and answers[0].logits is not None
+    assert (first.logits[..., :18] == answers[0].logits[..., :18]).all()
+    assert (first.logits[..., 18:] < answers[0].logits[..., 18:]).all()
+
+
 def test_logits_on_a_coarser_grid_get_the_mean_of_their_pixels() -> None:
     rng = np.random.default_rng(3)
     own, rival = rng.normal(0, 3, (2, 8, 16)).astype(np.float32)
