@@ -39,6 +39,7 @@ def load(
     head: str = _JOB.head,
     settings: RefineSettings = _REFINE,
     iou_adapter: "Path | str | None" = None,
+    arbiter: "Path | str | None" = None,
 ) -> "Refiner":
     """Load a refiner for images in memory: see `Refiner.refine_image`.
 
@@ -50,6 +51,7 @@ def load(
         head: For SAM 2 models: `auto`, `none`, `detail`, `sam2refiner`, or a file that `refinetool train head` wrote.
         settings: How to refine.
         iou_adapter: A file that `refinetool adapt-iou` wrote for this model, or None.
+        arbiter: A file that `refinetool train arbiter` wrote, or None for the model's own, if it has one.
 
     Raises:
         UsageError: There is no such model, device or precision.
@@ -67,6 +69,7 @@ def load(
         head=head,
         settings=settings,
         iou_adapter=None if iou_adapter is None else Path(iou_adapter),
+        arbiter=None if arbiter is None else Path(arbiter),
     )
 
 

@@ -8,18 +8,21 @@ those of the model times the probability that the pixel is not in the other mask
 
 With two objects and a weight of 1 this is exact; with 0 each mask is left as it is. Objects that share most of the
 smaller one's coarse mask are no rivals: one of them is probably part of the other, or stands before it.
+
+A model can have an arbiter besides, a small network that sees more of the contest, and moves the logits further.
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import cv2
 import numpy as np
 
+from refinetool.backends import Arbiter
 from refinetool.candidates import Answer, Job
 from refinetool.masks import bounding_box, intersect, spread
-from refinetool.records import Box, FloatMap, FloatMaps
+from refinetool.records import Box, Contest, FloatMap, Mask
 from refinetool.regions import Part
 from refinetool.settings import CompetitionSettings
 from refinetool.views import View
@@ -28,6 +31,9 @@ LEAST_CLAIM = 0.02
 """A pixel with a lower probability is not claimed."""
 NO_CLAIM = np.float32(-100)
 """A logit that claims nothing."""
+CONTESTED_LOGIT, CONTESTED_DENIAL, LEAST_CONTESTED = -3.0, -0.05, 20
+"""An arbiter is asked if in at least so many cells the logit is higher than the first bound and what is denied lower
+than the second; elsewhere it would have nothing to settle."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -43,19 +49,53 @@ class Claimed:
     denied: FloatMap
 
 
-def compete(jobs: Sequence[Job], answers: Sequence[Answer], *, settings: CompetitionSettings) -> list[Answer]:
-    """Return the answers for the parts of an image with masks and logits lowered where other objects claim pixels.
+def compete(
+    jobs: Sequence[Job], answers: Sequence[Answer], *, settings: CompetitionSettings, arbiter: Arbiter | None = None
+) -> list[Answer]:
+    """Return the answers for the parts of an image with masks and logits changed where other objects claim pixels.
 
-    Masks only lose pixels. Where no other object claims any, and without logits, they stay as they are.
+    Without an arbiter masks only lose pixels. Where no other object claims any, and without logits, they stay as they
+    are.
 
     Args:
         jobs: All of one image.
         answers: One per job.
         settings: Resolved: the weight is not None.
+        arbiter: That of the model, None if it has none.
     """
     weight = settings.weight or 0.0
     if weight == 0:
         return list(answers)
+    settled = [
+        answer if answer.logits is None else replace(answer, masks=answer.masks.copy(), logits=answer.logits.copy())
+        for answer in answers
+    ]
+    every_part = [part for job in jobs for part in job.parts]
+    for number, row, denied in rivalries(jobs, answers, max_shared=settings.max_shared):
+        job, own, made = jobs[number], answers[number].logits, settled[number]
+        assert own is not None and made.logits is not None
+        before = spread(own[row], job.view.size)
+        after = before + weight * denied
+        made.logits[row] += _on_grid(weight * denied, own[row].shape)
+        if arbiter is not None and settings.arbiter:
+            contest = contest_of(job, row, own[row], denied, every_part)
+            if is_contested(contest):
+                moved = arbiter.settle(contest)
+                made.logits[row] += moved
+                after += spread(moved, job.view.size)
+        made.masks[row] = np.where((before > 0) == (after > 0), made.masks[row], after > 0)
+    return settled
+
+
+def rivalries(
+    jobs: Sequence[Job], answers: Sequence[Answer], *, max_shared: float
+) -> Iterator[tuple[int, int, FloatMap]]:
+    """Find the parts of an image that have rivals.
+
+    Yields:
+        The number of the job, the row of the part in it, and log(1 - p) summed over its rivals, float32 (H, W) in the
+        view.
+    """
     claimed = [
         claim
         for job, answer in zip(jobs, answers, strict=True)
@@ -63,10 +103,14 @@ def compete(jobs: Sequence[Job], answers: Sequence[Answer], *, settings: Competi
         for part, logits in zip(job.parts, answer.logits, strict=True)
         if (claim := claim_of(part, logits, job.view)) is not None
     ]
-    return [
-        _contested(job, answer, claimed, weight=weight, max_shared=settings.max_shared)
-        for job, answer in zip(jobs, answers, strict=True)
-    ]
+    for number, job in enumerate(jobs):
+        if answers[number].logits is None:
+            continue
+        seen = [claim for claim in claimed if _reaches(claim, job.view)]
+        for row, part in enumerate(job.parts):
+            rivals = [claim for claim in seen if are_rivals(part, claim.part, max_shared=max_shared)]
+            if rivals:
+                yield number, row, denied_in(job.view, rivals)
 
 
 def claim_of(part: Part, logits: FloatMap, view: View) -> Claimed | None:
@@ -83,18 +127,38 @@ def claim_of(part: Part, logits: FloatMap, view: View) -> Claimed | None:
     return Claimed(part, (left + x0, top + y0, left + x1, top + y1), denied[y0:y1, x0:x1].copy())
 
 
-def _contested(job: Job, answer: Answer, claimed: Sequence[Claimed], *, weight: float, max_shared: float) -> Answer:
-    if answer.logits is None:
-        return answer
-    masks, logits = answer.masks.copy(), answer.logits.copy()
-    seen = [claim for claim in claimed if _reaches(claim, job.view)]
-    for row, part in enumerate(job.parts):
-        rivals = [claim for claim in seen if are_rivals(part, claim.part, max_shared=max_shared)]
-        if rivals:
-            lowered = weight * denied_in(job.view, rivals)
-            masks[row] &= spread(answer.logits[row], job.view.size) + lowered > 0
-            logits[row] += _on_grid(lowered, logits)
-    return replace(answer, masks=masks, logits=logits)
+def contest_of(job: Job, row: int, logits: FloatMap, denied: FloatMap, parts: Sequence[Part]) -> Contest:
+    """Return what there is to know of the contest of one part of a job.
+
+    Args:
+        logits: float32 (h, w), those of its mask.
+        denied: float32 (H, W) in the view, log(1 - p) summed over its rivals.
+        parts: All of the image.
+    """
+    grid = logits.shape
+    strangers = [part for part in parts if part.region != job.parts[row].region]
+    return Contest(
+        logits,
+        _on_grid(denied, grid),
+        _on_grid(job.coarse[row].astype(np.float32), grid),
+        _on_grid(covered_in(job.view, strangers).astype(np.float32), grid),
+        np.asarray(cv2.resize(job.pixels, grid[::-1], interpolation=cv2.INTER_AREA), np.uint8),
+    )
+
+
+def is_contested(contest: Contest) -> bool:
+    """Whether there is anything for an arbiter to settle."""
+    open_cells = (contest.logits > CONTESTED_LOGIT) & (contest.denied < CONTESTED_DENIAL)
+    return bool(np.count_nonzero(open_cells) >= LEAST_CONTESTED)
+
+
+def covered_in(view: View, parts: Sequence[Part]) -> Mask:
+    """Return the pixels of a view inside the coarse mask of any of some parts: bool (H, W)."""
+    covered = np.zeros(view.size, dtype=np.bool_)
+    for part in parts:
+        here, there = intersect(view.window, part.box)
+        covered[here] |= part.mask[there]
+    return covered
 
 
 def _reaches(claim: Claimed, view: View) -> bool:
@@ -122,8 +186,8 @@ def denied_in(view: View, rivals: Sequence[Claimed]) -> FloatMap:
     return total
 
 
-def _on_grid(lowered: FloatMap, logits: FloatMaps) -> FloatMap:
-    """Resize a map of a view to the grid of its logits, (n, h, w); a cell gets the mean of its pixels."""
-    height, width = logits.shape[1:]
-    resized = cv2.resize(lowered, (width, height), interpolation=cv2.INTER_AREA)
+def _on_grid(values: FloatMap, grid: tuple[int, ...]) -> FloatMap:
+    """Resize a map of a view to the grid of its logits, (h, w); a cell gets the mean of its pixels."""
+    height, width = grid
+    resized = cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA)
     return np.asarray(resized, dtype=np.float32).reshape(height, width)

@@ -188,6 +188,24 @@ class Proposal:
     reason: Reason | None = None
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Contest:
+    """A mask and what the other objects of its image say to it, all on the grid of its logits, (h, w), over its view.
+
+    logits: float32, those of the mask.
+    denied: float32, log(1 - p) summed over its rivals, so 0 where none claims a pixel.
+    coarse: float32 in 0..1, the fraction of each cell inside the coarse mask.
+    others: float32 in 0..1, that inside the coarse mask of any other object.
+    pixels: uint8 (h, w, 3) RGB, the image.
+    """
+
+    logits: FloatMap
+    denied: FloatMap
+    coarse: FloatMap
+    others: FloatMap
+    pixels: ImageArray
+
+
 @dataclass(frozen=True, slots=True)
 class Annotation:
     """The result for one region: its mask, its status and its scores.

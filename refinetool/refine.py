@@ -160,7 +160,7 @@ class Refiner:
         Args:
             answers: One per job of the sample.
         """
-        answers = compete(prepared.jobs, answers, settings=self.settings.competition)
+        answers = compete(prepared.jobs, answers, settings=self.settings.competition, arbiter=self.backend.arbiter)
         verdicts = [
             self._judge(job, row, answer, size=prepared.sample.size)
             for job, answer in zip(prepared.jobs, answers, strict=True)
@@ -271,6 +271,7 @@ def load_refiner(
     settings: RefineSettings,
     head: str = JOB.head,
     iou_adapter: Path | None = None,
+    arbiter: Path | None = None,
     embeddings: Path | None = None,
     embeddings_gigabytes: float = JOB.embeddings_gigabytes,
     compiled: bool = False,
@@ -283,13 +284,14 @@ def load_refiner(
         precision: `auto`, `fp32` or `bf16`.
         head: For SAM 2 models: `auto`, `none`, a kind of head, or a file that `refinetool train head` wrote.
         iou_adapter: A file that `refinetool adapt-iou` wrote for this model, or None.
+        arbiter: A file that `refinetool train arbiter` wrote, or None for the model's own, if it has one.
         embeddings: A folder in which to keep the embeddings of images, and to find those of earlier runs, or None.
         embeddings_gigabytes: What that folder may take.
         compiled: Whether to compile the encoder with torch, which takes a minute or more.
 
     Raises:
-        UsageError: The settings would not use the adapter, or a name does not exist.
-        WeightsError: The weights or the adapter can't be used.
+        UsageError: The settings would not use the adapter or the arbiter, or a name does not exist.
+        WeightsError: The weights, the adapter or the arbiter can't be used.
         StorageError: The folder of embeddings can't be made.
     """
     if settings.method in CLASSICAL:
@@ -301,6 +303,7 @@ def load_refiner(
         precision=precision,
         head=head,
         iou_adapter=iou_adapter,
+        arbiter=arbiter,
         image_batch=settings.image_batch,
         prompt_batch=settings.prompt_batch,
     )
@@ -311,7 +314,18 @@ def load_refiner(
     refiner = Refiner(backend, settings)
     if iou_adapter is not None:
         refuse_unused_adapter(iou_adapter, settings=refiner.settings)
+    if arbiter is not None:
+        refuse_unused_arbiter(arbiter, settings=refiner.settings)
     return refiner
+
+
+def refuse_unused_arbiter(arbiter: Path, *, settings: RefineSettings) -> None:
+    """Raise UsageError if resolved settings would not use an arbiter."""
+    if not (settings.competition.weight and settings.competition.arbiter and settings.method == "prompts"):
+        raise UsageError(
+            f"{arbiter}: with these settings the objects of an image don't compete, so there is nothing to settle; "
+            "add --competition 0.35, or leave the arbiter out"
+        )
 
 
 def refuse_unused_adapter(adapter: Path, *, settings: RefineSettings) -> None:

@@ -177,6 +177,8 @@ class CompetitionSettings:
     itself, and 1 would be right if no pixel could belong to two objects. None is the model's default."""
     max_shared: float = 0.5
     """Objects whose coarse masks share more than this fraction of the smaller one don't compete."""
+    arbiter: bool = True
+    """Whether the arbiter of a model that has one moves the logits, too. It was trained for the model's own weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -502,6 +504,37 @@ class ReferenceTrainSettings:
     """Memory for what the frozen networks see in images; each is then computed once."""
     max_pixels: int = MAX_PIXELS
     encoder: ReferenceSettings = field(default_factory=ReferenceSettings)
+
+
+@dataclass(frozen=True, slots=True)
+class ArbiterTrainSettings:
+    """How an arbiter is trained, which settles contests between the objects of an image."""
+
+    steps: int = 4_000
+    contests_per_step: int = 24
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.02
+    warmup_steps: int = 50
+    decay_share: float = 0.6
+    """The learning rate falls over the last part of the run, along a cosine."""
+    final_rate: float = 0.02
+    """Learning rate at the end, relative to its plateau."""
+    average_decay: float = 0.995
+    """Decay of the moving average of the weights, which is what is measured and saved."""
+    competition: float = 0.35
+    """The weight of `CompetitionSettings` that it will be used with."""
+    contested_below: float = -0.1
+    contested_weight: float = 2.0
+    """How much more a cell counts in the cross-entropy if log(1 - p), summed over its rivals, is below that bound."""
+    contests: int = 10_000
+    validation_contests: int = 600
+    min_object_px: int = 200
+    seed: int = 0
+    validation_share: float = 0.1
+    """Fraction of the images used for validation, where the data have no split."""
+    validate_every: int = 500
+    save_every: int = 500
+    max_pixels: int = MAX_PIXELS
 
 
 @dataclass(frozen=True, slots=True)

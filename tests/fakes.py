@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from refinetool.backends import Embedding, Prediction
+from refinetool.backends import Arbiter, Embedding, Prediction
 from refinetool.masks import iou
 from refinetool.records import BoolArray, FloatArray, ImageArray, IntArray, Prompts, Size
 from refinetool.settings import GuardThresholds, ModelDefaults
@@ -69,6 +69,7 @@ class BrightBackend:
     views_at_once: int = 8
     fingerprint: str = "0" * 64
     score: float = 0.9
+    arbiter: Arbiter | None = None
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
         return [BrightEmbedding(image.min(axis=2) > BRIGHT) for image in images]

@@ -9,7 +9,7 @@ calls.
 from collections.abc import Sequence
 from typing import Protocol
 
-from refinetool.records import FloatArray, FloatMaps, ImageArray, IntArray, Masks, Prompts, Size
+from refinetool.records import Contest, FloatArray, FloatMap, FloatMaps, ImageArray, IntArray, Masks, Prompts, Size
 from refinetool.settings import ModelDefaults
 
 
@@ -62,6 +62,13 @@ class Prediction(Protocol):
         """
 
 
+class Arbiter(Protocol):
+    """Settles contests between the objects of an image, one by one; see `competition`."""
+
+    def settle(self, contest: Contest) -> FloatMap:
+        """Return by how much the logits of the mask should move: float32 (h, w)."""
+
+
 class Backend(Protocol):
     """A promptable segmentation model. A batch of N equals N batches of one."""
 
@@ -70,6 +77,8 @@ class Backend(Protocol):
     """The model's defaults, used where the user chose nothing."""
     fingerprint: str
     """Hash of architecture and weights, written into journals and outputs."""
+    arbiter: Arbiter | None
+    """What settles contests between objects, where there is something."""
 
     @property
     def views_at_once(self) -> int:
@@ -82,4 +91,4 @@ class Backend(Protocol):
         """Predict masks for the prompts of each embedding; N may differ between them and may be 0."""
 
 
-__all__ = ["Backend", "Embedding", "Prediction"]
+__all__ = ["Arbiter", "Backend", "Embedding", "Prediction"]

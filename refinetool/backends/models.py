@@ -38,6 +38,7 @@ class Model:
     variant: The name of the model within that backend.
     defaults: The settings used where the user chose nothing.
     head: The head used where the user chose nothing, which is part of the weights; `none` for none.
+    has_arbiter: Whether an arbiter for the model and this head comes with refinetool.
     """
 
     name: str
@@ -46,6 +47,7 @@ class Model:
     variant: str
     defaults: ModelDefaults = field(default_factory=ModelDefaults)
     head: str = NO_HEAD
+    has_arbiter: bool = False
 
     def backend_class(self) -> "type[SquareBackend]":
         """Import the class of the backend, and torch with it."""
@@ -88,6 +90,7 @@ MODELS: dict[str, Model] = {
                 single_threaded=True,
             ),
             head="detail",
+            has_arbiter=True,
         ),
         Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", SAM, "vit_b"),
         Model("sam-vit-l", "SAM, ViT-L encoder, 312 M parameters", SAM, "vit_l"),
@@ -117,6 +120,7 @@ def load_backend(
     precision: str,
     head: str = DEFAULT_HEAD,
     iou_adapter: Path | None = None,
+    arbiter: Path | None = None,
     image_batch: int | None = None,
     prompt_batch: int | None = None,
 ) -> "SquareBackend":
@@ -132,12 +136,14 @@ def load_backend(
             or `auto` for the model's default. Heads other than that become part of the fingerprint.
         iou_adapter: A file that `adapt-iou` wrote for this model, these weights and this head; it becomes part of the
             fingerprint.
+        arbiter: A file that `train arbiter` wrote, or None for the model's own; it becomes part of the
+            fingerprint.
         image_batch, prompt_batch: Views per encoder call and regions per decoder call; None for the device's default.
 
     Raises:
         UsageError: The name, device, precision, seed or head does not exist.
         WeightsError: The weights are missing, unreadable, not the published ones, or do not fit the model; or the head
-            or the adapter is unreadable or for another model.
+            or the adapter is unreadable or for another model; or the arbiter is unreadable.
     """
     model = find_model(name)
     place = pick_device(device)
@@ -156,6 +162,14 @@ def load_backend(
             defaults = _with_another_head(defaults)
     elif head not in (DEFAULT_HEAD, NO_HEAD):
         raise UsageError(f"{name} can't have a head: heads are for SAM 2 models; drop --head {head}")
+    if arbiter is None and model.has_arbiter and head in (DEFAULT_HEAD, model.head) and not is_random(checkpoint):
+        arbiter = arbiter_weights(model)
+    settles = None
+    if arbiter is not None:
+        from refinetool.modules.arbiter import read_arbiter
+
+        settles = read_arbiter(weights.user_path(arbiter))
+        fingerprint = _hash(f"{fingerprint} {settles.digest}")
     correction = None
     if iou_adapter is not None:
         from refinetool.modules.iou_adapter import read_adapter
@@ -175,6 +189,7 @@ def load_backend(
         prompt_batch=prompt_batch or prompts,
         **options,
     )
+    backend.arbiter = settles
     if correction is not None:
         backend.adapt(correction)
     return backend
@@ -219,6 +234,11 @@ def load_model_head(
 def head_weights(model: Model, kind: str) -> Path:
     """Return the path of a head that comes with refinetool; there need not be one."""
     return Path(str(files("refinetool").joinpath("assets", f"{model.name}-{kind}.safetensors")))
+
+
+def arbiter_weights(model: Model) -> Path:
+    """Return the path of the arbiter that comes with refinetool."""
+    return Path(str(files("refinetool").joinpath("assets", f"{model.name}-arbiter.safetensors")))
 
 
 def _with_another_head(defaults: ModelDefaults) -> ModelDefaults:

@@ -15,7 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from refinetool.backends import Embedding, Prediction
+from refinetool.backends import Arbiter, Embedding, Prediction
 from refinetool.backends.batches import in_batches, power_of_two
 from refinetool.backends.cache import EmbeddingCache
 from refinetool.backends.frames import Frame, rasterise
@@ -43,6 +43,7 @@ class SquareBackend(ABC):
 
     mixes_images = True
     """Whether a decoder call may hold rows of several images."""
+    arbiter: Arbiter | None = None
 
     def __init__(
         self,

@@ -11,7 +11,7 @@ from typing import Literal, TypeAlias
 import cv2
 import numpy as np
 
-from refinetool.backends import Embedding, Prediction
+from refinetool.backends import Arbiter, Embedding, Prediction
 from refinetool.candidates import Answer, Job
 from refinetool.masks import disc_radius, distance_inside
 from refinetool.post.snap import guided_snap
@@ -85,6 +85,7 @@ class NoModel:
     name: str = "none"
     defaults: ModelDefaults = field(default_factory=lambda: ModelDefaults(view="crop", selection="single"))
     views_at_once: int = 1
+    arbiter: Arbiter | None = None
     fingerprint: str = hashlib.sha256(f"opencv {cv2.__version__}".encode()).hexdigest()
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:

@@ -16,6 +16,7 @@ from refinetool.cli import models  # isort: skip
 from refinetool.cli import train  # isort: skip
 from refinetool.cli import train_reference  # isort: skip
 from refinetool.cli import train_head  # isort: skip
+from refinetool.cli import train_arbiter  # isort: skip
 
 __all__ = [
     "ablate",
@@ -29,6 +30,7 @@ __all__ = [
     "models",
     "refine",
     "train",
+    "train_arbiter",
     "train_head",
     "train_reference",
 ]

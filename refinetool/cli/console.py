@@ -237,8 +237,8 @@ TrainingListeners: TypeAlias = "tuple[Callable[[int, int], None], Callable[[Trai
 
 
 @contextmanager
-def training(*, quiet: bool) -> Iterator[TrainingListeners]:
-    """Yield two callbacks: (done, total) for the packing of the data, and one for the progress of training.
+def training(*, quiet: bool, first: str = "packing", unit: str = "images") -> Iterator[TrainingListeners]:
+    """Yield two callbacks: (done, total) for what is done first with the data, and one for the progress of training.
 
     They show a bar on a terminal, and a line from time to time elsewhere. Validations stay on the screen as lines in
     both cases.
@@ -247,7 +247,7 @@ def training(*, quiet: bool) -> Iterator[TrainingListeners]:
     if quiet:
         yield lambda *_: None, lambda _: None
     elif console.is_terminal:
-        with _training_bar(console) as listeners:
+        with _training_bar(console, first=first, unit=unit) as listeners:
             yield listeners
     else:
         told_at = time.monotonic()
@@ -259,7 +259,7 @@ def training(*, quiet: bool) -> Iterator[TrainingListeners]:
                 print(line, file=sys.stderr, flush=True)
 
         yield (
-            lambda done, total: tell(f"packing: {done}/{total} images", at_once=done == total),
+            lambda done, total: tell(f"{first}: {done}/{total} {unit}", at_once=done == total),
             lambda progress: tell(
                 _describe_training(progress, progress.validation), at_once=progress.validation is not None
             ),
@@ -267,7 +267,7 @@ def training(*, quiet: bool) -> Iterator[TrainingListeners]:
 
 
 @contextmanager
-def _training_bar(console: Console) -> Iterator[TrainingListeners]:
+def _training_bar(console: Console, *, first: str, unit: str) -> Iterator[TrainingListeners]:
     from rich import progress as rich_progress
 
     columns = (rich_progress.BarColumn(), rich_progress.TextColumn("{task.description}"))
@@ -275,8 +275,8 @@ def _training_bar(console: Console) -> Iterator[TrainingListeners]:
         task = bar.add_task("preparing", total=1.0)
         last: dict[str, float] = {}
 
-        def tell_packing(done: int, total: int) -> None:
-            bar.update(task, completed=done / total, description=f"packing: {done}/{total} images")
+        def tell_first(done: int, total: int) -> None:
+            bar.update(task, completed=done / total, description=f"{first}: {done}/{total} {unit}")
 
         def tell(progress: "TrainProgress") -> None:
             if progress.validation:
@@ -284,7 +284,7 @@ def _training_bar(console: Console) -> Iterator[TrainingListeners]:
                 bar.console.print(_describe_training(progress, progress.validation), highlight=False)
             bar.update(task, completed=progress.share, description=_describe_training(progress, last))
 
-        yield tell_packing, tell
+        yield tell_first, tell
 
 
 def _describe_training(progress: "TrainProgress", measured: Mapping[str, float] | None) -> str:

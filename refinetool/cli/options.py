@@ -147,6 +147,15 @@ IouAdapter: TypeAlias = Annotated[
     Path | None,
     optional("--iou-adapter", metavar="PATH", text="File that refinetool adapt-iou wrote for this model.", panel=MODEL),
 ]
+Arbiter: TypeAlias = Annotated[
+    Path | None,
+    optional(
+        "--arbiter",
+        metavar="PATH",
+        text="File that refinetool train arbiter wrote, instead of the model's own.",
+        panel=MODEL,
+    ),
+]
 
 # --- run
 

@@ -120,6 +120,13 @@ SETTINGS = (
         default=MODEL_DEFAULT,
     ),
     Setting(
+        "competition.arbiter",
+        "--no-arbiter",
+        METHOD,
+        "Let objects compete by that weight alone, without the small network that settles contests.",
+        value=False,
+    ),
+    Setting(
         "exclusive.enabled",
         "--exclusive",
         METHOD,

@@ -58,6 +58,7 @@ def refine_dataset(
     candidates: Path | str | None = None,
     truth: Path | str | None = None,
     iou_adapter: Path | str | None = None,
+    arbiter: Path | str | None = None,
     cache_embeddings: Path | str | None = None,
     cache_gigabytes: float = JOB.embeddings_gigabytes,
     compile: bool = False,
@@ -95,6 +96,7 @@ def refine_dataset(
         candidates: A JSON Lines file to write with all candidates of every mask.
         truth: Ground truth in the format of the coarse masks, for the selection `oracle`.
         iou_adapter: A file that `adapt-iou` wrote for this model.
+        arbiter: A file that `train arbiter` wrote, or None for the model's own, if it has one.
         cache_embeddings: A folder in which to keep the embeddings of images for later runs, and to find those of
             earlier ones; it is made if it does not exist.
         cache_gigabytes: What that folder may take; the embeddings that were not used for longest are deleted.
@@ -126,6 +128,7 @@ def refine_dataset(
         "checkpoint": location(checkpoint),
         "head": location(head),
         "IoU adapter": location(iou_adapter),
+        "arbiter": location(arbiter),
     }
     refuse_clashes(outputs, inputs)
     replaced = overwrite
@@ -179,6 +182,7 @@ def refine_dataset(
         settings,
         head=head,
         iou_adapter=location(iou_adapter),
+        arbiter=location(arbiter),
         embeddings=location(cache_embeddings),
         embeddings_gigabytes=cache_gigabytes,
         compiled=compile,

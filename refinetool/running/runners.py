@@ -98,6 +98,7 @@ class RefineJob:
     iou_adapter: Path | None
     format: str
     head: str = JOB.head
+    arbiter: Path | None = None
     embeddings: Path | None = None
     embeddings_gigabytes: float = JOB.embeddings_gigabytes
     compiled: bool = False
@@ -116,6 +117,7 @@ class RefineJob:
             settings=self.settings,
             head=self.head,
             iou_adapter=self.iou_adapter,
+            arbiter=self.arbiter,
             embeddings=self.embeddings,
             embeddings_gigabytes=self.embeddings_gigabytes,
             compiled=self.compiled,

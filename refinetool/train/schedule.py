@@ -1,6 +1,7 @@
 """Computes the completed fraction of a run, by steps or by the clock, and from it learning rate and input side."""
 
 import math
+from typing import Protocol
 
 from refinetool.settings import TrainSettings
 
@@ -19,7 +20,20 @@ def seconds_left(step: int, seconds: float, *, rate: float, settings: TrainSetti
     return max(0.0, 60 * settings.minutes - seconds)
 
 
-def learning_rate_at(step: int, share: float, *, settings: TrainSettings) -> float:
+class Falling(Protocol):
+    """How a learning rate rises and falls, see `TrainSettings`."""
+
+    @property
+    def warmup_steps(self) -> int: ...
+
+    @property
+    def decay_share(self) -> float: ...
+
+    @property
+    def final_rate(self) -> float: ...
+
+
+def learning_rate_at(step: int, share: float, *, settings: Falling) -> float:
     """Return the learning rate relative to its plateau: linear rise, plateau, cosine fall to `final_rate`."""
     progress = max(0.0, (share - (1 - settings.decay_share)) / settings.decay_share)
     cosine = settings.final_rate + (1 - settings.final_rate) * 0.5 * (1 + math.cos(math.pi * progress))

@@ -1,0 +1,171 @@
+"""Gathers contests to learn from: all objects of an image get coarse masks, and the model refines them."""
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from torch import Tensor
+
+from refinetool import masks
+from refinetool.competition import contest_of, is_contested, rivalries
+from refinetool.corrupt.suites import SUITES, Suite, draw, scene_of, single
+from refinetool.errors import DataError
+from refinetool.records import Contest, ImageArray, Mask, Region, Sample, seed_of
+from refinetool.refine import Refiner
+from refinetool.settings import ArbiterTrainSettings, CorruptSettings
+from refinetool.train.data.pictures import AnnotatedPicture, SourcePicture
+
+MIX: tuple[tuple[Suite, float], ...] = (
+    (single("blobs").with_band(0.4, 0.8), 0.4),
+    (SUITES["weak"], 0.25),
+    (SUITES["davis-like"], 0.15),
+    (single("heat-map"), 0.1),
+    (SUITES["boundary"], 0.05),
+    (single("boundary").with_band(0.95, 0.99), 0.05),
+)
+"""Suites of coarse masks, one of which is drawn for each image, and how often."""
+MOST_ROUNDS = 20
+"""An image is used at most so many times, each time with other coarse masks."""
+
+
+@dataclass(frozen=True, slots=True)
+class Contests:
+    """Contests of n objects with what is true, on the grid (h, w) of the logits; see `records.Contest`.
+
+    logits, denied: float16 (n, h, w).
+    coarse, others, truth: uint8 (n, h, w), 255 times the fraction of each cell.
+    pixels: uint8 (n, h, w, 3).
+    """
+
+    logits: Tensor
+    denied: Tensor
+    coarse: Tensor
+    others: Tensor
+    pixels: Tensor
+    truth: Tensor
+
+    def __len__(self) -> int:
+        return len(self.logits)
+
+    def rows(self, rows: Tensor) -> "Contests":
+        """Return some of them."""
+        return Contests(*(getattr(self, each.name)[rows] for each in fields(self)))
+
+    def mirrored(self) -> "Contests":
+        """Return them with left and right exchanged."""
+        return Contests(*(getattr(self, each.name).flip(2) for each in fields(self)))
+
+
+def gather_contests(
+    pictures: Sequence[SourcePicture],
+    refiner: Refiner,
+    *,
+    count: int,
+    settings: ArbiterTrainSettings,
+    on_progress: Callable[[int, int], None],
+) -> Contests:
+    """Refine corrupted objects until there are `count` contests, or every image was used `MOST_ROUNDS` times.
+
+    What is drawn for an image depends on nothing but the seed, its key, and how often it was used before.
+
+    Args:
+        on_progress: Called with (contests found, `count`).
+
+    Raises:
+        DataError: No image holds objects that compete.
+        ImageError: An image can't be read.
+    """
+    found: list[tuple[Contest, Mask]] = []
+    for turn in range(MOST_ROUNDS):
+        before = len(found)
+        for picture in shuffled(pictures, (settings.seed, turn)):
+            rng = np.random.default_rng((settings.seed, seed_of(picture.key), turn))
+            found += contests_in(picture.key, picture.read(), refiner, rng, settings=settings)
+            on_progress(min(len(found), count), count)
+            if len(found) >= count:
+                return stacked(found[:count])
+        if len(found) == before:
+            break
+    if not found:
+        raise DataError("no image holds two objects that compete for pixels; add data with several objects an image.")
+    return stacked(found)
+
+
+def shuffled(pictures: Sequence[SourcePicture], seed: tuple[int, ...]) -> list[SourcePicture]:
+    """Return images in an order that depends on a seed."""
+    return [pictures[n] for n in np.random.default_rng(seed).permutation(len(pictures))]
+
+
+def contests_in(
+    key: str,
+    picture: AnnotatedPicture,
+    refiner: Refiner,
+    rng: np.random.Generator,
+    *,
+    settings: ArbiterTrainSettings,
+) -> Iterator[tuple[Contest, Mask]]:
+    """Give the objects of an image coarse masks and refine them; yield the contests between them.
+
+    Yields:
+        A contest and the object in the view, bool (H, W).
+    """
+    objects = apart([mask for mask in picture.objects if np.count_nonzero(mask) >= settings.min_object_px])
+    if len(objects) < 2:
+        return
+    suite = MIX[rng.choice(len(MIX), p=[share for _, share in MIX])][0]
+    coarse = corrupted(picture.image, objects, suite, rng)
+    regions = tuple(Region(n, None, masks.encode(mask)) for n, mask in enumerate(coarse))
+    size = (picture.image.shape[0], picture.image.shape[1])
+    prepared = refiner.prepare_pixels(Sample(key, Path(), size, regions), picture.image)
+    jobs, answers = prepared.jobs, refiner.segment(prepared.jobs)
+    every_part = [part for job in jobs for part in job.parts]
+    for number, row, denied in rivalries(jobs, answers, max_shared=refiner.settings.competition.max_shared):
+        job, logits = jobs[number], answers[number].logits
+        assert logits is not None
+        contest = contest_of(job, row, logits[row], denied, every_part)
+        if is_contested(contest):
+            yield contest, job.view.crop_masks(objects[job.parts[row].region][None])[0]
+
+
+def apart(objects: Sequence[Mask]) -> list[Mask]:
+    """Return objects that don't lie in each other: from the smallest on, those that are not half covered yet."""
+    chosen: list[Mask] = []
+    covered: Mask | None = None
+    for mask in sorted(objects, key=np.count_nonzero):
+        if covered is None or 2 * np.count_nonzero(mask & covered) < np.count_nonzero(mask):
+            chosen.append(mask)
+            covered = mask if covered is None else covered | mask
+    return chosen
+
+
+def corrupted(image: ImageArray, objects: Sequence[Mask], suite: Suite, rng: np.random.Generator) -> list[Mask]:
+    """Return a coarse mask for each object, bool (H, W)."""
+    how = CorruptSettings()
+    scene = scene_of(image if suite.needs_image else None, lambda: (), settings=how)
+    return [draw(suite, scene, mask, rng, ignore=None, settings=how).coarse for mask in objects]
+
+
+def stacked(found: Sequence[tuple[Contest, Mask]]) -> Contests:
+    """Stack contests of one grid, and put the truth on it."""
+
+    def of(name: str) -> Tensor:
+        return torch.from_numpy(np.stack([getattr(contest, name) for contest, _ in found]))
+
+    height, width = found[0][0].logits.shape
+    truth = [cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) for _, mask in found]
+    return Contests(
+        of("logits").half(),
+        of("denied").half(),
+        as_bytes(of("coarse")),
+        as_bytes(of("others")),
+        of("pixels"),
+        as_bytes(torch.from_numpy(np.stack(truth))),
+    )
+
+
+def as_bytes(fractions: Tensor) -> Tensor:
+    """Return fractions in 0..1 as uint8."""
+    return (fractions * 255).round().byte()

@@ -1,0 +1,399 @@
+"""The arbiter: its network and its files, what it is asked, what becomes of its answers, and how it is trained."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from commands import Command
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from test_competition import HALF, HEIGHT, WIDTH, asked, part_of, ramp, separate
+from training_data import paint_folder
+
+from refinetool import load
+from refinetool.backends.models import load_backend
+from refinetool.competition import compete, contest_of, is_contested, rivalries
+from refinetool.errors import DataError, Interrupted, UsageError, WeightsError
+from refinetool.modules.arbiter import ArbiterNet, network_inputs, read_arbiter, serialise_arbiter
+from refinetool.records import BoolArray, Contest, FloatMap
+from refinetool.refine import load_refiner
+from refinetool.settings import ArbiterTrainSettings, CompetitionSettings, RefineSettings, ViewSettings
+from refinetool.train.arbiter.contests import Contests, apart, gather_contests, stacked
+from refinetool.train.arbiter.run import ArbiterRun, contest_loss, read_record, settled_logits, train_arbiter
+from refinetool.train.data.sources import list_pictures
+from refinetool.train.steps import TrainProgress
+
+SIDE = 32
+
+
+class Bold:
+    """An arbiter that raises all logits, and keeps what it is asked."""
+
+    def __init__(self, moved: float) -> None:
+        self.moved = moved
+        self.asked: list[Contest] = []
+
+    def settle(self, contest: Contest) -> FloatMap:
+        self.asked.append(contest)
+        return np.full(contest.logits.shape, self.moved, np.float32)
+
+
+def contest(seed: int, side: int = SIDE) -> Contest:
+    rng = np.random.default_rng(seed)
+    logits, denied = rng.normal(0, 4, (2, side, side)).astype(np.float32)
+    coarse, others = rng.random((2, side, side)).astype(np.float32)
+    return Contest(logits, -np.abs(denied), coarse, others, rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+
+def shaken(seed: int) -> ArbiterNet:
+    """A network whose last layer is not zero."""
+    torch.manual_seed(seed)
+    network = ArbiterNet().eval()
+    torch.nn.init.normal_(network.leave.weight)
+    torch.nn.init.constant_(network.weight, -0.2)
+    return network
+
+
+# --- the network and its files
+
+
+def test_a_new_network_changes_nothing() -> None:
+    with torch.inference_mode():
+        assert (ArbiterNet()(*network_inputs([contest(0)])) == 0).all()
+
+
+def test_a_batch_is_its_singles_on_any_grid() -> None:
+    network = shaken(1)
+    for side in (SIDE, 56):
+        three = [contest(n, side) for n in range(3)]
+        with torch.inference_mode():
+            together = network(*network_inputs(three))
+            for one, expected in zip(three, together, strict=True):
+                torch.testing.assert_close(network(*network_inputs([one]))[0], expected, rtol=1e-4, atol=1e-4)
+        assert together.shape == (3, side, side)
+
+
+@pytest.mark.parametrize("name", ["logits", "denied", "coarse", "others", "pixels"])
+def test_the_network_sees_everything(name: str) -> None:
+    one, other = contest(1), contest(2)
+    mixed = replace(one, **{name: getattr(other, name)})
+    with torch.inference_mode():
+        answers = shaken(2)(*network_inputs([one, mixed]))
+    assert (answers[0] - answers[1]).abs().max() > 1e-2
+
+
+def write_arbiter(path: Path, seed: int = 3) -> ArbiterNet:
+    network = shaken(seed)
+    path.write_bytes(serialise_arbiter(network, {"steps": 7}))
+    return network
+
+
+def test_a_file_gives_the_network_back(tmp_path: Path) -> None:
+    path = tmp_path / "arbiter.safetensors"
+    network = write_arbiter(path)
+    found = read_arbiter(path)
+    with torch.inference_mode():
+        expected = network(*network_inputs([contest(4)]))[0]
+    np.testing.assert_allclose(found.settle(contest(4)), expected, atol=1e-4)
+    assert found.about == {"steps": 7}
+    write_arbiter(path, seed=4)
+    assert read_arbiter(path).digest != found.digest
+
+
+def text(path: Path) -> None:
+    path.write_text("an arbiter?")
+
+
+def foreign(path: Path) -> None:
+    save_file({"weight": torch.zeros(3)}, path)
+
+
+def cut(path: Path) -> None:
+    write_arbiter(path)
+    path.write_bytes(path.read_bytes()[:-100])
+
+
+def changed(path: Path, change: Callable[[dict[str, torch.Tensor]], object]) -> None:
+    write_arbiter(path)
+    tensors = load_file(path)
+    with safe_open(path, "pt") as file:
+        metadata = file.metadata()
+    change(tensors)
+    save_file(tensors, path, metadata=metadata)
+
+
+def not_finite(path: Path) -> None:
+    changed(path, lambda tensors: tensors["leave.bias"].fill_(torch.nan))
+
+
+def incomplete(path: Path) -> None:
+    changed(path, lambda tensors: tensors.pop("leave.bias"))
+
+
+@pytest.mark.parametrize("spoil", [text, foreign, cut, not_finite, incomplete])
+def test_damaged_files_are_refused_in_one_sentence(spoil: Callable[[Path], None], tmp_path: Path) -> None:
+    path = tmp_path / "arbiter.safetensors"
+    spoil(path)
+    with pytest.raises(WeightsError, match=r"arbiter\.safetensors: this is not an arbiter") as caught:
+        load_backend("embedded", checkpoint=None, device="cpu", precision="fp32", arbiter=path)
+    assert "\n" not in str(caught.value)
+
+
+# --- which model has one
+
+
+def test_the_embedded_model_has_an_arbiter(tmp_path: Path) -> None:
+    def backend(checkpoint: str | None = None, **more: object) -> object:
+        return load_backend("embedded", checkpoint=checkpoint, device="cpu", precision="fp32", **more)  # type: ignore[arg-type]
+
+    own = backend()
+    assert own.arbiter is not None  # type: ignore[attr-defined]
+    for other in (backend("random:0"), backend(head="none"), backend(head="sam2refiner")):
+        assert other.arbiter is None  # type: ignore[attr-defined]
+    write_arbiter(tmp_path / "mine.safetensors")
+    mine = backend(arbiter=tmp_path / "mine.safetensors")
+    assert mine.fingerprint != own.fingerprint  # type: ignore[attr-defined]
+    assert mine.base_fingerprint == own.base_fingerprint  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        RefineSettings(competition=CompetitionSettings(weight=0.0)),
+        RefineSettings(competition=CompetitionSettings(arbiter=False)),
+        RefineSettings(method="grid-merge"),
+    ],
+)
+def test_an_arbiter_that_would_settle_nothing_is_refused(settings: RefineSettings, tmp_path: Path) -> None:
+    write_arbiter(tmp_path / "mine.safetensors")
+    with pytest.raises(UsageError, match="nothing to settle"):
+        load("embedded", device="cpu", settings=settings, arbiter=tmp_path / "mine.safetensors")
+
+
+# --- what it is asked, and what becomes of its answers
+
+
+def test_its_moves_are_added_to_what_competition_does() -> None:
+    jobs, answers = separate([(0, 0, 12, HEIGHT), (18, 0, WIDTH, HEIGHT)], [ramp(rising=False), ramp(rising=True)])
+    plain = compete(jobs, answers, settings=HALF)
+    arbiter = Bold(3.0)
+    bold = compete(jobs, answers, settings=HALF, arbiter=arbiter)
+    assert len(arbiter.asked) == 2
+    for before, after, given in zip(plain, bold, answers, strict=True):
+        assert before.logits is not None and after.logits is not None
+        np.testing.assert_allclose(after.logits, before.logits + 3, atol=1e-5)
+        assert (after.masks == (after.logits > 0)).all()
+        assert (after.masks & ~given.masks).any(), "it may add pixels"
+
+
+def test_an_arbiter_is_left_out_where_it_is_not_wanted_or_nothing_is_contested() -> None:
+    boxes = [(0, 0, 12, HEIGHT), (18, 0, WIDTH, HEIGHT)]
+    jobs, answers = separate(boxes, [ramp(rising=False), ramp(rising=True)])
+    arbiter = Bold(3.0)
+    for settings in (replace(HALF, arbiter=False), CompetitionSettings(weight=0.0)):
+        compete(jobs, answers, settings=settings, arbiter=arbiter)
+    jobs, answers = separate(boxes, [ramp(rising=False), np.full((HEIGHT, WIDTH), -9, np.float32)])
+    compete(jobs, answers, settings=HALF, arbiter=arbiter)
+    compete(jobs[:1], answers[:1], settings=HALF, arbiter=arbiter)
+    assert arbiter.asked == []
+
+
+def test_a_contest_shows_the_image_and_all_other_masks() -> None:
+    """In windows of their own, against maps of the whole image."""
+    rng = np.random.default_rng(5)
+    windows, boxes = [(0, 0, 16, 16), (8, 0, 24, 16), (10, 8, 26, 24)], [(2, 2, 9, 9), (8, 3, 20, 12), (12, 10, 20, 20)]
+    image = rng.integers(0, 256, (HEIGHT, WIDTH, 3), dtype=np.uint8)
+    coarse = [rng.random((y1 - y0, x1 - x0)) < 0.6 for x0, y0, x1, y1 in boxes]
+    jobs, answers = [], []
+    for n, (window, box) in enumerate(zip(windows, boxes, strict=True)):
+        x0, y0, x1, y1 = window
+        job, answer = asked(window, [part_of(n, box, coarse[n])], [rng.normal(0, 3, (y1 - y0, x1 - x0))])
+        own = np.zeros((HEIGHT, WIDTH), np.bool_)
+        own[box[1] : box[3], box[0] : box[2]] = coarse[n]
+        jobs.append(replace(job, pixels=image[y0:y1, x0:x1], coarse=own[None, y0:y1, x0:x1]))
+        answers.append(answer)
+    whole = np.zeros((3, HEIGHT, WIDTH), np.bool_)
+    for n, (x0, y0, x1, y1) in enumerate(boxes):
+        whole[n, y0:y1, x0:x1] = coarse[n]
+    every_part = [part for job in jobs for part in job.parts]
+    found = list(rivalries(jobs, answers, max_shared=0.5))
+    assert [number for number, _, _ in found] == [0, 1, 2]
+    for number, row, denied in found:
+        logits = answers[number].logits
+        assert logits is not None
+        made = contest_of(jobs[number], row, logits[row], denied, every_part)
+        x0, y0, x1, y1 = windows[number]
+        others = np.delete(whole, number, axis=0).any(axis=0)
+        assert (made.logits == logits[row]).all()
+        assert (made.pixels == image[y0:y1, x0:x1]).all()
+        assert (made.coarse == whole[number, y0:y1, x0:x1]).all()
+        assert (made.others == others[y0:y1, x0:x1]).all()
+        np.testing.assert_allclose(made.denied, denied, atol=1e-6)
+        assert is_contested(made) == (np.count_nonzero((made.logits > -3) & (made.denied < -0.05)) >= 20)
+
+
+# --- training
+
+QUICK = ArbiterTrainSettings(
+    steps=6, contests_per_step=2, contests=6, validation_contests=2, validate_every=3, save_every=3, min_object_px=50
+)
+
+
+def touching_folder(folder: Path) -> Path:
+    """Images of two boxes side by side, so that they compete."""
+    data = paint_folder(folder, classes=False, count=5)
+    from PIL import Image
+
+    for path in (data / "masks").iterdir():
+        ids = np.zeros((90, 120), np.uint8)
+        ids[15:70, 10:60], ids[15:70, 60:110] = 1, 2
+        Image.fromarray(ids).save(path)
+    return data
+
+
+def quick_run(data: Path, **changes: object) -> ArbiterRun:
+    return ArbiterRun((data,), None, "embedded", "random:1", replace(QUICK, **changes))  # type: ignore[arg-type]
+
+
+def train(
+    run: ArbiterRun,
+    output: Path,
+    *,
+    resume: bool = False,
+    on_progress: Callable[[TrainProgress], None] = lambda _: None,
+) -> Path:
+    return train_arbiter(
+        run, output, device="cpu", resume=resume, on_gathering=lambda *_: None, on_progress=on_progress
+    )
+
+
+def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
+    data = touching_folder(tmp_path / "data")
+    whole = train(quick_run(data), tmp_path / "whole")
+
+    def stop(progress: TrainProgress) -> None:
+        if progress.step == 4:
+            raise Interrupted("stop")
+
+    with pytest.raises(Interrupted):
+        train(quick_run(data), tmp_path / "halves", on_progress=stop)
+    run = read_record(tmp_path / "halves")
+    assert run == quick_run(data)
+    halves = train(run, tmp_path / "halves", resume=True)
+    assert halves.read_bytes() == whole.read_bytes()
+    assert read_arbiter(whole).about["steps"] == 6
+    data.joinpath("images", "0.jpg").touch()
+    with pytest.raises(DataError, match="began with other data"):
+        train(run, tmp_path / "halves", resume=True)
+
+
+def test_contests_depend_on_seed_and_images_alone(tmp_path: Path) -> None:
+    pictures = list_pictures(touching_folder(tmp_path), images=None, validation_share=0.1, max_pixels=10**6)
+    refiner = load_refiner("embedded", checkpoint="random:1", device="cpu", precision="fp32", settings=RefineSettings())
+
+    def gather(count: int, seed: int = 0) -> Contests:
+        return gather_contests(
+            pictures, refiner, count=count, settings=replace(QUICK, seed=seed), on_progress=lambda *_: None
+        )
+
+    few, more, others = gather(3), gather(5), gather(3, seed=1)
+    assert (len(few), len(more)) == (3, 5)
+    assert torch.equal(few.coarse, more.coarse[:3])
+    assert torch.equal(few.logits, more.logits[:3])
+    assert not torch.equal(few.coarse, others.coarse)
+
+
+def test_images_without_contests_are_refused(tmp_path: Path) -> None:
+    pictures = list_pictures(touching_folder(tmp_path), images=None, validation_share=0.1, max_pixels=10**6)
+    refiner = load_refiner("embedded", checkpoint="random:1", device="cpu", precision="fp32", settings=RefineSettings())
+    huge = replace(QUICK, min_object_px=10**6)
+    with pytest.raises(DataError, match="no image holds two objects"):
+        gather_contests(pictures, refiner, count=3, settings=huge, on_progress=lambda *_: None)
+
+
+def box(x0: int, x1: int) -> BoolArray:
+    mask = np.zeros((10, 40), np.bool_)
+    mask[:, x0:x1] = True
+    return mask
+
+
+def test_objects_in_others_are_left_out() -> None:
+    part, whole, beside, overlapping = box(0, 5), box(0, 8), box(8, 30), box(27, 40)
+    kept = apart([whole, beside, part, overlapping])
+    assert [mask.sum() for mask in kept] == [part.sum(), overlapping.sum(), beside.sum()]
+
+
+def test_a_mirrored_contest_is_seen_in_a_mirror() -> None:
+    rows = stacked([(contest(n), np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % (n + 2) == 0) for n in range(2)])
+    mirrored = rows.mirrored()
+    assert torch.equal(mirrored.pixels[0, 3, 0], rows.pixels[0, 3, SIDE - 1])
+    assert torch.equal(mirrored.logits, rows.logits.flip(2))
+    assert torch.equal(mirrored.truth, rows.truth.flip(2))
+
+
+def test_the_network_learns_what_the_others_say() -> None:
+    """Where others deny a cell, it is never the object's; so it should learn to give it up."""
+    rng = np.random.default_rng(0)
+    found = []
+    for n in range(8):
+        one = contest(n)
+        wide, theirs = np.zeros((SIDE, SIDE), np.bool_), np.zeros((SIDE, SIDE), np.bool_)
+        wide[4:28, 4:28] = True
+        theirs[:, int(rng.integers(14, 20)) :] = True
+        denied = np.where(theirs, -1.0, 0.0).astype(np.float32)
+        found.append((replace(one, logits=np.where(wide, 2, -4).astype(np.float32), denied=denied), wide & ~theirs))
+    rows = stacked(found)
+    torch.manual_seed(0)
+    network, settings = ArbiterNet(), ArbiterTrainSettings()
+    optimizer = torch.optim.AdamW(network.parameters(), lr=5e-3)
+
+    def loss() -> torch.Tensor:
+        return contest_loss(settled_logits(network, rows, weight=0.35), rows, settings=settings).total
+
+    before = loss().item()
+    for _ in range(30):
+        optimizer.zero_grad()
+        loss().backward()  # type: ignore[no-untyped-call]
+        optimizer.step()
+    assert loss().item() < 0.5 * before
+
+
+def test_the_loss_is_that_of_the_definition() -> None:
+    rows = stacked([(contest(n), np.random.default_rng(n).random((SIDE, SIDE)) < 0.4) for n in range(2)])
+    logits = rows.logits.float()
+    settings = ArbiterTrainSettings()
+    expected = 0.0
+    entropy = 0.0
+    for n in range(2):
+        p, t = 1 / (1 + np.exp(-logits[n].double().numpy())), rows.truth[n].numpy() / 255
+        heavy = 1 + settings.contested_weight * (rows.denied[n].float().numpy() < settings.contested_below)
+        entropy += (heavy * -(t * np.log(p) + (1 - t) * np.log(1 - p))).mean() / 2
+        expected += (1 - (p * t).sum() / (p + t - p * t).sum()) / 2
+    assert contest_loss(logits, rows, settings=settings).total.item() == pytest.approx(expected + entropy, rel=1e-4)
+
+
+def test_the_command_writes_what_refine_takes(command: Command, tmp_path: Path) -> None:
+    data, out = touching_folder(tmp_path / "data"), tmp_path / "run"
+    options = ("--checkpoint", "random:1", "--contests", 4, "--steps", 2, "--batch", 2)
+    made = command("train", "arbiter", "--data", data, "-o", out, *options)
+    assert made.code == 0, made.err
+    assert "arbiter.safetensors" in made.out
+    refiner = load("embedded", checkpoint="random:1", device="cpu", arbiter=out / "arbiter.safetensors")
+    masks = np.stack([np.arange(80)[None].repeat(60, 0) // 40 == n for n in range(2)])
+    assert len(refiner.refine_image(np.zeros((60, 80, 3), np.uint8), masks)) == 2
+    again = command("train", "arbiter", "-o", tmp_path / "nothing", "--resume")
+    assert again.code != 0
+    assert "nothing to resume" in again.err
+
+
+def test_views_of_many_objects_have_contests(tmp_path: Path) -> None:
+    write_arbiter(tmp_path / "mine.safetensors")
+    settings = RefineSettings(view=ViewSettings(mode="frame"))
+    refiner = load(
+        "embedded", checkpoint="random:1", device="cpu", settings=settings, arbiter=tmp_path / "mine.safetensors"
+    )
+    masks = np.stack([np.arange(80)[None].repeat(60, 0) // 40 == n for n in range(2)])
+    assert len(refiner.refine_image(np.zeros((60, 80, 3), np.uint8), masks)) == 2
