@@ -61,7 +61,7 @@ def compete(
         jobs: All of one image.
         answers: One per job.
         settings: Resolved: the weight is not None.
-        arbiter: That of the model, None if it has none.
+        arbiter: That of the model, None if it has none or is not to be asked.
     """
     weight = settings.weight or 0.0
     if weight == 0:
@@ -77,7 +77,7 @@ def compete(
         before = spread(own[row], job.view.size)
         after = before + weight * denied
         made.logits[row] += _on_grid(weight * denied, own[row].shape)
-        if arbiter is not None and settings.arbiter:
+        if arbiter is not None:
             contest = contest_of(job, row, own[row], denied, every_part)
             if is_contested(contest):
                 moved = arbiter.settle(contest)

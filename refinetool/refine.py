@@ -160,7 +160,8 @@ class Refiner:
         Args:
             answers: One per job of the sample.
         """
-        answers = compete(prepared.jobs, answers, settings=self.settings.competition, arbiter=self.backend.arbiter)
+        arbiter = self.backend.arbiter if self._settles(prepared.sample) else None
+        answers = compete(prepared.jobs, answers, settings=self.settings.competition, arbiter=arbiter)
         verdicts = [
             self._judge(job, row, answer, size=prepared.sample.size)
             for job, answer in zip(prepared.jobs, answers, strict=True)
@@ -173,6 +174,16 @@ class Refiner:
             min_left=self.settings.guard.min_left,
             exclusive=self.settings.exclusive,
         )
+
+    def _settles(self, sample: Sample) -> bool:
+        """Whether the arbiter is asked about an image."""
+        match self.settings.competition.arbiter:
+            case "always":
+                return True
+            case "maps":
+                return sample.layout != "instances" or self.settings.exclusive.enabled
+            case "never":
+                return False
 
     def _judge(self, job: Job, row: int, answer: Answer, *, size: Size) -> Verdict:
         score = None if np.isnan(answer.predicted_iou[row]) else float(answer.predicted_iou[row])
@@ -321,7 +332,7 @@ def load_refiner(
 
 def refuse_unused_arbiter(arbiter: Path, *, settings: RefineSettings) -> None:
     """Raise UsageError if resolved settings would not use an arbiter."""
-    if not (settings.competition.weight and settings.competition.arbiter and settings.method == "prompts"):
+    if not (settings.competition.weight and settings.competition.arbiter != "never" and settings.method == "prompts"):
         raise UsageError(
             f"{arbiter}: with these settings the objects of an image don't compete, so there is nothing to settle; "
             "add --competition 0.35, or leave the arbiter out"

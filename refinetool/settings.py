@@ -177,8 +177,10 @@ class CompetitionSettings:
     itself, and 1 would be right if no pixel could belong to two objects. None is the model's default."""
     max_shared: float = 0.5
     """Objects whose coarse masks share more than this fraction of the smaller one don't compete."""
-    arbiter: bool = True
-    """Whether the arbiter of a model that has one moves the logits, too. It was trained for the model's own weight."""
+    arbiter: Literal["maps", "always", "never"] = "maps"
+    """Where the arbiter of a model that has one moves the logits, too. It learnt from objects that don't overlap, so
+    `maps` asks it only where objects can't: in files whose regions share a map, and with `ExclusiveSettings`. It was
+    trained for the model's own weight."""
 
 
 @dataclass(frozen=True, slots=True)

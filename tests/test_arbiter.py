@@ -3,11 +3,13 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import pytest
 import torch
 from commands import Command
+from fakes import BrightBackend
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_competition import HALF, HEIGHT, WIDTH, asked, part_of, ramp, separate
@@ -17,10 +19,17 @@ from refinetool import load
 from refinetool.backends.models import load_backend
 from refinetool.competition import compete, contest_of, is_contested, rivalries
 from refinetool.errors import DataError, Interrupted, UsageError, WeightsError
+from refinetool.masks import encode
 from refinetool.modules.arbiter import ArbiterNet, network_inputs, read_arbiter, serialise_arbiter
-from refinetool.records import BoolArray, Contest, FloatMap
-from refinetool.refine import load_refiner
-from refinetool.settings import ArbiterTrainSettings, CompetitionSettings, RefineSettings, ViewSettings
+from refinetool.records import BoolArray, Contest, FloatMap, Layout, Region, Sample
+from refinetool.refine import Refiner, load_refiner
+from refinetool.settings import (
+    ArbiterTrainSettings,
+    CompetitionSettings,
+    ExclusiveSettings,
+    RefineSettings,
+    ViewSettings,
+)
 from refinetool.train.arbiter.contests import Contests, apart, gather_contests, stacked
 from refinetool.train.arbiter.run import ArbiterRun, contest_loss, read_record, settled_logits, train_arbiter
 from refinetool.train.data.sources import list_pictures
@@ -163,7 +172,7 @@ def test_the_embedded_model_has_an_arbiter(tmp_path: Path) -> None:
     "settings",
     [
         RefineSettings(competition=CompetitionSettings(weight=0.0)),
-        RefineSettings(competition=CompetitionSettings(arbiter=False)),
+        RefineSettings(competition=CompetitionSettings(arbiter="never")),
         RefineSettings(method="grid-merge"),
     ],
 )
@@ -193,8 +202,7 @@ def test_an_arbiter_is_left_out_where_it_is_not_wanted_or_nothing_is_contested()
     boxes = [(0, 0, 12, HEIGHT), (18, 0, WIDTH, HEIGHT)]
     jobs, answers = separate(boxes, [ramp(rising=False), ramp(rising=True)])
     arbiter = Bold(3.0)
-    for settings in (replace(HALF, arbiter=False), CompetitionSettings(weight=0.0)):
-        compete(jobs, answers, settings=settings, arbiter=arbiter)
+    compete(jobs, answers, settings=CompetitionSettings(weight=0.0), arbiter=arbiter)
     jobs, answers = separate(boxes, [ramp(rising=False), np.full((HEIGHT, WIDTH), -9, np.float32)])
     compete(jobs, answers, settings=HALF, arbiter=arbiter)
     compete(jobs[:1], answers[:1], settings=HALF, arbiter=arbiter)
@@ -233,6 +241,33 @@ def test_a_contest_shows_the_image_and_all_other_masks() -> None:
         assert (made.others == others[y0:y1, x0:x1]).all()
         np.testing.assert_allclose(made.denied, denied, atol=1e-6)
         assert is_contested(made) == (np.count_nonzero((made.logits > -3) & (made.denied < -0.05)) >= 20)
+
+
+@pytest.mark.parametrize(
+    ("layout", "where", "exclusive", "asked"),
+    [
+        ("instances", "maps", False, False),
+        ("instances", "maps", True, True),
+        ("indexed", "maps", False, True),
+        ("semantic", "maps", False, True),
+        ("instances", "always", False, True),
+        ("indexed", "never", True, False),
+    ],
+)
+def test_by_default_it_is_asked_where_objects_cannot_overlap(
+    layout: Layout, where: Literal["maps", "always", "never"], exclusive: bool, asked: bool
+) -> None:
+    arbiter = Bold(0.0)
+    settings = RefineSettings(
+        competition=CompetitionSettings(weight=1.0, arbiter=where), exclusive=ExclusiveSettings(enabled=exclusive)
+    )
+    refiner = Refiner(BrightBackend(arbiter=arbiter), settings)
+    image = np.full((60, 80, 3), 255, np.uint8)
+    halves = [np.arange(80)[None].repeat(60, 0) // 40 == n for n in range(2)]
+    regions = tuple(Region(n + 1, None, encode(mask)) for n, mask in enumerate(halves))
+    prepared = refiner.prepare_pixels(Sample("one", Path(), (60, 80), regions, layout), image)
+    refiner.finish(prepared, refiner.segment(prepared.jobs))
+    assert bool(arbiter.asked) == asked
 
 
 # --- training
@@ -381,7 +416,9 @@ def test_the_command_writes_what_refine_takes(command: Command, tmp_path: Path) 
     made = command("train", "arbiter", "--data", data, "-o", out, *options)
     assert made.code == 0, made.err
     assert "arbiter.safetensors" in made.out
-    refiner = load("embedded", checkpoint="random:1", device="cpu", arbiter=out / "arbiter.safetensors")
+    settings = RefineSettings(competition=CompetitionSettings(arbiter="always"))
+    file = out / "arbiter.safetensors"
+    refiner = load("embedded", checkpoint="random:1", device="cpu", settings=settings, arbiter=file)
     masks = np.stack([np.arange(80)[None].repeat(60, 0) // 40 == n for n in range(2)])
     assert len(refiner.refine_image(np.zeros((60, 80, 3), np.uint8), masks)) == 2
     again = command("train", "arbiter", "-o", tmp_path / "nothing", "--resume")
@@ -391,7 +428,7 @@ def test_the_command_writes_what_refine_takes(command: Command, tmp_path: Path) 
 
 def test_views_of_many_objects_have_contests(tmp_path: Path) -> None:
     write_arbiter(tmp_path / "mine.safetensors")
-    settings = RefineSettings(view=ViewSettings(mode="frame"))
+    settings = RefineSettings(view=ViewSettings(mode="frame"), competition=CompetitionSettings(arbiter="always"))
     refiner = load(
         "embedded", checkpoint="random:1", device="cpu", settings=settings, arbiter=tmp_path / "mine.safetensors"
     )

@@ -121,10 +121,9 @@ SETTINGS = (
     ),
     Setting(
         "competition.arbiter",
-        "--no-arbiter",
+        "--arbiter-for",
         METHOD,
-        "Let objects compete by that weight alone, without the small network that settles contests.",
-        value=False,
+        "Where a small network settles contests between objects: where they can't overlap (maps), always, or never.",
     ),
     Setting(
         "exclusive.enabled",
