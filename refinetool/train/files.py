@@ -1,10 +1,10 @@
 """Reads and writes the files of a training run: its record, checkpoint, metrics and weights."""
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from safetensors.torch import save
@@ -15,6 +15,11 @@ from refinetool.formats.storage import new_file
 from refinetool.modules.described_files import read_description
 from refinetool.settings import TrainSettings
 from refinetool.train.step import Learner
+
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+R = TypeVar("R")
 
 RUN_FILE, CHECKPOINT_FILE, METRICS_FILE = "run.json", "checkpoint.pt", "metrics.jsonl"
 SETTINGS = "settings"
@@ -43,6 +48,36 @@ class RunRecord:
     start: Path | None
     settings: TrainSettings
     about: dict[str, Any] = field(default_factory=dict)
+
+
+def write_arguments(run: "DataclassInstance", path: Path) -> None:
+    """Record the arguments of a run, `data` and `images` among them, so that it can be resumed without them."""
+    content = asdict(run)
+    content["data"] = [str(one.absolute()) for one in content["data"]]
+    content["images"] = None if content["images"] is None else str(content["images"].absolute())
+    with new_file(path) as file:
+        file.write(json.dumps(content, indent=1).encode())
+
+
+def read_arguments(folder: Path, build: Callable[[dict[str, Any]], R]) -> R:
+    """Read the arguments of the run in a folder.
+
+    Args:
+        build: Makes them of what `write_arguments` wrote, with `data` and `images` as paths.
+
+    Raises:
+        DataError: There is no run, or its record is damaged.
+    """
+    path = folder / RUN_FILE
+    if not path.is_file():
+        raise DataError(f"{folder} holds no {RUN_FILE}, so there is nothing to resume; leave --resume out.")
+    try:
+        content = json.loads(path.read_text())
+        content["data"] = tuple(map(Path, content["data"]))
+        content["images"] = None if content["images"] is None else Path(content["images"])
+        return build(content)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise DataError(f"{path}: can't be read as the record of a run ({error}); start afresh.") from error
 
 
 def write_run(output: Path, record: RunRecord) -> None:

@@ -22,7 +22,7 @@ from refinetool.refine import load_refiner
 from refinetool.settings import ArbiterTrainSettings, RefineSettings
 from refinetool.train.arbiter.contests import Contests, gather_contests
 from refinetool.train.data.sources import fingerprint, list_pictures
-from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, Position
+from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, Position, read_arguments, write_arguments
 from refinetool.train.ranks import ALONE
 from refinetool.train.schedule import learning_rate_at
 from refinetool.train.step import Loss
@@ -83,41 +83,18 @@ def train_arbiter(
     trainer = _Trainer(run, output, training, validation)
     if resume:
         trainer.restore(checkpoint)
-    write_record(run, output / RUN_FILE)
+    write_arguments(run, output / RUN_FILE)
     settings = run.settings
     pace = Pace(settings.steps, settings.contests_per_step, settings.validate_every, settings.save_every)
     take_steps(trainer, output, pace=pace, device="cpu", ranks=ALONE, on_progress=on_progress)
     return output / WEIGHTS_FILE
 
 
-def write_record(run: ArbiterRun, path: Path) -> None:
-    """Record the arguments of a run, so that it can be resumed without giving them again."""
-    content = {
-        **asdict(run),
-        "data": [str(one.absolute()) for one in run.data],
-        "images": None if run.images is None else str(run.images.absolute()),
-    }
-    with new_file(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
-
-
 def read_record(folder: Path) -> ArbiterRun:
     """Read the arguments of the run in a folder; raises DataError if there is none."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        raise DataError(f"{folder} holds no {RUN_FILE}, so there is nothing to resume; leave --resume out.")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
-        return ArbiterRun(
-            **{
-                **content,
-                "data": tuple(map(Path, content["data"])),
-                "images": None if content["images"] is None else Path(content["images"]),
-                "settings": ArbiterTrainSettings(**content["settings"]),
-            }
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: can't be read as the record of a run ({error}); start afresh.") from error
+    return read_arguments(
+        folder, lambda content: ArbiterRun(**{**content, "settings": ArbiterTrainSettings(**content["settings"])})
+    )
 
 
 def gathered(run: ArbiterRun, *, device: str, on_progress: Callable[[int, int], None]) -> tuple[Contests, Contests]:

@@ -25,7 +25,7 @@ from refinetool.formats.storage import new_file, refuse_clashes
 from refinetool.modules.reference_encoder import ReferenceEncoder
 from refinetool.settings import ReferenceSettings, ReferenceTrainSettings
 from refinetool.train.data.sources import fingerprint
-from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, Position
+from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, Position, read_arguments, write_arguments
 from refinetool.train.ranks import ALONE
 from refinetool.train.reference.data import ClassPicture, classes_of, list_class_pictures, named_classes
 from refinetool.train.reference.episodes import ClassIndex, Episode, fixed_episodes, index_classes
@@ -90,45 +90,23 @@ def train_reference(
     trainer = _Trainer(run, output, device=device)
     if resume:
         trainer.restore(checkpoint)
-    write_record(run, output / RUN_FILE)
+    write_arguments(run, output / RUN_FILE)
     settings = run.settings
     pace = Pace(settings.steps, settings.episodes_per_step, settings.validate_every, settings.save_every)
     take_steps(trainer, output, pace=pace, device=device, ranks=ALONE, on_progress=on_progress)
     return output / WEIGHTS_FILE
 
 
-def write_record(run: ReferenceRun, path: Path) -> None:
-    """Record the arguments of a run, so that it can be resumed without giving them again."""
-    content = {
-        **asdict(run),
-        "data": [str(one.absolute()) for one in run.data],
-        "images": None if run.images is None else str(run.images.absolute()),
-    }
-    with new_file(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
-
-
 def read_record(folder: Path) -> ReferenceRun:
     """Read the arguments of the run in a folder; raises DataError if there is none."""
-    path = folder / RUN_FILE
-    if not path.is_file():
-        raise DataError(f"{folder} holds no {RUN_FILE}, so there is nothing to resume; leave --resume out.")
-    try:
-        content: dict[str, Any] = json.loads(path.read_text())
+
+    def build(content: dict[str, Any]) -> ReferenceRun:
         given = dict(content["settings"])
         tuples = {name: tuple(given[name]) for name in ("kinds", "thresholds")}
         settings = ReferenceTrainSettings(**{**given, **tuples, "encoder": ReferenceSettings(**given["encoder"])})
-        return ReferenceRun(
-            **{
-                **content,
-                "data": tuple(map(Path, content["data"])),
-                "images": None if content["images"] is None else Path(content["images"]),
-                "held_out": tuple(content["held_out"]),
-                "settings": settings,
-            }
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: can't be read as the record of a run ({error}); start afresh.") from error
+        return ReferenceRun(**{**content, "held_out": tuple(content["held_out"]), "settings": settings})
+
+    return read_arguments(folder, build)
 
 
 def rate_at(step: int, *, settings: ReferenceTrainSettings) -> float:
