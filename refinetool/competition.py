@@ -76,7 +76,7 @@ def compete(
         assert own is not None and made.logits is not None
         before = spread(own[row], job.view.size)
         after = before + weight * denied
-        made.logits[row] += _on_grid(weight * denied, own[row].shape)
+        made.logits[row] += on_grid(weight * denied, own[row].shape)
         if arbiter is not None:
             contest = contest_of(job, row, own[row], denied, every_part)
             if is_contested(contest):
@@ -139,9 +139,9 @@ def contest_of(job: Job, row: int, logits: FloatMap, denied: FloatMap, parts: Se
     strangers = [part for part in parts if part.region != job.parts[row].region]
     return Contest(
         logits,
-        _on_grid(denied, grid),
-        _on_grid(job.coarse[row].astype(np.float32), grid),
-        _on_grid(covered_in(job.view, strangers).astype(np.float32), grid),
+        on_grid(denied, grid),
+        on_grid(job.coarse[row].astype(np.float32), grid),
+        on_grid(covered_in(job.view, strangers).astype(np.float32), grid),
         np.asarray(cv2.resize(job.pixels, grid[::-1], interpolation=cv2.INTER_AREA), np.uint8),
     )
 
@@ -186,7 +186,7 @@ def denied_in(view: View, rivals: Sequence[Claimed]) -> FloatMap:
     return total
 
 
-def _on_grid(values: FloatMap, grid: tuple[int, ...]) -> FloatMap:
+def on_grid(values: FloatMap, grid: tuple[int, ...]) -> FloatMap:
     """Resize a map of a view to the grid of its logits, (h, w); a cell gets the mean of its pixels."""
     height, width = grid
     resized = cv2.resize(values, (width, height), interpolation=cv2.INTER_AREA)

@@ -6,8 +6,8 @@ the sides of the grid; its output is interpolated. It depends on the model only 
 """
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
@@ -51,13 +51,14 @@ class ArbiterNet(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
-    def forward(self, logits: Tensor, denied: Tensor, coarse: Tensor, others: Tensor, image: Tensor) -> Tensor:
+    def forward(self, logits: Tensor, denied: Tensor, coarse: Tensor, others: Tensor, pixels: Tensor) -> Tensor:
         """Return how much the logits move, float32 (N, h, w).
 
         Args:
             logits, denied, coarse, others: float32 (N, h, w), see `Contest`.
-            image: float32 (N, 3, h, w) in -1..1.
+            pixels: uint8 (N, h, w, 3) RGB.
         """
+        image = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
         logits, denied = logits.clamp(-LOGIT_BOUND, LOGIT_BOUND), denied.clamp(min=DENIED_BOUND)
         maps = (logits / LOGIT_SCALE, logits.tanh(), denied / DENIED_SCALE, denied.exp(), coarse, others)
         half = self.at_half(torch.cat((torch.stack(maps, 1), image), 1))
@@ -76,14 +77,9 @@ def _twice(maps: Tensor) -> Tensor:
     return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-def network_inputs(contests: list[Contest]) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def network_inputs(contests: Sequence[Contest]) -> list[Tensor]:
     """Return the arguments of `ArbiterNet.forward` for contests of one grid."""
-    logits, denied, coarse, others = (
-        torch.from_numpy(np.stack([getattr(contest, name) for contest in contests]))
-        for name in ("logits", "denied", "coarse", "others")
-    )
-    pixels = torch.from_numpy(np.stack([contest.pixels for contest in contests]))
-    return logits, denied, coarse, others, pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
+    return [torch.from_numpy(np.stack([getattr(one, each.name) for one in contests])) for each in fields(Contest)]
 
 
 @dataclass(frozen=True, slots=True, eq=False)

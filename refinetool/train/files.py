@@ -51,19 +51,16 @@ class RunRecord:
 
 
 def write_arguments(run: "DataclassInstance", path: Path) -> None:
-    """Record the arguments of a run, `data` and `images` among them, so that it can be resumed without them."""
-    content = asdict(run)
-    content["data"] = [str(one.absolute()) for one in content["data"]]
-    content["images"] = None if content["images"] is None else str(content["images"].absolute())
+    """Record the arguments of a run, so that it can be resumed without giving them again; paths become absolute."""
     with new_file(path) as file:
-        file.write(json.dumps(content, indent=1).encode())
+        file.write(json.dumps(asdict(run), indent=1, default=lambda found: str(found.absolute())).encode())
 
 
 def read_arguments(folder: Path, build: Callable[[dict[str, Any]], R]) -> R:
     """Read the arguments of the run in a folder.
 
     Args:
-        build: Makes them of what `write_arguments` wrote, with `data` and `images` as paths.
+        build: Makes them of what `write_arguments` wrote, in JSON types, but with `data` and `images` as paths.
 
     Raises:
         DataError: There is no run, or its record is damaged.
@@ -80,39 +77,18 @@ def read_arguments(folder: Path, build: Callable[[dict[str, Any]], R]) -> R:
         raise DataError(f"{path}: can't be read as the record of a run ({error}); start afresh.") from error
 
 
-def write_run(output: Path, record: RunRecord) -> None:
-    """Record the arguments of a run, so that it can be resumed without giving them again."""
-    content = {
-        "data": [str(path.absolute()) for path in record.data],
-        "images": None if record.images is None else str(record.images.absolute()),
-        "start": None if record.start is None else str(record.start.absolute()),
-        "settings": asdict(record.settings),
-        "about": record.about,
-    }
-    with new_file(output / RUN_FILE) as file:
-        file.write(json.dumps(content, indent=1).encode())
-
-
 def read_run(output: Path) -> RunRecord:
-    """Read the arguments of the run in a folder.
-
-    Raises:
-        DataError: There is no run, or its record is damaged.
-    """
-    path = output / RUN_FILE
-    if not path.is_file():
-        raise DataError(f"{output} holds no {RUN_FILE}, so there is nothing to resume; leave --resume out.")
-    try:
-        content = json.loads(path.read_text())
-        return RunRecord(
-            tuple(map(Path, content["data"])),
-            None if content["images"] is None else Path(content["images"]),
+    """Read the arguments of the run in a folder; raises DataError if there is none."""
+    return read_arguments(
+        output,
+        lambda content: RunRecord(
+            content["data"],
+            content["images"],
             None if content["start"] is None else Path(content["start"]),
             TrainSettings(**content["settings"]),
             dict(content.get("about", {})),
-        )
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise DataError(f"{path}: can't be read as the record of a run ({error}); start afresh.") from error
+        ),
+    )
 
 
 def save_checkpoint(path: Path, learner: Learner, position: Position) -> None:

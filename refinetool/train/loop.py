@@ -33,7 +33,7 @@ from refinetool.train.files import (
     read_metrics,
     save_checkpoint,
     settings_entry,
-    write_run,
+    write_arguments,
 )
 from refinetool.train.ranks import Ranks
 from refinetool.train.schedule import learning_rate_at, seconds_left, share_done, side_at
@@ -130,7 +130,8 @@ def train(
     if resume:
         run.restore()
     if ranks.first:
-        write_run(output, RunRecord(source.data, source.images, source.start, settings, job.about))
+        record = RunRecord(source.data, source.images, source.start, settings, job.about)
+        write_arguments(record, output / RUN_FILE)
     run.go(on_progress)
     return output / job.weights_file
 

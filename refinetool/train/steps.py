@@ -83,6 +83,30 @@ class Stepping(Protocol[B]):
         """Return the seconds to the end of the run at `rate` steps per second."""
 
 
+class CountedRun:
+    """A run of a number of steps: how much of it is done.
+
+    steps: How many there are.
+    position: How many were taken.
+    """
+
+    steps: int
+    position: Position
+
+    @property
+    def over(self) -> bool:
+        """Whether the run is complete."""
+        return self.position.step >= self.steps
+
+    def share(self) -> float:
+        """Return the completed fraction of the run."""
+        return self.position.step / self.steps
+
+    def seconds_left(self, rate: float) -> float:
+        """Return the seconds to the end of the run at `rate` steps per second."""
+        return (self.steps - self.position.step) / rate
+
+
 def take_steps(
     run: Stepping[B],
     output: Path,

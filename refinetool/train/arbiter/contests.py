@@ -4,13 +4,12 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from torch import Tensor
 
 from refinetool import masks
-from refinetool.competition import contest_of, is_contested, rivalries
+from refinetool.competition import contest_of, is_contested, on_grid, rivalries
 from refinetool.corrupt.suites import SUITES, Suite, draw, scene_of, single
 from refinetool.errors import DataError
 from refinetool.records import Contest, ImageArray, Mask, Region, Sample, seed_of
@@ -154,8 +153,8 @@ def stacked(found: Sequence[tuple[Contest, Mask]]) -> Contests:
     def of(name: str) -> Tensor:
         return torch.from_numpy(np.stack([getattr(contest, name) for contest, _ in found]))
 
-    height, width = found[0][0].logits.shape
-    truth = [cv2.resize(mask.astype(np.float32), (width, height), interpolation=cv2.INTER_AREA) for _, mask in found]
+    grid = found[0][0].logits.shape
+    truth = [on_grid(mask.astype(np.float32), grid) for _, mask in found]
     return Contests(
         of("logits").half(),
         of("denied").half(),

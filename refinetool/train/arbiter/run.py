@@ -26,7 +26,7 @@ from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, Posi
 from refinetool.train.ranks import ALONE
 from refinetool.train.schedule import learning_rate_at
 from refinetool.train.step import Loss
-from refinetool.train.steps import Pace, TrainProgress, take_steps
+from refinetool.train.steps import CountedRun, Pace, TrainProgress, take_steps
 
 WEIGHTS_FILE = "arbiter.safetensors"
 MEASURED_AT_ONCE = 32
@@ -135,7 +135,7 @@ def network_arguments(contests: Contests) -> tuple[Tensor, Tensor, Tensor, Tenso
         contests.denied.float(),
         contests.coarse.float() / 255,
         contests.others.float() / 255,
-        contests.pixels.permute(0, 3, 1, 2).float() / 127.5 - 1,
+        contests.pixels,
     )
 
 
@@ -163,11 +163,11 @@ def hard_ious(logits: Tensor, truth: Tensor) -> Tensor:
     return (found & true).sum((1, 2)) / (found | true).sum((1, 2)).clamp(min=1)
 
 
-class _Trainer:
+class _Trainer(CountedRun):
     """The state of a run between two steps."""
 
     def __init__(self, run: ArbiterRun, output: Path, training: Contests, validation: Contests) -> None:
-        self.run, self.output, self.settings = run, output, run.settings
+        self.run, self.output, self.settings, self.steps = run, output, run.settings, run.settings.steps
         self.training, self.validation = training, validation
         torch.manual_seed(run.settings.seed)
         self.network = ArbiterNet()
@@ -176,19 +176,6 @@ class _Trainer:
             self.network.parameters(), lr=run.settings.learning_rate, weight_decay=run.settings.weight_decay
         )
         self.position = Position(0, 0.0, _digest(run))
-
-    @property
-    def over(self) -> bool:
-        """Whether the run is complete."""
-        return self.position.step >= self.settings.steps
-
-    def share(self) -> float:
-        """Return the completed fraction of the run."""
-        return self.position.step / self.settings.steps
-
-    def seconds_left(self, rate: float) -> float:
-        """Return the seconds to the end of the run at `rate` steps per second."""
-        return (self.settings.steps - self.position.step) / rate
 
     def draw(self, step: int) -> Contests:
         """Draw the contests of a step, half of the steps mirrored; they depend on nothing but seed and step."""

@@ -33,7 +33,7 @@ from refinetool.train.reference.step import episode_logits, mask_loss
 from refinetool.train.reference.store import SeenPictures
 from refinetool.train.reference.weights import write_reference_encoder
 from refinetool.train.step import Loss
-from refinetool.train.steps import Pace, TrainProgress, take_steps
+from refinetool.train.steps import CountedRun, Pace, TrainProgress, take_steps
 
 WEIGHTS_FILE = "reference.safetensors"
 MEASURED_AT_ONCE = 16
@@ -126,11 +126,11 @@ def step_episodes(index: ClassIndex, step: int, *, settings: ReferenceTrainSetti
     return episodes
 
 
-class _Trainer:
+class _Trainer(CountedRun):
     """The state of a run between two steps."""
 
     def __init__(self, run: ReferenceRun, output: Path, *, device: str) -> None:
-        self.run, self.output, self.settings = run, output, run.settings
+        self.run, self.output, self.settings, self.steps = run, output, run.settings, run.settings.steps
         settings = run.settings
         pictures = [
             picture
@@ -167,19 +167,6 @@ class _Trainer:
             self.model.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay
         )
         self.position, self.best = Position(0, 0.0, self.digest), -1.0
-
-    @property
-    def over(self) -> bool:
-        """Whether the run is complete."""
-        return self.position.step >= self.settings.steps
-
-    def share(self) -> float:
-        """Return the completed fraction of the run."""
-        return self.position.step / self.settings.steps
-
-    def seconds_left(self, rate: float) -> float:
-        """Return the seconds to the end of the run at `rate` steps per second."""
-        return (self.settings.steps - self.position.step) / rate
 
     def draw(self, step: int) -> list[Episode]:
         """Draw the episodes of a step."""
