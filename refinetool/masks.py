@@ -300,6 +300,12 @@ def has_holes(mask: Mask) -> bool:
     return labels > 2  # the mask is label 0, the background around it label 1
 
 
+def dilated(mask: Mask, *, radius_px: int) -> Mask:
+    """Return the mask grown by a disc of 2 radius + 1 pixels across, bool (H, W)."""
+    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1, 2 * radius_px + 1))
+    return cv2.dilate(mask.view(np.uint8), disc).view(np.bool_)
+
+
 def fill_holes(mask: Mask) -> Mask:
     """Return the mask with the background that it encloses (see `has_holes`), bool (H, W)."""
     _, labels = _background(mask)

@@ -509,6 +509,22 @@ class ReferenceTrainSettings:
 
 
 @dataclass(frozen=True, slots=True)
+class OverlapSettings:
+    """How objects without overlaps are made to overlap, for training."""
+
+    seam_share: float = 0.7
+    """Fraction of the objects that get a seam of their neighbours."""
+    seam_width: float = 0.04
+    """Mean width of a seam, relative to the root of the object's area; one pixel is added."""
+    hull_share: float = 0.12
+    """Fraction that get what of their neighbours lies in their convex hull."""
+    taken_share: float = 0.7
+    """Fraction of the neighbours of which that is taken."""
+    whole_share: float = 0.05
+    """How many wholes, which are unions of neighbours, are added for each object."""
+
+
+@dataclass(frozen=True, slots=True)
 class ArbiterTrainSettings:
     """How an arbiter is trained, which settles contests between the objects of an image."""
 
@@ -531,6 +547,12 @@ class ArbiterTrainSettings:
     contests: int = 10_000
     validation_contests: int = 600
     min_object_px: int = 200
+    flat_share: float = 0.3
+    """Fraction of the images whose objects are not made to overlap."""
+    sparse_share: float = 0.5
+    """Fraction of the images of which some objects are left out, as if they were not annotated."""
+    least_kept: float = 0.4
+    """At least how many of such an image's objects are kept on average, as a fraction."""
     seed: int = 0
     validation_share: float = 0.1
     """Fraction of the images used for validation, where the data have no split."""

@@ -14,7 +14,8 @@ from refinetool.corrupt.suites import SUITES, Suite, draw, scene_of, single
 from refinetool.errors import DataError
 from refinetool.records import Contest, ImageArray, Mask, Region, Sample, seed_of
 from refinetool.refine import Refiner
-from refinetool.settings import ArbiterTrainSettings, CorruptSettings
+from refinetool.settings import ArbiterTrainSettings, CorruptSettings, OverlapSettings
+from refinetool.train.arbiter.overlaps import overlapping
 from refinetool.train.data.pictures import AnnotatedPicture, SourcePicture
 
 MIX: tuple[tuple[Suite, float], ...] = (
@@ -111,7 +112,8 @@ def contests_in(
     Yields:
         A contest and the object in the view, bool (H, W).
     """
-    objects = apart([mask for mask in picture.objects if np.count_nonzero(mask) >= settings.min_object_px])
+    large = [mask for mask in picture.objects if np.count_nonzero(mask) >= settings.min_object_px]
+    objects = annotated(apart(large), rng, settings=settings)
     if len(objects) < 2:
         return
     suite = MIX[rng.choice(len(MIX), p=[share for _, share in MIX])][0]
@@ -127,6 +129,17 @@ def contests_in(
         contest = contest_of(job, row, logits[row], denied, every_part)
         if is_contested(contest):
             yield contest, job.view.crop_masks(objects[job.parts[row].region][None])[0]
+
+
+def annotated(objects: Sequence[Mask], rng: np.random.Generator, *, settings: ArbiterTrainSettings) -> list[Mask]:
+    """Return what of an image a file of instances might hold: most images with overlaps, some without all objects."""
+    shown = list(objects)
+    if rng.random() >= settings.flat_share:
+        shown = overlapping(shown, rng, settings=OverlapSettings())
+    if rng.random() < settings.sparse_share:
+        kept = rng.random(len(shown)) < rng.uniform(settings.least_kept, 1)
+        shown = [mask for mask, keep in zip(shown, kept, strict=True) if keep]
+    return shown
 
 
 def apart(objects: Sequence[Mask]) -> list[Mask]:
