@@ -544,6 +544,8 @@ class ArbiterTrainSettings:
     contested_below: float = -0.1
     contested_weight: float = 2.0
     """How much more a cell counts in the cross-entropy if log(1 - p), summed over its rivals, is below that bound."""
+    harm_weight: float = 3.0
+    """How much more it counts if a mask loses IoU, compared with no competition or with the weight alone."""
     contests: int = 10_000
     validation_contests: int = 600
     min_object_px: int = 200

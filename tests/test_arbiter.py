@@ -397,17 +397,27 @@ def test_the_network_learns_what_the_others_say() -> None:
 
 
 def test_the_loss_is_that_of_the_definition() -> None:
-    rows = stacked([(contest(n), np.random.default_rng(n).random((SIDE, SIDE)) < 0.4) for n in range(2)])
-    logits = rows.logits.float()
+    rows = stacked([(contest(n), np.random.default_rng(n).random((SIDE, SIDE)) < 0.4) for n in range(6)])
     settings = ArbiterTrainSettings()
-    expected = 0.0
-    entropy = 0.0
-    for n in range(2):
-        p, t = 1 / (1 + np.exp(-logits[n].double().numpy())), rows.truth[n].numpy() / 255
-        heavy = 1 + settings.contested_weight * (rows.denied[n].float().numpy() < settings.contested_below)
-        entropy += (heavy * -(t * np.log(p) + (1 - t) * np.log(1 - p))).mean() / 2
-        expected += (1 - (p * t).sum() / (p + t - p * t).sum()) / 2
-    assert contest_loss(logits, rows, settings=settings).total.item() == pytest.approx(expected + entropy, rel=1e-4)
+    moved = rows.logits.float() + torch.randn(rows.logits.shape, generator=torch.Generator().manual_seed(0))
+    expected, harmed = 0.0, 0
+    for n in range(6):
+        truth, denied = rows.truth[n].numpy() / 255, rows.denied[n].float().numpy()
+
+        def chances(logits: torch.Tensor) -> FloatMap:
+            return np.asarray(1 / (1 + np.exp(-logits.double().numpy())))
+
+        def soft(p: FloatMap, t: FloatMap = truth) -> float:
+            return float((p * t).sum() / (p + t - p * t).sum())
+
+        p, alone = chances(moved[n]), rows.logits[n].float()
+        heavy = 1 + settings.contested_weight * (denied < settings.contested_below)
+        expected += (heavy * -(truth * np.log(p) + (1 - truth) * np.log(1 - p))).mean() + 1 - soft(p)
+        before = max(soft(chances(alone)), soft(chances(alone + settings.competition * rows.denied[n].float())))
+        expected += settings.harm_weight * max(0.0, before - soft(p))
+        harmed += before > soft(p)
+    assert 0 < harmed < 6
+    assert contest_loss(moved, rows, settings=settings).total.item() == pytest.approx(expected / 6, rel=1e-4)
 
 
 def test_the_command_writes_what_refine_takes(command: Command, tmp_path: Path) -> None:

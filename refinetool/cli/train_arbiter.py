@@ -35,6 +35,16 @@ def train_an_arbiter(
         float | None,
         setting("--learning-rate", "Learning rate before it decays.", default=f"{TRAIN.learning_rate:g}", min=1e-9),
     ] = None,
+    flat_share: Annotated[
+        float | None,
+        setting(
+            "--flat-share",
+            "Fraction of the images whose objects are not made to overlap; 1 if yours never do.",
+            default=TRAIN.flat_share,
+            min=0,
+            max=1,
+        ),
+    ] = None,
     seed: Annotated[
         int | None, setting("--seed", "Random seed of weights and contests.", default=TRAIN.seed, min=0, max=MAX_SEED)
     ] = None,
@@ -60,6 +70,7 @@ def train_an_arbiter(
         steps=steps,
         contests_per_step=batch,
         learning_rate=learning_rate,
+        flat_share=flat_share,
         seed=seed,
     )
     run = ArbiterRun(run.data, run.images, run.model, run.checkpoint, settings)

@@ -19,12 +19,12 @@ from refinetool.train.arbiter.overlaps import overlapping
 from refinetool.train.data.pictures import AnnotatedPicture, SourcePicture
 
 MIX: tuple[tuple[Suite, float], ...] = (
-    (single("blobs").with_band(0.4, 0.8), 0.4),
-    (SUITES["weak"], 0.25),
-    (SUITES["davis-like"], 0.15),
-    (single("heat-map"), 0.1),
-    (SUITES["boundary"], 0.05),
-    (single("boundary").with_band(0.95, 0.99), 0.05),
+    (single("blobs").with_band(0.45, 0.85), 0.38),
+    (SUITES["weak"], 0.2),
+    (SUITES["davis-like"], 0.17),
+    (single("heat-map"), 0.07),
+    (SUITES["boundary"], 0.06),
+    (single("boundary").with_band(0.95, 0.99), 0.12),
 )
 """Suites of coarse masks, one of which is drawn for each image, and how often."""
 MOST_ROUNDS = 20

@@ -146,15 +146,27 @@ def settled_logits(network: nn.Module, contests: Contests, *, weight: float) -> 
 
 
 def contest_loss(logits: Tensor, contests: Contests, *, settings: ArbiterTrainSettings) -> Loss:
-    """Return cross-entropy, higher where others claim a cell, plus 1 - IoU of probabilities; and the mean IoU."""
+    """Return what settled logits cost, and the mean IoU of their masks.
+
+    The loss is cross-entropy, higher where others claim a cell, plus 1 - IoU of probabilities, plus by how much that
+    IoU is lower than it was before, or would be by the weight alone, times `settings.harm_weight`.
+    """
     truth, denied = contests.truth.float() / 255, contests.denied.float()
     weights = 1 + settings.contested_weight * (denied < settings.contested_below)
     entropy = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weights).mean()
+    found = soft_ious(logits, truth)
+    alone = contests.logits.float()
+    without = torch.maximum(soft_ious(alone, truth), soft_ious(alone + settings.competition * denied, truth))
+    harm = settings.harm_weight * (without - found).relu()
+    return Loss(entropy + (1 - found + harm).mean(), hard_ious(logits.detach(), truth).mean())
+
+
+def soft_ious(logits: Tensor, truth: Tensor) -> Tensor:
+    """Return the IoU of probabilities with fractions in 0..1, (n,)."""
     chances = logits.sigmoid()
     shared = (chances * truth).sum((1, 2))
-    either = (chances + truth).sum((1, 2)) - shared
-    lost = (1 - shared / either.clamp(min=1)).mean()
-    return Loss(entropy + lost, hard_ious(logits.detach(), truth).mean())
+    either = (chances + truth - chances * truth).sum((1, 2))
+    return shared / either.clamp(min=1)
 
 
 def hard_ious(logits: Tensor, truth: Tensor) -> Tensor:
