@@ -50,7 +50,12 @@ class Claimed:
 
 
 def compete(
-    jobs: Sequence[Job], answers: Sequence[Answer], *, settings: CompetitionSettings, arbiter: Arbiter | None = None
+    jobs: Sequence[Job],
+    answers: Sequence[Answer],
+    *,
+    settings: CompetitionSettings,
+    arbiter: Arbiter | None = None,
+    exclusive: bool = False,
 ) -> list[Answer]:
     """Return the answers for the parts of an image with masks and logits changed where other objects claim pixels.
 
@@ -62,6 +67,7 @@ def compete(
         answers: One per job.
         settings: Resolved: the weight is not None.
         arbiter: That of the model, None if it has none or is not to be asked.
+        exclusive: Whether no pixel belongs to two objects; only an arbiter makes use of it.
     """
     weight = settings.weight or 0.0
     if weight == 0:
@@ -78,7 +84,7 @@ def compete(
         after = before + weight * denied
         made.logits[row] += on_grid(weight * denied, own[row].shape)
         if arbiter is not None:
-            contest = contest_of(job, row, own[row], denied, every_part)
+            contest = contest_of(job, row, own[row], denied, every_part, exclusive=exclusive)
             if is_contested(contest):
                 moved = arbiter.settle(contest)
                 made.logits[row] += moved
@@ -127,13 +133,16 @@ def claim_of(part: Part, logits: FloatMap, view: View) -> Claimed | None:
     return Claimed(part, (left + x0, top + y0, left + x1, top + y1), denied[y0:y1, x0:x1].copy())
 
 
-def contest_of(job: Job, row: int, logits: FloatMap, denied: FloatMap, parts: Sequence[Part]) -> Contest:
+def contest_of(
+    job: Job, row: int, logits: FloatMap, denied: FloatMap, parts: Sequence[Part], *, exclusive: bool
+) -> Contest:
     """Return what there is to know of the contest of one part of a job.
 
     Args:
         logits: float32 (h, w), those of its mask.
         denied: float32 (H, W) in the view, log(1 - p) summed over its rivals.
         parts: All of the image.
+        exclusive: Whether no pixel belongs to two objects.
     """
     grid = logits.shape
     strangers = [part for part in parts if part.region != job.parts[row].region]
@@ -143,6 +152,7 @@ def contest_of(job: Job, row: int, logits: FloatMap, denied: FloatMap, parts: Se
         on_grid(job.coarse[row].astype(np.float32), grid),
         on_grid(covered_in(job.view, strangers).astype(np.float32), grid),
         np.asarray(cv2.resize(job.pixels, grid[::-1], interpolation=cv2.INTER_AREA), np.uint8),
+        exclusive,
     )
 
 

@@ -197,6 +197,7 @@ class Contest:
     coarse: float32 in 0..1, the fraction of each cell inside the coarse mask.
     others: float32 in 0..1, that inside the coarse mask of any other object.
     pixels: uint8 (h, w, 3) RGB, the image.
+    exclusive: Whether no pixel belongs to two objects.
     """
 
     logits: FloatMap
@@ -204,6 +205,7 @@ class Contest:
     coarse: FloatMap
     others: FloatMap
     pixels: ImageArray
+    exclusive: bool
 
 
 @dataclass(frozen=True, slots=True)

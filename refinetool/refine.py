@@ -160,8 +160,13 @@ class Refiner:
         Args:
             answers: One per job of the sample.
         """
-        arbiter = self.backend.arbiter if self._settles(prepared.sample) else None
-        answers = compete(prepared.jobs, answers, settings=self.settings.competition, arbiter=arbiter)
+        answers = compete(
+            prepared.jobs,
+            answers,
+            settings=self.settings.competition,
+            arbiter=self.backend.arbiter if self.settings.competition.arbitrate else None,
+            exclusive=prepared.sample.layout != "instances" or self.settings.exclusive.enabled,
+        )
         verdicts = [
             self._judge(job, row, answer, size=prepared.sample.size)
             for job, answer in zip(prepared.jobs, answers, strict=True)
@@ -174,16 +179,6 @@ class Refiner:
             min_left=self.settings.guard.min_left,
             exclusive=self.settings.exclusive,
         )
-
-    def _settles(self, sample: Sample) -> bool:
-        """Whether the arbiter is asked about an image."""
-        match self.settings.competition.arbiter:
-            case "always":
-                return True
-            case "maps":
-                return sample.layout != "instances" or self.settings.exclusive.enabled
-            case "never":
-                return False
 
     def _judge(self, job: Job, row: int, answer: Answer, *, size: Size) -> Verdict:
         score = None if np.isnan(answer.predicted_iou[row]) else float(answer.predicted_iou[row])
@@ -332,7 +327,7 @@ def load_refiner(
 
 def refuse_unused_arbiter(arbiter: Path, *, settings: RefineSettings) -> None:
     """Raise UsageError if resolved settings would not use an arbiter."""
-    if not (settings.competition.weight and settings.competition.arbiter != "never" and settings.method == "prompts"):
+    if not (settings.competition.weight and settings.competition.arbitrate and settings.method == "prompts"):
         raise UsageError(
             f"{arbiter}: with these settings the objects of an image don't compete, so there is nothing to settle; "
             "add --competition 0.35, or leave the arbiter out"

@@ -177,10 +177,8 @@ class CompetitionSettings:
     itself, and 1 would be right if no pixel could belong to two objects. None is the model's default."""
     max_shared: float = 0.5
     """Objects whose coarse masks share more than this fraction of the smaller one don't compete."""
-    arbiter: Literal["maps", "always", "never"] = "maps"
-    """Where the arbiter of a model that has one moves the logits, too. It learnt from objects that don't overlap, so
-    `maps` asks it only where objects can't: in files whose regions share a map, and with `ExclusiveSettings`. It was
-    trained for the model's own weight."""
+    arbitrate: bool = True
+    """Whether the arbiter of a model that has one moves the logits, too. It was trained for the model's own weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -551,10 +549,12 @@ class ArbiterTrainSettings:
     min_object_px: int = 200
     flat_share: float = 0.3
     """Fraction of the images whose objects are not made to overlap."""
+    told_share: float = 0.6
+    """Fraction of these of which the arbiter is told that no pixel belongs to two objects."""
     sparse_share: float = 0.5
     """Fraction of the images of which some objects are left out, as if they were not annotated."""
     least_kept: float = 0.4
-    """At least how many of such an image's objects are kept on average, as a fraction."""
+    """At least this fraction of such an image's objects is kept, and never fewer than two."""
     seed: int = 0
     validation_share: float = 0.1
     """Fraction of the images used for validation, where the data have no split."""

@@ -3,7 +3,7 @@
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import pytest
@@ -54,7 +54,8 @@ def contest(seed: int, side: int = SIDE) -> Contest:
     rng = np.random.default_rng(seed)
     logits, denied = rng.normal(0, 4, (2, side, side)).astype(np.float32)
     coarse, others = rng.random((2, side, side)).astype(np.float32)
-    return Contest(logits, -np.abs(denied), coarse, others, rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+    pixels = rng.integers(0, 256, (side, side, 3), dtype=np.uint8)
+    return Contest(logits, -np.abs(denied), coarse, others, pixels, exclusive=seed % 2 == 0)
 
 
 def shaken(seed: int) -> ArbiterNet:
@@ -71,7 +72,7 @@ def shaken(seed: int) -> ArbiterNet:
 
 def test_a_new_network_changes_nothing() -> None:
     with torch.inference_mode():
-        assert (ArbiterNet()(*network_inputs([contest(0)])) == 0).all()
+        assert (ArbiterNet()(**network_inputs([contest(0)])) == 0).all()
 
 
 def test_a_batch_is_its_singles_on_any_grid() -> None:
@@ -79,18 +80,18 @@ def test_a_batch_is_its_singles_on_any_grid() -> None:
     for side in (SIDE, 56):
         three = [contest(n, side) for n in range(3)]
         with torch.inference_mode():
-            together = network(*network_inputs(three))
+            together = network(**network_inputs(three))
             for one, expected in zip(three, together, strict=True):
-                torch.testing.assert_close(network(*network_inputs([one]))[0], expected, rtol=1e-4, atol=1e-4)
+                torch.testing.assert_close(network(**network_inputs([one]))[0], expected, rtol=1e-4, atol=1e-4)
         assert together.shape == (3, side, side)
 
 
-@pytest.mark.parametrize("name", ["logits", "denied", "coarse", "others", "pixels"])
+@pytest.mark.parametrize("name", ["logits", "denied", "coarse", "others", "pixels", "exclusive"])
 def test_the_network_sees_everything(name: str) -> None:
     one, other = contest(1), contest(2)
     mixed = replace(one, **{name: getattr(other, name)})
     with torch.inference_mode():
-        answers = shaken(2)(*network_inputs([one, mixed]))
+        answers = shaken(2)(**network_inputs([one, mixed]))
     assert (answers[0] - answers[1]).abs().max() > 1e-2
 
 
@@ -105,7 +106,7 @@ def test_a_file_gives_the_network_back(tmp_path: Path) -> None:
     network = write_arbiter(path)
     found = read_arbiter(path)
     with torch.inference_mode():
-        expected = network(*network_inputs([contest(4)]))[0]
+        expected = network(**network_inputs([contest(4)]))[0]
     np.testing.assert_allclose(found.settle(contest(4)), expected, atol=1e-4)
     assert found.about == {"steps": 7}
     write_arbiter(path, seed=4)
@@ -172,7 +173,7 @@ def test_the_embedded_model_has_an_arbiter(tmp_path: Path) -> None:
     "settings",
     [
         RefineSettings(competition=CompetitionSettings(weight=0.0)),
-        RefineSettings(competition=CompetitionSettings(arbiter="never")),
+        RefineSettings(competition=CompetitionSettings(arbitrate=False)),
         RefineSettings(method="grid-merge"),
     ],
 )
@@ -232,9 +233,10 @@ def test_a_contest_shows_the_image_and_all_other_masks() -> None:
     for number, row, denied in found:
         logits = answers[number].logits
         assert logits is not None
-        made = contest_of(jobs[number], row, logits[row], denied, every_part)
+        made = contest_of(jobs[number], row, logits[row], denied, every_part, exclusive=number == 1)
         x0, y0, x1, y1 = windows[number]
         others = np.delete(whole, number, axis=0).any(axis=0)
+        assert made.exclusive == (number == 1)
         assert (made.logits == logits[row]).all()
         assert (made.pixels == image[y0:y1, x0:x1]).all()
         assert (made.coarse == whole[number, y0:y1, x0:x1]).all()
@@ -244,22 +246,21 @@ def test_a_contest_shows_the_image_and_all_other_masks() -> None:
 
 
 @pytest.mark.parametrize(
-    ("layout", "where", "exclusive", "asked"),
+    ("layout", "arbitrate", "exclusive", "told"),
     [
-        ("instances", "maps", False, False),
-        ("instances", "maps", True, True),
-        ("indexed", "maps", False, True),
-        ("semantic", "maps", False, True),
-        ("instances", "always", False, True),
-        ("indexed", "never", True, False),
+        ("instances", True, False, {False}),
+        ("instances", True, True, {True}),
+        ("indexed", True, False, {True}),
+        ("semantic", True, False, {True}),
+        ("indexed", False, True, set()),
     ],
 )
-def test_by_default_it_is_asked_where_objects_cannot_overlap(
-    layout: Layout, where: Literal["maps", "always", "never"], exclusive: bool, asked: bool
+def test_it_is_told_where_objects_cannot_overlap(
+    layout: Layout, arbitrate: bool, exclusive: bool, told: set[bool]
 ) -> None:
     arbiter = Bold(0.0)
     settings = RefineSettings(
-        competition=CompetitionSettings(weight=1.0, arbiter=where), exclusive=ExclusiveSettings(enabled=exclusive)
+        competition=CompetitionSettings(weight=1.0, arbitrate=arbitrate), exclusive=ExclusiveSettings(enabled=exclusive)
     )
     refiner = Refiner(BrightBackend(arbiter=arbiter), settings)
     image = np.full((60, 80, 3), 255, np.uint8)
@@ -267,7 +268,7 @@ def test_by_default_it_is_asked_where_objects_cannot_overlap(
     regions = tuple(Region(n + 1, None, encode(mask)) for n, mask in enumerate(halves))
     prepared = refiner.prepare_pixels(Sample("one", Path(), (60, 80), regions, layout), image)
     refiner.finish(prepared, refiner.segment(prepared.jobs))
-    assert bool(arbiter.asked) == asked
+    assert {contest.exclusive for contest in arbiter.asked} == told
 
 
 # --- training
@@ -367,6 +368,7 @@ def test_a_mirrored_contest_is_seen_in_a_mirror() -> None:
     assert torch.equal(mirrored.pixels[0, 3, 0], rows.pixels[0, 3, SIDE - 1])
     assert torch.equal(mirrored.logits, rows.logits.flip(2))
     assert torch.equal(mirrored.truth, rows.truth.flip(2))
+    assert torch.equal(mirrored.exclusive, rows.exclusive)
 
 
 def test_the_network_learns_what_the_others_say() -> None:
@@ -426,9 +428,8 @@ def test_the_command_writes_what_refine_takes(command: Command, tmp_path: Path) 
     made = command("train", "arbiter", "--data", data, "-o", out, *options)
     assert made.code == 0, made.err
     assert "arbiter.safetensors" in made.out
-    settings = RefineSettings(competition=CompetitionSettings(arbiter="always"))
     file = out / "arbiter.safetensors"
-    refiner = load("embedded", checkpoint="random:1", device="cpu", settings=settings, arbiter=file)
+    refiner = load("embedded", checkpoint="random:1", device="cpu", arbiter=file)
     masks = np.stack([np.arange(80)[None].repeat(60, 0) // 40 == n for n in range(2)])
     assert len(refiner.refine_image(np.zeros((60, 80, 3), np.uint8), masks)) == 2
     again = command("train", "arbiter", "-o", tmp_path / "nothing", "--resume")
@@ -438,7 +439,7 @@ def test_the_command_writes_what_refine_takes(command: Command, tmp_path: Path) 
 
 def test_views_of_many_objects_have_contests(tmp_path: Path) -> None:
     write_arbiter(tmp_path / "mine.safetensors")
-    settings = RefineSettings(view=ViewSettings(mode="frame"), competition=CompetitionSettings(arbiter="always"))
+    settings = RefineSettings(view=ViewSettings(mode="frame"))
     refiner = load(
         "embedded", checkpoint="random:1", device="cpu", settings=settings, arbiter=tmp_path / "mine.safetensors"
     )

@@ -225,7 +225,7 @@ SETTINGS: list[tuple[str, str, object]] = [
     ("--view-margin 0.1", "view.margin", 0.1),
     ("--snap guided", "snap.mode", "guided"),
     ("--competition 0.3", "competition.weight", 0.3),
-    ("--arbiter-for never", "competition.arbiter", "never"),
+    ("--no-arbiter", "competition.arbitrate", False),
     ("--exclusive", "exclusive.enabled", True),
     ("--speck-px 4", "specks.max_px", 4.0),
     ("--speck-share 0.01", "specks.max_share", 0.01),

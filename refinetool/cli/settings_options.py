@@ -120,10 +120,11 @@ SETTINGS = (
         default=MODEL_DEFAULT,
     ),
     Setting(
-        "competition.arbiter",
-        "--arbiter-for",
+        "competition.arbitrate",
+        "--no-arbiter",
         METHOD,
-        "Where a small network settles contests between objects: where they can't overlap (maps), always, or never.",
+        "Leave contests between objects to the competition alone, without the small network of the model.",
+        value=False,
     ),
     Setting(
         "exclusive.enabled",

@@ -1,8 +1,9 @@
 """The arbiter: a small network that settles which pixels an object keeps where others claim them.
 
 It sees the logits of an object's mask, what the other objects deny it, all coarse masks and the image, on the grid of
-the logits, and says by how much the logits should move. It is a U-Net that works at a half, a quarter and an eighth of
-the sides of the grid; its output is interpolated. It depends on the model only through the logits.
+the logits, and whether objects may overlap, and says by how much the logits should move. It is a U-Net that works at a
+half, a quarter and an eighth of the sides of the grid; its output is interpolated. It depends on the model only through
+the logits.
 """
 
 import json
@@ -26,7 +27,7 @@ HALF, QUARTER, EIGHTH = 24, 48, 64
 """Channels at 1/2, 1/4 and 1/8 of the grid."""
 MULTIPLE = 8
 """The sides of a grid are multiples of this."""
-INPUTS = 9
+INPUTS = 10
 LOGIT_BOUND, LOGIT_SCALE = 16.0, 4.0
 DENIED_BOUND, DENIED_SCALE = -10.0, 2.0
 """Logits and what is denied are clamped and divided, so that they have the scale of the other inputs."""
@@ -51,17 +52,21 @@ class ArbiterNet(nn.Module):
         nn.init.zeros_(self.leave.weight)
         nn.init.zeros_(self.leave.bias)  # type: ignore[arg-type]
 
-    def forward(self, logits: Tensor, denied: Tensor, coarse: Tensor, others: Tensor, pixels: Tensor) -> Tensor:
+    def forward(
+        self, *, logits: Tensor, denied: Tensor, coarse: Tensor, others: Tensor, pixels: Tensor, exclusive: Tensor
+    ) -> Tensor:
         """Return how much the logits move, float32 (N, h, w).
 
         Args:
             logits, denied, coarse, others: float32 (N, h, w), see `Contest`.
             pixels: uint8 (N, h, w, 3) RGB.
+            exclusive: bool (N,).
         """
         image = pixels.permute(0, 3, 1, 2).float() / 127.5 - 1
         logits, denied = logits.clamp(-LOGIT_BOUND, LOGIT_BOUND), denied.clamp(min=DENIED_BOUND)
         maps = (logits / LOGIT_SCALE, logits.tanh(), denied / DENIED_SCALE, denied.exp(), coarse, others)
-        half = self.at_half(torch.cat((torch.stack(maps, 1), image), 1))
+        told = exclusive[:, None, None, None].float().expand(-1, 1, *logits.shape[1:])
+        half = self.at_half(torch.cat((torch.stack(maps, 1), image, told), 1))
         quarter = self.at_quarter(half)
         quarter = self.up_quarter(_twice(self.to_quarter(self.at_eighth(quarter))) + quarter)
         half = self.up_half(_twice(self.to_half(quarter)) + half)
@@ -77,9 +82,10 @@ def _twice(maps: Tensor) -> Tensor:
     return F.interpolate(maps, scale_factor=2.0, mode="bilinear", align_corners=False)
 
 
-def network_inputs(contests: Sequence[Contest]) -> list[Tensor]:
+def network_inputs(contests: Sequence[Contest]) -> dict[str, Tensor]:
     """Return the arguments of `ArbiterNet.forward` for contests of one grid."""
-    return [torch.from_numpy(np.stack([getattr(one, each.name) for one in contests])) for each in fields(Contest)]
+    names = [each.name for each in fields(Contest)]
+    return {name: torch.from_numpy(np.stack([getattr(one, name) for one in contests])) for name in names}
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -97,7 +103,7 @@ class Arbiter:
     def settle(self, contest: Contest) -> FloatMap:
         """Return by how much the logits of a contested mask should move: float32 (h, w)."""
         with torch.inference_mode():
-            moved: FloatMap = self.network(*network_inputs([contest]))[0].numpy()
+            moved: FloatMap = self.network(**network_inputs([contest]))[0].numpy()
         return moved
 
 

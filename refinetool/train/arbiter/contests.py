@@ -1,7 +1,7 @@
 """Gathers contests to learn from: all objects of an image get coarse masks, and the model refines them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -27,6 +27,8 @@ MIX: tuple[tuple[Suite, float], ...] = (
     (single("boundary").with_band(0.95, 0.99), 0.12),
 )
 """Suites of coarse masks, one of which is drawn for each image, and how often."""
+PER_CELL = ("logits", "denied", "coarse", "others", "pixels", "truth")
+"""What of contests is a map."""
 MOST_ROUNDS = 20
 """An image is used at most so many times, each time with other coarse masks."""
 
@@ -38,6 +40,7 @@ class Contests:
     logits, denied: float16 (n, h, w).
     coarse, others, truth: uint8 (n, h, w), 255 times the fraction of each cell.
     pixels: uint8 (n, h, w, 3).
+    exclusive: bool (n,).
     """
 
     logits: Tensor
@@ -45,6 +48,7 @@ class Contests:
     coarse: Tensor
     others: Tensor
     pixels: Tensor
+    exclusive: Tensor
     truth: Tensor
 
     def __len__(self) -> int:
@@ -56,7 +60,8 @@ class Contests:
 
     def mirrored(self) -> "Contests":
         """Return them with left and right exchanged."""
-        return Contests(*(getattr(self, each.name).flip(2) for each in fields(self)))
+        columns = {name: getattr(self, name) for name in PER_CELL}
+        return replace(self, **{name: values.flip(2) for name, values in columns.items()})
 
 
 def gather_contests(
@@ -113,7 +118,8 @@ def contests_in(
         A contest and the object in the view, bool (H, W).
     """
     large = [mask for mask in picture.objects if np.count_nonzero(mask) >= settings.min_object_px]
-    objects = annotated(apart(large), rng, settings=settings)
+    flat, told = rng.random() < settings.flat_share, rng.random() < settings.told_share
+    objects = annotated(apart(large), rng, flat=flat, settings=settings)
     if len(objects) < 2:
         return
     suite = MIX[rng.choice(len(MIX), p=[share for _, share in MIX])][0]
@@ -126,19 +132,19 @@ def contests_in(
     for number, row, denied in rivalries(jobs, answers, max_shared=refiner.settings.competition.max_shared):
         job, logits = jobs[number], answers[number].logits
         assert logits is not None
-        contest = contest_of(job, row, logits[row], denied, every_part)
+        contest = contest_of(job, row, logits[row], denied, every_part, exclusive=flat and told)
         if is_contested(contest):
             yield contest, job.view.crop_masks(objects[job.parts[row].region][None])[0]
 
 
-def annotated(objects: Sequence[Mask], rng: np.random.Generator, *, settings: ArbiterTrainSettings) -> list[Mask]:
-    """Return what of an image a file of instances might hold: most images with overlaps, some without all objects."""
-    shown = list(objects)
-    if rng.random() >= settings.flat_share:
-        shown = overlapping(shown, rng, settings=OverlapSettings())
+def annotated(
+    objects: Sequence[Mask], rng: np.random.Generator, *, flat: bool, settings: ArbiterTrainSettings
+) -> list[Mask]:
+    """Return what of an image a file might hold: with overlaps if it is not flat, and sometimes without all objects."""
+    shown = list(objects) if flat else overlapping(objects, rng, settings=OverlapSettings())
     if rng.random() < settings.sparse_share:
-        kept = rng.random(len(shown)) < rng.uniform(settings.least_kept, 1)
-        shown = [mask for mask, keep in zip(shown, kept, strict=True) if keep]
+        count = max(2, round(len(shown) * rng.uniform(settings.least_kept, 1)))
+        shown = [shown[n] for n in sorted(rng.permutation(len(shown))[:count])]
     return shown
 
 
@@ -174,6 +180,7 @@ def stacked(found: Sequence[tuple[Contest, Mask]]) -> Contests:
         as_bytes(of("coarse")),
         as_bytes(of("others")),
         of("pixels"),
+        of("exclusive"),
         as_bytes(torch.from_numpy(np.stack(truth))),
     )
 

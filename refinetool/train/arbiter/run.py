@@ -128,20 +128,21 @@ def gathered(run: ArbiterRun, *, device: str, on_progress: Callable[[int, int], 
     return training, gather(True, settings.validation_contests, settings.contests)
 
 
-def network_arguments(contests: Contests) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def network_arguments(contests: Contests) -> dict[str, Tensor]:
     """Return the arguments of `ArbiterNet.forward`."""
-    return (
-        contests.logits.float(),
-        contests.denied.float(),
-        contests.coarse.float() / 255,
-        contests.others.float() / 255,
-        contests.pixels,
-    )
+    return {
+        "logits": contests.logits.float(),
+        "denied": contests.denied.float(),
+        "coarse": contests.coarse.float() / 255,
+        "others": contests.others.float() / 255,
+        "pixels": contests.pixels,
+        "exclusive": contests.exclusive,
+    }
 
 
 def settled_logits(network: nn.Module, contests: Contests, *, weight: float) -> Tensor:
     """Return the logits after competition, float32 (n, h, w)."""
-    moved: Tensor = network(*network_arguments(contests))
+    moved: Tensor = network(**network_arguments(contests))
     return contests.logits.float() + weight * contests.denied.float() + moved.float()
 
 
