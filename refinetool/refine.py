@@ -329,8 +329,8 @@ def refuse_unused_arbiter(arbiter: Path, *, settings: RefineSettings) -> None:
     """Raise UsageError if resolved settings would not use an arbiter."""
     if not (settings.competition.weight and settings.competition.arbitrate and settings.method == "prompts"):
         raise UsageError(
-            f"{arbiter}: with these settings the objects of an image don't compete, so there is nothing to settle; "
-            "add --competition 0.35, or leave the arbiter out"
+            f"{arbiter}: with these settings the arbiter has nothing to settle, because the objects of an image don't "
+            "compete, or it is not asked; give --competition 0.35 without --no-arbiter, or leave the arbiter out"
         )
 
 
