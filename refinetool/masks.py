@@ -4,6 +4,7 @@ A mask is bool (H, W). Boxes are half-open xyxy, so `mask[y0:y1, x0:x1]` is the 
 Where possible, computations use only the mask's box, because masks are small compared with images.
 """
 
+import functools
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -302,8 +303,17 @@ def has_holes(mask: Mask) -> bool:
 
 def dilated(mask: Mask, *, radius_px: int) -> Mask:
     """Return the mask grown by a disc of 2 radius + 1 pixels across, bool (H, W)."""
-    disc = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1, 2 * radius_px + 1))
-    return cv2.dilate(mask.view(np.uint8), disc).view(np.bool_)
+    return cv2.dilate(mask.view(np.uint8), _disc(radius_px)).view(np.bool_)
+
+
+def eroded(mask: Mask, *, radius_px: int) -> Mask:
+    """Return the mask shrunk by such a disc, bool (H, W); what lies beyond the frame does not shrink it."""
+    return cv2.erode(mask.view(np.uint8), _disc(radius_px)).view(np.bool_)
+
+
+@functools.cache
+def _disc(radius_px: int) -> NDArray[np.uint8]:
+    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius_px + 1,) * 2), np.uint8)
 
 
 def fill_holes(mask: Mask) -> Mask:

@@ -1,12 +1,9 @@
 """mBA: the fraction of pixels near the true outline that are right (Cheng et al. 2020, CascadePSP)."""
 
-import functools
-
-import cv2
 import numpy as np
-from numpy.typing import NDArray
 
 from refinetool.evaluate.shapes import Shape, draw_in_box, enclose_boxes
+from refinetool.masks import dilated, eroded
 from refinetool.records import Mask, Size
 
 RADII = 5
@@ -30,16 +27,7 @@ def find_outline_region(mask: Mask, radius: int) -> Mask:
 
     Nothing is known beyond the frame, so it neither grows nor shrinks a mask.
     """
-    kernel = _make_ellipse(radius)
-    pixels = mask.view(np.uint8)
-    grown = cv2.dilate(pixels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(0,))
-    shrunk = cv2.erode(pixels, kernel, borderType=cv2.BORDER_CONSTANT, borderValue=(255,))
-    return np.not_equal(grown, shrunk)
-
-
-@functools.cache
-def _make_ellipse(radius: int) -> NDArray[np.uint8]:
-    return np.asarray(cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1)), dtype=np.uint8)
+    return np.not_equal(dilated(mask, radius_px=radius), eroded(mask, radius_px=radius))
 
 
 def compute_boundary_accuracies(

@@ -1,7 +1,7 @@
 """Gathers contests to learn from: all objects of an image get coarse masks, and the model refines them."""
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 
 import numpy as np
@@ -27,8 +27,6 @@ MIX: tuple[tuple[Suite, float], ...] = (
     (single("boundary").with_band(0.95, 0.99), 0.12),
 )
 """Suites of coarse masks, one of which is drawn for each image, and how often."""
-PER_CELL = ("logits", "denied", "coarse", "others", "pixels", "truth")
-"""What of contests is a map."""
 MOST_ROUNDS = 20
 """An image is used at most so many times, each time with other coarse masks."""
 
@@ -60,8 +58,8 @@ class Contests:
 
     def mirrored(self) -> "Contests":
         """Return them with left and right exchanged."""
-        columns = {name: getattr(self, name) for name in PER_CELL}
-        return replace(self, **{name: values.flip(2) for name, values in columns.items()})
+        every: list[Tensor] = [getattr(self, each.name) for each in fields(self)]
+        return Contests(*(values.flip(2) if values.dim() > 1 else values for values in every))
 
 
 def gather_contests(

@@ -141,9 +141,14 @@ def network_arguments(contests: Contests) -> dict[str, Tensor]:
 
 
 def settled_logits(network: nn.Module, contests: Contests, *, weight: float) -> Tensor:
-    """Return the logits after competition, float32 (n, h, w)."""
+    """Return the logits after competition and the network, float32 (n, h, w)."""
     moved: Tensor = network(**network_arguments(contests))
-    return contests.logits.float() + weight * contests.denied.float() + moved.float()
+    return lowered_logits(contests, weight=weight) + moved.float()
+
+
+def lowered_logits(contests: Contests, *, weight: float) -> Tensor:
+    """Return the logits after competition alone, float32 (n, h, w); with a weight of 0 as they were."""
+    return contests.logits.float() + weight * contests.denied.float()
 
 
 def contest_loss(logits: Tensor, contests: Contests, *, settings: ArbiterTrainSettings) -> Loss:
@@ -152,13 +157,14 @@ def contest_loss(logits: Tensor, contests: Contests, *, settings: ArbiterTrainSe
     The loss is cross-entropy, higher where others claim a cell, plus 1 - IoU of probabilities, plus by how much that
     IoU is lower than it was before, or would be by the weight alone, times `settings.harm_weight`.
     """
-    truth, denied = contests.truth.float() / 255, contests.denied.float()
-    weights = 1 + settings.contested_weight * (denied < settings.contested_below)
+    truth = contests.truth.float() / 255
+    weights = 1 + settings.contested_weight * (contests.denied.float() < settings.contested_below)
     entropy = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weights).mean()
     found = soft_ious(logits, truth)
-    alone = contests.logits.float()
-    without = torch.maximum(soft_ious(alone, truth), soft_ious(alone + settings.competition * denied, truth))
-    harm = settings.harm_weight * (without - found).relu()
+    before, lowered = (
+        soft_ious(lowered_logits(contests, weight=weight), truth) for weight in (0.0, settings.competition)
+    )
+    harm = settings.harm_weight * (torch.maximum(before, lowered) - found).relu()
     return Loss(entropy + (1 - found + harm).mean(), hard_ious(logits.detach(), truth).mean())
 
 
@@ -219,8 +225,7 @@ class _Trainer(CountedRun):
         sums = torch.zeros(3)
         for start in range(0, len(self.validation), MEASURED_AT_ONCE):
             some = self.validation.rows(torch.arange(start, min(start + MEASURED_AT_ONCE, len(self.validation))))
-            alone = some.logits.float()
-            lowered = alone + self.settings.competition * some.denied.float()
+            alone, lowered = (lowered_logits(some, weight=weight) for weight in (0.0, self.settings.competition))
             with torch.inference_mode():
                 moved = settled_logits(self.average, some, weight=self.settings.competition)
             truth = some.truth.float() / 255
