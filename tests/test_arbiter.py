@@ -30,8 +30,16 @@ from refinetool.settings import (
     RefineSettings,
     ViewSettings,
 )
-from refinetool.train.arbiter.contests import Contests, apart, gather_contests, stacked
+from refinetool.train.arbiter.contests import (
+    Contests,
+    contests_in,
+    distinct,
+    gather_contests,
+    share_pixels,
+    stacked,
+)
 from refinetool.train.arbiter.run import ArbiterRun, contest_loss, read_record, settled_logits, train_arbiter
+from refinetool.train.data.pictures import AnnotatedPicture
 from refinetool.train.data.sources import list_pictures
 from refinetool.train.steps import TrainProgress
 
@@ -356,10 +364,36 @@ def box(x0: int, x1: int) -> BoolArray:
     return mask
 
 
-def test_objects_in_others_are_left_out() -> None:
-    part, whole, beside, overlapping = box(0, 5), box(0, 8), box(8, 30), box(27, 40)
-    kept = apart([whole, beside, part, overlapping])
-    assert [mask.sum() for mask in kept] == [part.sum(), overlapping.sum(), beside.sum()]
+def test_wholes_that_are_only_their_parts_are_left_out() -> None:
+    parts, whole, behind, crossing = [box(0, 5), box(6, 12)], box(0, 5) | box(6, 12), box(0, 30), box(27, 40)
+    kept = distinct([whole, behind, *parts, crossing])
+    assert [mask.sum() for mask in kept] == [parts[0].sum(), parts[1].sum(), crossing.sum(), behind.sum()]
+
+
+def test_shared_pixels_are_found() -> None:
+    assert not share_pixels([])
+    assert not share_pixels([box(0, 5), box(5, 9), box(9, 30)])
+    assert share_pixels([box(0, 5), box(5, 9), box(8, 30)])
+
+
+@pytest.mark.parametrize("shared", [0, 4])
+def test_overlaps_of_the_source_are_learnt_as_they_are(shared: int) -> None:
+    objects = [np.zeros((90, 120), np.bool_) for _ in range(2)]
+    objects[0][15:70, 10 : 60 + shared], objects[1][15:70, 60:110] = True, True
+    image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
+    picture = AnnotatedPicture(image, tuple(objects), np.zeros((90, 120), np.bool_))
+    refiner = load_refiner("embedded", checkpoint="random:1", device="cpu", precision="fp32", settings=RefineSettings())
+    made = replace(QUICK, flat_share=0, sparse_share=0)
+    flat = replace(QUICK, flat_share=1, told_share=1, sparse_share=0)
+
+    def gathered(settings: ArbiterTrainSettings) -> list[tuple[Contest, BoolArray]]:
+        rows = (contests_in("x", picture, refiner, np.random.default_rng(n), settings=settings) for n in range(8))
+        return [found for row in rows for found in row]
+
+    areas = {int(mask.sum()) for mask in objects}
+    assert all(bool(one.exclusive) is (shared == 0) for one, _ in gathered(flat))
+    assert {int(truth.sum()) for _, truth in gathered(flat)} == areas
+    assert ({int(truth.sum()) for _, truth in gathered(made)} == areas) is (shared > 0)
 
 
 def test_a_mirrored_contest_is_seen_in_a_mirror() -> None:

@@ -105,12 +105,12 @@ def test_a_disc_is_round() -> None:
 def test_images_are_annotated_with_and_without_overlaps_and_gaps() -> None:
     objects = stripes(3, 5)
 
-    def shown(seed: int, flat: bool, sparse: float) -> list[BoolArray]:
+    def shown(seed: int, made: bool, sparse: float) -> list[BoolArray]:
         settings = ArbiterTrainSettings(sparse_share=sparse)
-        return annotated(objects, np.random.default_rng(seed), flat=flat, settings=settings)
+        return annotated(objects, np.random.default_rng(seed), made=made, settings=settings)
 
-    assert all(map(np.array_equal, shown(0, True, 0), objects))
-    assert any(np.sum(shown(seed, False, 0)) > np.sum(objects) for seed in range(3))
-    counts = [len(shown(seed, True, 1)) for seed in range(50)]
+    assert all(map(np.array_equal, shown(0, False, 0), objects))
+    assert any(np.sum(shown(seed, True, 0)) > np.sum(objects) for seed in range(3))
+    counts = [len(shown(seed, False, 1)) for seed in range(50)]
     assert min(counts) < 5 == max(counts)
     assert 0.6 < np.mean(counts) / 5 < 0.8

@@ -29,6 +29,8 @@ MIX: tuple[tuple[Suite, float], ...] = (
 """Suites of coarse masks, one of which is drawn for each image, and how often."""
 MOST_ROUNDS = 20
 """An image is used at most so many times, each time with other coarse masks."""
+LEAST_OF_ITS_OWN = 0.1
+"""The fraction of an object's pixels that must not be in smaller ones."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,12 +114,15 @@ def contests_in(
 ) -> Iterator[tuple[Contest, Mask]]:
     """Give the objects of an image coarse masks and refine them; yield the contests between them.
 
+    Objects that overlap in the source are taken as they are; others are often made to overlap.
+
     Yields:
         A contest and the object in the view, bool (H, W).
     """
-    large = [mask for mask in picture.objects if np.count_nonzero(mask) >= settings.min_object_px]
+    own = distinct([mask for mask in picture.objects if np.count_nonzero(mask) >= settings.min_object_px])
+    crossing = share_pixels(own)
     flat, told = rng.random() < settings.flat_share, rng.random() < settings.told_share
-    objects = annotated(apart(large), rng, flat=flat, settings=settings)
+    objects = annotated(own, rng, made=not (crossing or flat), settings=settings)
     if len(objects) < 2:
         return
     suite = MIX[rng.choice(len(MIX), p=[share for _, share in MIX])][0]
@@ -130,31 +135,44 @@ def contests_in(
     for number, row, denied in rivalries(jobs, answers, max_shared=refiner.settings.competition.max_shared):
         job, logits = jobs[number], answers[number].logits
         assert logits is not None
-        contest = contest_of(job, row, logits[row], denied, every_part, exclusive=flat and told)
+        contest = contest_of(job, row, logits[row], denied, every_part, exclusive=flat and told and not crossing)
         if is_contested(contest):
             yield contest, job.view.crop_masks(objects[job.parts[row].region][None])[0]
 
 
+def distinct(objects: Sequence[Mask]) -> list[Mask]:
+    """Return objects without wholes that are nothing but their parts, such as a class beside its components.
+
+    From the smallest on, an object needs pixels that are in none of the smaller ones.
+    """
+    chosen: list[Mask] = []
+    covered: Mask | None = None
+    for mask in sorted(objects, key=np.count_nonzero):
+        if covered is None or np.count_nonzero(mask & ~covered) >= LEAST_OF_ITS_OWN * np.count_nonzero(mask):
+            chosen.append(mask)
+            covered = mask if covered is None else covered | mask
+    return chosen
+
+
+def share_pixels(objects: Sequence[Mask]) -> bool:
+    """Whether any pixel belongs to two objects."""
+    seen: Mask | None = None
+    for mask in objects:
+        if seen is not None and np.any(seen & mask):
+            return True
+        seen = mask if seen is None else seen | mask
+    return False
+
+
 def annotated(
-    objects: Sequence[Mask], rng: np.random.Generator, *, flat: bool, settings: ArbiterTrainSettings
+    objects: Sequence[Mask], rng: np.random.Generator, *, made: bool, settings: ArbiterTrainSettings
 ) -> list[Mask]:
-    """Return what of an image a file might hold: with overlaps if it is not flat, and sometimes without all objects."""
-    shown = list(objects) if flat else overlapping(objects, rng, settings=OverlapSettings())
+    """Return what of an image a file might hold: with made overlaps or as it is, and sometimes without all objects."""
+    shown = overlapping(objects, rng, settings=OverlapSettings()) if made else list(objects)
     if rng.random() < settings.sparse_share:
         count = max(2, round(len(shown) * rng.uniform(settings.least_kept, 1)))
         shown = [shown[n] for n in sorted(rng.permutation(len(shown))[:count])]
     return shown
-
-
-def apart(objects: Sequence[Mask]) -> list[Mask]:
-    """Return objects that don't lie in each other: from the smallest on, those that are not half covered yet."""
-    chosen: list[Mask] = []
-    covered: Mask | None = None
-    for mask in sorted(objects, key=np.count_nonzero):
-        if covered is None or 2 * np.count_nonzero(mask & covered) < np.count_nonzero(mask):
-            chosen.append(mask)
-            covered = mask if covered is None else covered | mask
-    return chosen
 
 
 def corrupted(image: ImageArray, objects: Sequence[Mask], suite: Suite, rng: np.random.Generator) -> list[Mask]:
