@@ -548,7 +548,7 @@ class ArbiterTrainSettings:
     validation_contests: int = 600
     min_object_px: int = 200
     flat_share: float = 0.3
-    """Fraction of the images without overlaps whose objects are not made to overlap."""
+    """Fraction of the images without overlaps in which none are made."""
     told_share: float = 0.6
     """Fraction of these of which the arbiter is told that no pixel belongs to two objects."""
     sparse_share: float = 0.5

@@ -39,7 +39,7 @@ def train_an_arbiter(
         float | None,
         setting(
             "--flat-share",
-            "Fraction of the images whose objects are not made to overlap; 1 if yours never do.",
+            "Fraction of the images without overlaps in which none are made; 1 if your objects never overlap.",
             default=TRAIN.flat_share,
             min=0,
             max=1,
