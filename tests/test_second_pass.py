@@ -15,6 +15,7 @@ from refinetool.train.data.sampler import Sampler
 from refinetool.train.data.store import load_store
 from refinetool.train.head import on_frozen
 from refinetool.train.head.on_frozen import OnFrozen
+from refinetool.train.kernels import mixed_precision
 from refinetool.train.questions import FULL, look, pose, refine
 from refinetool.train.second_pass import second_pass
 
@@ -40,7 +41,7 @@ def seeded() -> torch.Generator:
 
 def test_the_coarse_masks_are_the_models_answers(batch: Example, model: EmbeddedModel) -> None:
     changed = second_pass(batch, model, model.detail, generator=seeded())
-    with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+    with torch.no_grad(), mixed_precision(batch.image.device):
         question = pose(look(model, model.detail, batch.image), batch, rows=[0, 1, 2, 3], kinds=FULL, generator=None)
         answers = refine(model, model.detail, question)[0] > 0
     expected = torch.where(answers.flatten(1).any(1)[:, None, None], answers, batch.coarse.flatten(0, 1))

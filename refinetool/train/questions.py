@@ -17,6 +17,7 @@ from refinetool.modules.sam2_passes import decode, encode, normalised, see
 from refinetool.records import ABSENT, BACKGROUND, FOREGROUND
 from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
+from refinetool.train.kernels import mixed_precision
 
 SURE = 10.0
 """Logit of a coarse mask that is given as it is."""
@@ -248,8 +249,8 @@ def refine(sam: Any, head: Head | None, question: Question) -> tuple[Tensor, Ten
 def put(
     sam: Any, head: Head, batch: Example, groups: Groups, *, generator: torch.Generator | None
 ) -> tuple[list[Question], HeadAnswer]:
-    """Put the prompts of a batch to a model and its head, in bf16: the questions, and the head's answers to all."""
-    with torch.autocast(batch.image.device.type, torch.bfloat16):
+    """Put the prompts of a batch to a model and its head: the questions, and the head's answers to all."""
+    with mixed_precision(batch.image.device):
         looked = look(sam, head, batch.image)
         questions = [pose(looked, batch, rows=rows, kinds=kinds, generator=generator) for rows, kinds in groups]
         return questions, ask(head, questions, [answer(sam, question) for question in questions])

@@ -11,6 +11,7 @@ from refinetool.train.data.draws import Draws
 from refinetool.train.data.examples import Example
 from refinetool.train.data.prompts import mine
 from refinetool.train.data.sampler import at_least_half, per_crop
+from refinetool.train.kernels import mixed_precision
 from refinetool.train.questions import FULL, look, pose, refine
 
 KEYS = 1 << 62
@@ -27,7 +28,7 @@ def second_pass(batch: Example, sam: Any, head: Head | None, *, generator: torch
         generator: On the device, for the boxes.
     """
     count, prompts, *_ = batch.coarse.shape
-    with torch.autocast(batch.image.device.type, torch.bfloat16):
+    with mixed_precision(batch.image.device):
         question = pose(look(sam, head, batch.image), batch, rows=list(range(prompts)), kinds=FULL, generator=None)
         logits, _ = refine(sam, head, question)
     before = batch.coarse.flatten(0, 1)

@@ -1,15 +1,14 @@
 """One step of training: losses, gradients, and the moving average of the weights."""
 
 import copy
-from contextlib import AbstractContextManager, nullcontext
 from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor, nn
-from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
+from refinetool.train.kernels import fast_attention
 from refinetool.train.ranks import Ranks
 
 RANK_SEED = 1 << 32
@@ -73,11 +72,6 @@ class Learner:
         with torch.no_grad():
             torch._foreach_lerp_(_floats(self.average), _floats(self.trained.product), 1 - decay)
         return Loss(loss.total.detach(), loss.iou)
-
-
-def fast_attention(device: torch.device) -> AbstractContextManager[None]:
-    """Choose the attention kernel that trains fastest: on a CPU, the fused one has slow gradients."""
-    return sdpa_kernel(SDPBackend.MATH) if device.type == "cpu" else nullcontext()
 
 
 def _floats(module: nn.Module) -> list[Tensor]:

@@ -23,6 +23,7 @@ from refinetool.settings import ArbiterTrainSettings, RefineSettings
 from refinetool.train.arbiter.contests import Contests, gather_contests
 from refinetool.train.data.sources import fingerprint, list_pictures
 from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, Position, read_arguments, write_arguments
+from refinetool.train.kernels import mixed_precision
 from refinetool.train.ranks import ALONE
 from refinetool.train.schedule import learning_rate_at
 from refinetool.train.step import Loss
@@ -208,7 +209,7 @@ class _Trainer(CountedRun):
         settings = self.settings
         for group in self.optimizer.param_groups:
             group["lr"] = settings.learning_rate * learning_rate_at(step, self.share(), settings=settings)
-        with torch.autocast("cpu", torch.bfloat16):
+        with mixed_precision(torch.device("cpu")):
             logits = settled_logits(self.network, batch, weight=settings.competition)
         loss = contest_loss(logits.float(), batch, settings=settings)
         self.optimizer.zero_grad(set_to_none=True)

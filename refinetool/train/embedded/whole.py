@@ -9,6 +9,7 @@ from refinetool.modules.sam2_passes import set_image_size
 from refinetool.settings import TrainSettings
 from refinetool.train.data.examples import Example
 from refinetool.train.head.on_frozen import head_loss
+from refinetool.train.kernels import mixed_precision
 from refinetool.train.losses import edge_loss, mask_loss
 from refinetool.train.questions import Looked, answer, ask, draw_groups, look, pose
 from refinetool.train.step import Loss
@@ -39,7 +40,7 @@ class Whole(nn.Module):
         set_image_size(model, batch.image.shape[-1])
         detail = model.detail if settings.part == "all" else None
         groups = draw_groups(settings, host)
-        with torch.autocast(batch.image.device.type, torch.bfloat16):
+        with mixed_precision(batch.image.device):
             looked = look(model, detail, batch.image)
             questions = [pose(looked, batch, rows=rows, kinds=kinds, generator=noise) for rows, kinds in groups]
             decoded = [answer(model, question) for question in questions]
