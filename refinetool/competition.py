@@ -9,7 +9,8 @@ those of the model times the probability that the pixel is not in the other mask
 With two objects and a weight of 1 this is exact; with 0 each mask is left as it is. Objects that share most of the
 smaller one's coarse mask are no rivals: one of them is probably part of the other, or stands before it.
 
-A model can have an arbiter besides, a small network that sees more of the contest, and moves the logits further.
+A model can have an arbiter besides: a small network that also sees the image and all coarse masks, and moves the logits
+of every mask further, even where no other object claims any of it.
 """
 
 import math
@@ -31,9 +32,6 @@ LEAST_CLAIM = 0.02
 """A pixel with a lower probability is not claimed."""
 NO_CLAIM = np.float32(-100)
 """A logit that claims nothing."""
-CONTESTED_LOGIT, CONTESTED_DENIAL, LEAST_CONTESTED = -3.0, -0.05, 20
-"""An arbiter is asked if in at least so many cells the logit is higher than the first bound and what is denied lower
-than the second; elsewhere it would have nothing to settle."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -59,8 +57,8 @@ def compete(
 ) -> list[Answer]:
     """Return the answers for the parts of an image with masks and logits changed where other objects claim pixels.
 
-    Without an arbiter masks only lose pixels. Where no other object claims any, and without logits, they stay as they
-    are.
+    Without an arbiter masks only lose pixels, and where no other object claims any, they stay as they are. So do those
+    without logits.
 
     Args:
         jobs: All of one image.
@@ -77,7 +75,9 @@ def compete(
         for answer in answers
     ]
     every_part = [part for job in jobs for part in job.parts]
-    for number, row, denied in rivalries(jobs, answers, max_shared=settings.max_shared):
+    for number, row, denied in denials(jobs, answers, max_shared=settings.max_shared):
+        if arbiter is None and not denied.any():
+            continue
         job, own, made = jobs[number], answers[number].logits, settled[number]
         assert own is not None and made.logits is not None
         before = spread(own[row], job.view.size)
@@ -85,22 +85,21 @@ def compete(
         made.logits[row] += on_grid(weight * denied, own[row].shape)
         if arbiter is not None:
             contest = contest_of(job, row, own[row], denied, every_part, exclusive=exclusive)
-            if is_contested(contest):
-                moved = arbiter.settle(contest)
-                made.logits[row] += moved
-                after += spread(moved, job.view.size)
+            moved = arbiter.settle(contest)
+            made.logits[row] += moved
+            after += spread(moved, job.view.size)
         made.masks[row] = np.where((before > 0) == (after > 0), made.masks[row], after > 0)
     return settled
 
 
-def rivalries(
+def denials(
     jobs: Sequence[Job], answers: Sequence[Answer], *, max_shared: float
 ) -> Iterator[tuple[int, int, FloatMap]]:
-    """Find the parts of an image that have rivals.
+    """Find what is denied to each part of an image whose logits are known.
 
     Yields:
         The number of the job, the row of the part in it, and log(1 - p) summed over its rivals, float32 (H, W) in the
-        view.
+        view: 0 where it has none.
     """
     claimed = [
         claim
@@ -115,8 +114,7 @@ def rivalries(
         seen = [claim for claim in claimed if _reaches(claim, job.view)]
         for row, part in enumerate(job.parts):
             rivals = [claim for claim in seen if are_rivals(part, claim.part, max_shared=max_shared)]
-            if rivals:
-                yield number, row, denied_in(job.view, rivals)
+            yield number, row, denied_in(job.view, rivals)
 
 
 def claim_of(part: Part, logits: FloatMap, view: View) -> Claimed | None:
@@ -154,12 +152,6 @@ def contest_of(
         np.asarray(cv2.resize(job.pixels, grid[::-1], interpolation=cv2.INTER_AREA), np.uint8),
         exclusive,
     )
-
-
-def is_contested(contest: Contest) -> bool:
-    """Whether there is anything for an arbiter to settle."""
-    open_cells = (contest.logits > CONTESTED_LOGIT) & (contest.denied < CONTESTED_DENIAL)
-    return bool(np.count_nonzero(open_cells) >= LEAST_CONTESTED)
 
 
 def covered_in(view: View, parts: Sequence[Part]) -> Mask:

@@ -330,7 +330,7 @@ def refuse_unused_arbiter(arbiter: Path, *, settings: RefineSettings) -> None:
     if not (settings.competition.weight and settings.competition.arbitrate and settings.method == "prompts"):
         raise UsageError(
             f"{arbiter}: with these settings the arbiter has nothing to settle, because the objects of an image don't "
-            "compete, or it is not asked; give --competition 0.35 without --no-arbiter, or leave the arbiter out"
+            "compete, or it is left out; give --competition 0.35 without --no-arbiter, or leave --arbiter out"
         )
 
 

@@ -524,7 +524,7 @@ class OverlapSettings:
 
 @dataclass(frozen=True, slots=True)
 class ArbiterTrainSettings:
-    """How an arbiter is trained, which settles contests between the objects of an image."""
+    """How an arbiter is trained, which corrects each mask once all masks of its image are predicted."""
 
     steps: int = 4_000
     contests_per_step: int = 24
@@ -554,7 +554,7 @@ class ArbiterTrainSettings:
     sparse_share: float = 0.5
     """Fraction of the images of which some objects are left out, as if they were not annotated."""
     least_kept: float = 0.4
-    """At least this fraction of such an image's objects is kept, and never fewer than two."""
+    """At least this fraction of such an image's objects is kept, and never fewer than two if it has as many."""
     seed: int = 0
     validation_share: float = 0.1
     """Fraction of the images used for validation, where the data have no split."""

@@ -17,7 +17,7 @@ from training_data import paint_folder
 
 from refinetool import load
 from refinetool.backends.models import load_backend
-from refinetool.competition import compete, contest_of, is_contested, rivalries
+from refinetool.competition import compete, contest_of, denials
 from refinetool.errors import DataError, Interrupted, UsageError, WeightsError
 from refinetool.masks import encode
 from refinetool.modules.arbiter import ArbiterNet, network_inputs, read_arbiter, serialise_arbiter
@@ -31,6 +31,7 @@ from refinetool.settings import (
     ViewSettings,
 )
 from refinetool.train.arbiter.contests import (
+    Case,
     Contests,
     contests_in,
     distinct,
@@ -207,15 +208,22 @@ def test_its_moves_are_added_to_what_competition_does() -> None:
         assert (after.masks & ~given.masks).any(), "it may add pixels"
 
 
-def test_an_arbiter_is_left_out_where_it_is_not_wanted_or_nothing_is_contested() -> None:
-    boxes = [(0, 0, 12, HEIGHT), (18, 0, WIDTH, HEIGHT)]
-    jobs, answers = separate(boxes, [ramp(rising=False), ramp(rising=True)])
+def test_an_arbiter_is_left_out_where_objects_do_not_compete_or_logits_are_unknown() -> None:
+    jobs, answers = separate([(0, 0, 12, HEIGHT)], [ramp(rising=False)])
     arbiter = Bold(3.0)
     compete(jobs, answers, settings=CompetitionSettings(weight=0.0), arbiter=arbiter)
-    jobs, answers = separate(boxes, [ramp(rising=False), np.full((HEIGHT, WIDTH), -9, np.float32)])
-    compete(jobs, answers, settings=HALF, arbiter=arbiter)
-    compete(jobs[:1], answers[:1], settings=HALF, arbiter=arbiter)
+    compete(jobs, [replace(answers[0], logits=None)], settings=HALF, arbiter=arbiter)
     assert arbiter.asked == []
+
+
+def test_a_mask_that_nobody_contests_is_settled_too() -> None:
+    jobs, answers = separate([(0, 0, 12, HEIGHT)], [ramp(rising=False)])
+    arbiter = Bold(3.0)
+    (found,) = compete(jobs, answers, settings=HALF, arbiter=arbiter)
+    assert [(one.denied == 0).all() and (one.others == 0).all() for one in arbiter.asked] == [True]
+    assert found.logits is not None
+    np.testing.assert_allclose(found.logits[0], ramp(rising=False) + 3, atol=1e-5)
+    assert (found.masks == (found.logits > 0)).all()
 
 
 def test_a_contest_shows_the_image_and_all_other_masks() -> None:
@@ -236,7 +244,7 @@ def test_a_contest_shows_the_image_and_all_other_masks() -> None:
     for n, (x0, y0, x1, y1) in enumerate(boxes):
         whole[n, y0:y1, x0:x1] = coarse[n]
     every_part = [part for job in jobs for part in job.parts]
-    found = list(rivalries(jobs, answers, max_shared=0.5))
+    found = list(denials(jobs, answers, max_shared=0.5))
     assert [number for number, _, _ in found] == [0, 1, 2]
     for number, row, denied in found:
         logits = answers[number].logits
@@ -250,7 +258,6 @@ def test_a_contest_shows_the_image_and_all_other_masks() -> None:
         assert (made.coarse == whole[number, y0:y1, x0:x1]).all()
         assert (made.others == others[y0:y1, x0:x1]).all()
         np.testing.assert_allclose(made.denied, denied, atol=1e-6)
-        assert is_contested(made) == (np.count_nonzero((made.logits > -3) & (made.denied < -0.05)) >= 20)
 
 
 @pytest.mark.parametrize(
@@ -350,11 +357,11 @@ def test_contests_depend_on_seed_and_images_alone(tmp_path: Path) -> None:
     assert not torch.equal(few.coarse, others.coarse)
 
 
-def test_images_without_contests_are_refused(tmp_path: Path) -> None:
+def test_images_without_objects_are_refused(tmp_path: Path) -> None:
     pictures = list_pictures(touching_folder(tmp_path), images=None, validation_share=0.1, max_pixels=10**6)
     refiner = load_refiner("embedded", checkpoint="random:1", device="cpu", precision="fp32", settings=RefineSettings())
     huge = replace(QUICK, min_object_px=10**6)
-    with pytest.raises(DataError, match="no image holds two objects"):
+    with pytest.raises(DataError, match="no image holds an object of at least 1000000 px"):
         gather_contests(pictures, refiner, count=3, settings=huge, on_progress=lambda *_: None)
 
 
@@ -386,22 +393,24 @@ def test_overlaps_of_the_source_are_learnt_as_they_are(shared: int) -> None:
     made = replace(QUICK, flat_share=0, sparse_share=0)
     flat = replace(QUICK, flat_share=1, told_share=1, sparse_share=0)
 
-    def gathered(settings: ArbiterTrainSettings) -> list[tuple[Contest, BoolArray]]:
+    def gathered(settings: ArbiterTrainSettings) -> list[Case]:
         rows = (contests_in("x", picture, refiner, np.random.default_rng(n), settings=settings) for n in range(8))
         return [found for row in rows for found in row]
 
     areas = {int(mask.sum()) for mask in objects}
-    assert all(bool(one.exclusive) is (shared == 0) for one, _ in gathered(flat))
-    assert {int(truth.sum()) for _, truth in gathered(flat)} == areas
-    assert ({int(truth.sum()) for _, truth in gathered(made)} == areas) is (shared > 0)
+    assert all(bool(case.contest.exclusive) is (shared == 0) for case in gathered(flat))
+    assert {int(case.truth.sum()) for case in gathered(flat)} == areas
+    assert ({int(case.truth.sum()) for case in gathered(made)} == areas) is (shared > 0)
 
 
 def test_a_mirrored_contest_is_seen_in_a_mirror() -> None:
-    rows = stacked([(contest(n), np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % (n + 2) == 0) for n in range(2)])
+    masks = [np.arange(SIDE * SIDE).reshape(SIDE, SIDE) % (n + 2) == 0 for n in range(2)]
+    rows = stacked([Case(contest(n), mask, masks[1 - n]) for n, mask in enumerate(masks)])
     mirrored = rows.mirrored()
     assert torch.equal(mirrored.pixels[0, 3, 0], rows.pixels[0, 3, SIDE - 1])
     assert torch.equal(mirrored.logits, rows.logits.flip(2))
     assert torch.equal(mirrored.truth, rows.truth.flip(2))
+    assert torch.equal(mirrored.known, rows.known.flip(2))
     assert torch.equal(mirrored.exclusive, rows.exclusive)
 
 
@@ -415,7 +424,8 @@ def test_the_network_learns_what_the_others_say() -> None:
         wide[4:28, 4:28] = True
         theirs[:, int(rng.integers(14, 20)) :] = True
         denied = np.where(theirs, -1.0, 0.0).astype(np.float32)
-        found.append((replace(one, logits=np.where(wide, 2, -4).astype(np.float32), denied=denied), wide & ~theirs))
+        one = replace(one, logits=np.where(wide, 2, -4).astype(np.float32), denied=denied)
+        found.append(Case(one, wide & ~theirs, np.zeros((SIDE, SIDE), np.bool_)))
     rows = stacked(found)
     torch.manual_seed(0)
     network, settings = ArbiterNet(), ArbiterTrainSettings()
@@ -433,22 +443,24 @@ def test_the_network_learns_what_the_others_say() -> None:
 
 
 def test_the_loss_is_that_of_the_definition() -> None:
-    rows = stacked([(contest(n), np.random.default_rng(n).random((SIDE, SIDE)) < 0.4) for n in range(6)])
+    draws = [np.random.default_rng(n).random((2, SIDE, SIDE)) for n in range(6)]
+    rows = stacked([Case(contest(n), draw[0] < 0.4, draw[1] < 0.2) for n, draw in enumerate(draws)])
     settings = ArbiterTrainSettings()
     moved = rows.logits.float() + torch.randn(rows.logits.shape, generator=torch.Generator().manual_seed(0))
     expected, harmed = 0.0, 0
     for n in range(6):
-        truth, denied = rows.truth[n].numpy() / 255, rows.denied[n].float().numpy()
+        truth, known = draws[n][0] < 0.4, draws[n][1] >= 0.2
+        denied = rows.denied[n].float().numpy()
 
         def chances(logits: torch.Tensor) -> FloatMap:
             return np.asarray(1 / (1 + np.exp(-logits.double().numpy())))
 
-        def soft(p: FloatMap, t: FloatMap = truth) -> float:
-            return float((p * t).sum() / (p + t - p * t).sum())
+        def soft(p: FloatMap, t: BoolArray = truth, k: BoolArray = known) -> float:
+            return float((p * t)[k].sum() / (p + t - p * t)[k].sum())
 
         p, alone = chances(moved[n]), rows.logits[n].float()
         heavy = 1 + settings.contested_weight * (denied < settings.contested_below)
-        expected += (heavy * -(truth * np.log(p) + (1 - truth) * np.log(1 - p))).mean() + 1 - soft(p)
+        expected += (heavy * -np.log(np.where(truth, p, 1 - p)) * known).mean() + 1 - soft(p)
         before = max(soft(chances(alone)), soft(chances(alone + settings.competition * rows.denied[n].float())))
         expected += settings.harm_weight * max(0.0, before - soft(p))
         harmed += before > soft(p)

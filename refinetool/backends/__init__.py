@@ -63,7 +63,7 @@ class Prediction(Protocol):
 
 
 class Arbiter(Protocol):
-    """Settles contests between the objects of an image, one by one; see `competition`."""
+    """Settles what each object of an image keeps and gains once all masks are predicted; see `competition`."""
 
     def settle(self, contest: Contest) -> FloatMap:
         """Return by how much the logits of the mask should move: float32 (h, w)."""
@@ -78,7 +78,7 @@ class Backend(Protocol):
     fingerprint: str
     """Hash of architecture and weights, written into journals and outputs."""
     arbiter: Arbiter | None
-    """What settles contests between objects, where there is something."""
+    """What corrects the masks of an image together, if the model has one."""
 
     @property
     def views_at_once(self) -> int:

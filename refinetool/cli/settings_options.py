@@ -123,7 +123,7 @@ SETTINGS = (
         "competition.arbitrate",
         "--no-arbiter",
         METHOD,
-        "Leave contests between objects to the competition alone, without the small network of the model.",
+        "Leave out the model's arbiter, a small network that sees all masks of an image and corrects each.",
         value=False,
     ),
     Setting(

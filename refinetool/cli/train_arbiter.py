@@ -25,7 +25,7 @@ def train_an_arbiter(
     model: options.ModelName = JOB.model,
     checkpoint: options.Checkpoint = None,
     contests: Annotated[
-        int | None, setting("--contests", "Contested objects to gather and train on.", default=TRAIN.contests, min=1)
+        int | None, setting("--contests", "Objects to gather and train on.", default=TRAIN.contests, min=1)
     ] = None,
     steps: Annotated[int | None, setting("--steps", "Optimiser steps.", default=TRAIN.steps, min=1)] = None,
     batch: Annotated[
@@ -52,7 +52,7 @@ def train_an_arbiter(
     resume: Resume = False,
     quiet: options.Quiet = False,
 ) -> None:
-    """Train the small network that settles which pixels an object keeps where others of its image claim them."""
+    """Train the small network that corrects each mask once all masks of its image are predicted."""
     from refinetool.backends.models import find_model, pick_device
     from refinetool.train.arbiter.run import ArbiterRun, read_record, train_arbiter
 

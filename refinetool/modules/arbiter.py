@@ -1,4 +1,4 @@
-"""The arbiter: a small network that settles which pixels an object keeps where others claim them.
+"""The arbiter: a small network that settles which pixels an object keeps and gains, knowing what the others claim.
 
 It sees the logits of an object's mask, what the other objects deny it, all coarse masks and the image, on the grid of
 the logits, and whether objects may overlap, and says by how much the logits should move. It is a U-Net that works at a
@@ -101,7 +101,7 @@ class Arbiter:
     about: Mapping[str, Any]
 
     def settle(self, contest: Contest) -> FloatMap:
-        """Return by how much the logits of a contested mask should move: float32 (h, w)."""
+        """Return by how much the logits of a mask should move: float32 (h, w)."""
         with torch.inference_mode():
             moved: FloatMap = self.network(**network_inputs([contest]))[0].numpy()
         return moved

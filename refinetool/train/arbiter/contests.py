@@ -1,15 +1,19 @@
-"""Gathers contests to learn from: all objects of an image get coarse masks, and the model refines them."""
+"""Gathers contests to learn from: all objects of an image get coarse masks, and the model refines them.
 
-from collections.abc import Callable, Iterator, Sequence
+An object that has its place to itself is one of them: nothing is denied to it.
+"""
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from refinetool import masks
-from refinetool.competition import contest_of, is_contested, on_grid, rivalries
+from refinetool.competition import contest_of, denials, on_grid
 from refinetool.corrupt.suites import SUITES, Suite, draw, scene_of, single
 from refinetool.errors import DataError
 from refinetool.records import Contest, ImageArray, Mask, Region, Sample, seed_of
@@ -19,12 +23,12 @@ from refinetool.train.arbiter.overlaps import overlapping
 from refinetool.train.data.pictures import AnnotatedPicture, SourcePicture
 
 MIX: tuple[tuple[Suite, float], ...] = (
-    (single("blobs").with_band(0.45, 0.85), 0.38),
+    (single("blobs").with_band(0.45, 0.85), 0.34),
     (SUITES["weak"], 0.2),
-    (SUITES["davis-like"], 0.17),
-    (single("heat-map"), 0.07),
-    (SUITES["boundary"], 0.06),
-    (single("boundary").with_band(0.95, 0.99), 0.12),
+    (SUITES["davis-like"], 0.15),
+    (single("heat-map"), 0.06),
+    (SUITES["boundary"], 0.07),
+    (single("boundary").with_band(0.95, 0.99), 0.18),
 )
 """Suites of coarse masks, one of which is drawn for each image, and how often."""
 MOST_ROUNDS = 20
@@ -39,6 +43,7 @@ class Contests:
 
     logits, denied: float16 (n, h, w).
     coarse, others, truth: uint8 (n, h, w), 255 times the fraction of each cell.
+    known: bool (n, h, w), where most of a cell is not void.
     pixels: uint8 (n, h, w, 3).
     exclusive: bool (n,).
     """
@@ -50,6 +55,7 @@ class Contests:
     pixels: Tensor
     exclusive: Tensor
     truth: Tensor
+    known: Tensor
 
     def __len__(self) -> int:
         return len(self.logits)
@@ -62,6 +68,18 @@ class Contests:
         """Return them with left and right exchanged."""
         every: list[Tensor] = [getattr(self, each.name) for each in fields(self)]
         return Contests(*(values.flip(2) if values.dim() > 1 else values for values in every))
+
+
+class Case(NamedTuple):
+    """A contest with what is true of it, in its view.
+
+    truth: bool (H, W), the object.
+    void: bool (H, W), pixels of which nothing is known.
+    """
+
+    contest: Contest
+    truth: Mask
+    void: Mask
 
 
 def gather_contests(
@@ -80,10 +98,10 @@ def gather_contests(
         on_progress: Called with (contests found, `count`).
 
     Raises:
-        DataError: No image holds objects that compete.
+        DataError: No image holds an object that is large enough.
         ImageError: An image can't be read.
     """
-    found: list[tuple[Contest, Mask]] = []
+    found: list[Case] = []
     for turn in range(MOST_ROUNDS):
         before = len(found)
         for picture in shuffled(pictures, (settings.seed, turn)):
@@ -95,7 +113,9 @@ def gather_contests(
         if len(found) == before:
             break
     if not found:
-        raise DataError("no image holds two objects that compete for pixels; add data with several objects an image.")
+        raise DataError(
+            f"no image holds an object of at least {settings.min_object_px} px; expected true masks of such objects."
+        )
     return stacked(found)
 
 
@@ -111,19 +131,16 @@ def contests_in(
     rng: np.random.Generator,
     *,
     settings: ArbiterTrainSettings,
-) -> Iterator[tuple[Contest, Mask]]:
-    """Give the objects of an image coarse masks and refine them; yield the contests between them.
+) -> Iterator[Case]:
+    """Give the objects of an image coarse masks and refine them; yield the contest of each.
 
     Objects that overlap in the source are taken as they are; others are often made to overlap.
-
-    Yields:
-        A contest and the object in the view, bool (H, W).
     """
     own = distinct([mask for mask in picture.objects if np.count_nonzero(mask) >= settings.min_object_px])
     crossing = share_pixels(own)
     flat, told = rng.random() < settings.flat_share, rng.random() < settings.told_share
     objects = annotated(own, rng, made=not (crossing or flat), settings=settings)
-    if len(objects) < 2:
+    if not objects:
         return
     suite = MIX[rng.choice(len(MIX), p=[share for _, share in MIX])][0]
     coarse = corrupted(picture.image, objects, suite, rng)
@@ -132,12 +149,12 @@ def contests_in(
     prepared = refiner.prepare_pixels(Sample(key, Path(), size, regions), picture.image)
     jobs, answers = prepared.jobs, refiner.segment(prepared.jobs)
     every_part = [part for job in jobs for part in job.parts]
-    for number, row, denied in rivalries(jobs, answers, max_shared=refiner.settings.competition.max_shared):
+    for number, row, denied in denials(jobs, answers, max_shared=refiner.settings.competition.max_shared):
         job, logits = jobs[number], answers[number].logits
         assert logits is not None
         contest = contest_of(job, row, logits[row], denied, every_part, exclusive=flat and told and not crossing)
-        if is_contested(contest):
-            yield contest, job.view.crop_masks(objects[job.parts[row].region][None])[0]
+        truth, void = job.view.crop_masks(np.stack((objects[job.parts[row].region], picture.void)))
+        yield Case(contest, truth, void)
 
 
 def distinct(objects: Sequence[Mask]) -> list[Mask]:
@@ -177,14 +194,16 @@ def corrupted(image: ImageArray, objects: Sequence[Mask], suite: Suite, rng: np.
     return [draw(suite, scene, mask, rng, ignore=None, settings=how).coarse for mask in objects]
 
 
-def stacked(found: Sequence[tuple[Contest, Mask]]) -> Contests:
-    """Stack contests of one grid, and put the truth on it."""
+def stacked(found: Sequence[Case]) -> Contests:
+    """Stack contests of one grid, and put on it what is true of them."""
+    grid = found[0].contest.logits.shape
 
     def of(name: str) -> Tensor:
-        return torch.from_numpy(np.stack([getattr(contest, name) for contest, _ in found]))
+        return torch.from_numpy(np.stack([getattr(case.contest, name) for case in found]))
 
-    grid = found[0][0].logits.shape
-    truth = [on_grid(mask.astype(np.float32), grid) for _, mask in found]
+    def fractions(masks: Iterable[Mask]) -> Tensor:
+        return torch.from_numpy(np.stack([on_grid(mask.astype(np.float32), grid) for mask in masks]))
+
     return Contests(
         of("logits").half(),
         of("denied").half(),
@@ -192,7 +211,8 @@ def stacked(found: Sequence[tuple[Contest, Mask]]) -> Contests:
         as_bytes(of("others")),
         of("pixels"),
         of("exclusive"),
-        as_bytes(torch.from_numpy(np.stack(truth))),
+        as_bytes(fractions(case.truth for case in found)),
+        fractions(case.void for case in found) < 0.5,
     )
 
 

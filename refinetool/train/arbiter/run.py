@@ -67,7 +67,7 @@ def train_arbiter(
         on_gathering: Called with (contests found, contests wanted).
 
     Raises:
-        DataError: Data are not as described, have no contests, or `resume` finds no checkpoint of these data.
+        DataError: Data are not as described, have no objects, or `resume` finds no checkpoint of these data.
         UsageError: The model does not exist, or its logits are not known.
         WeightsError: Its weights can't be loaded.
         StorageError: The output can't be written.
@@ -156,30 +156,30 @@ def contest_loss(logits: Tensor, contests: Contests, *, settings: ArbiterTrainSe
     """Return what settled logits cost, and the mean IoU of their masks.
 
     The loss is cross-entropy, higher where others claim a cell, plus 1 - IoU of probabilities, plus by how much that
-    IoU is lower than it was before, or would be by the weight alone, times `settings.harm_weight`.
+    IoU is lower than it was before, or would be by the weight alone, times `settings.harm_weight`. Void does not count.
     """
-    truth = contests.truth.float() / 255
+    truth, known = contests.truth.float() / 255, contests.known
     weights = 1 + settings.contested_weight * (contests.denied.float() < settings.contested_below)
-    entropy = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weights).mean()
-    found = soft_ious(logits, truth)
+    entropy = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weights * known).mean()
+    found = soft_ious(logits, truth, known=known)
     before, lowered = (
-        soft_ious(lowered_logits(contests, weight=weight), truth) for weight in (0.0, settings.competition)
+        soft_ious(lowered_logits(contests, weight=weight), truth, known=known) for weight in (0.0, settings.competition)
     )
     harm = settings.harm_weight * (torch.maximum(before, lowered) - found).relu()
-    return Loss(entropy + (1 - found + harm).mean(), hard_ious(logits.detach(), truth).mean())
+    return Loss(entropy + (1 - found + harm).mean(), hard_ious(logits.detach(), truth, known=known).mean())
 
 
-def soft_ious(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return the IoU of probabilities with fractions in 0..1, (n,)."""
-    chances = logits.sigmoid()
+def soft_ious(logits: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
+    """Return the IoU of probabilities with fractions in 0..1 in the known cells, (n,)."""
+    chances, truth = logits.sigmoid() * known, truth * known
     shared = (chances * truth).sum((1, 2))
     either = (chances + truth - chances * truth).sum((1, 2))
     return shared / either.clamp(min=1)
 
 
-def hard_ious(logits: Tensor, truth: Tensor) -> Tensor:
-    """Return the IoU of masks on the grid, (n,): logits above 0 against fractions above a half."""
-    found, true = logits > 0, truth > 0.5
+def hard_ious(logits: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
+    """Return the IoU of masks in the known cells, (n,): logits above 0 against fractions above a half."""
+    found, true = (logits > 0) & known, (truth > 0.5) & known
     return (found & true).sum((1, 2)) / (found | true).sum((1, 2)).clamp(min=1)
 
 
@@ -230,7 +230,8 @@ class _Trainer(CountedRun):
             with torch.inference_mode():
                 moved = settled_logits(self.average, some, weight=self.settings.competition)
             truth = some.truth.float() / 255
-            sums += torch.stack([hard_ious(logits, truth).sum() for logits in (alone, lowered, moved)])
+            each = [hard_ious(logits, truth, known=some.known) for logits in (alone, lowered, moved)]
+            sums += torch.stack(each).sum(1)
         without, by_weight, settled = (sums / len(self.validation)).tolist()
         return {"full": settled, "by_weight": by_weight, "alone": without}
 
