@@ -55,7 +55,7 @@ def compete(
     arbiter: Arbiter | None = None,
     exclusive: bool = False,
 ) -> list[Answer]:
-    """Return the answers for the parts of an image with masks and logits changed where other objects claim pixels.
+    """Return the answers for the parts of an image, changed by what other objects claim and by the arbiter.
 
     Without an arbiter masks only lose pixels, and where no other object claims any, they stay as they are. So do those
     without logits.
