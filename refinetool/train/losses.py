@@ -58,7 +58,7 @@ def harm_loss(logits: Tensor, *, coarse: Tensor, target: Tensor, weight: Tensor)
     """
     known = weight > 0
     truth = (target >= 0.5) & known
-    before = hard_iou((coarse > 0)[:, None], truth[:, None], known=known[:, None])[:, 0]
+    before = hard_iou(coarse > 0, truth, known=known)
     probability = logits.float().sigmoid() * known
     overlap = (probability * truth).sum((1, 2))
     after = overlap / (probability.sum((1, 2)) + truth.sum((1, 2)) - overlap).clamp(min=1)
@@ -80,9 +80,9 @@ def dice_loss(probability: Tensor, target: Tensor, *, known: Tensor) -> Tensor:
 
 @torch.no_grad()
 def hard_iou(prediction: Tensor, target: Tensor, *, known: Tensor) -> Tensor:
-    """Compute the IoU of bool masks over the known cells: (N, T, h, w) → float (N, T)."""
-    either = ((prediction | target) & known).sum((2, 3))
-    return (prediction & target & known).sum((2, 3)) / either.clamp(min=1)
+    """Compute the IoU of bool masks over the known cells: (..., h, w) → float (...)."""
+    either = ((prediction | target) & known).sum((-2, -1))
+    return (prediction & target & known).sum((-2, -1)) / either.clamp(min=1)
 
 
 def edge_loss(logits: Tensor, edges: Tensor) -> Tensor:

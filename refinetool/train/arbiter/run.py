@@ -24,6 +24,7 @@ from refinetool.train.arbiter.contests import Contests, gather_contests
 from refinetool.train.data.sources import fingerprint, list_pictures
 from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, Position, read_arguments, write_arguments
 from refinetool.train.kernels import mixed_precision
+from refinetool.train.losses import hard_iou
 from refinetool.train.ranks import ALONE
 from refinetool.train.schedule import learning_rate_at
 from refinetool.train.step import Loss
@@ -166,7 +167,7 @@ def contest_loss(logits: Tensor, contests: Contests, *, settings: ArbiterTrainSe
         soft_ious(lowered_logits(contests, weight=weight), truth, known=known) for weight in (0.0, settings.competition)
     )
     harm = settings.harm_weight * (torch.maximum(before, lowered) - found).relu()
-    return Loss(entropy + (1 - found + harm).mean(), hard_ious(logits.detach(), truth, known=known).mean())
+    return Loss(entropy + (1 - found + harm).mean(), hard_iou(logits > 0, truth > 0.5, known=known).mean())
 
 
 def soft_ious(logits: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
@@ -175,12 +176,6 @@ def soft_ious(logits: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
     shared = (chances * truth).sum((1, 2))
     either = (chances + truth - chances * truth).sum((1, 2))
     return shared / either.clamp(min=1)
-
-
-def hard_ious(logits: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
-    """Return the IoU of masks in the known cells, (n,): logits above 0 against fractions above a half."""
-    found, true = (logits > 0) & known, (truth > 0.5) & known
-    return (found & true).sum((1, 2)) / (found | true).sum((1, 2)).clamp(min=1)
 
 
 class _Trainer(CountedRun):
@@ -230,7 +225,7 @@ class _Trainer(CountedRun):
             with torch.inference_mode():
                 moved = settled_logits(self.average, some, weight=self.settings.competition)
             truth = some.truth.float() / 255
-            each = [hard_ious(logits, truth, known=some.known) for logits in (alone, lowered, moved)]
+            each = [hard_iou(logits > 0, truth > 0.5, known=some.known) for logits in (alone, lowered, moved)]
             sums += torch.stack(each).sum(1)
         without, by_weight, settled = (sums / len(self.validation)).tolist()
         return {"full": settled, "by_weight": by_weight, "alone": without}
