@@ -300,6 +300,8 @@ def load_refiner(
         WeightsError: The weights, the adapter or the arbiter can't be used.
         StorageError: The folder of embeddings can't be made.
     """
+    if arbiter is not None:  # a contradiction is told before any file is read
+        refuse_unused_arbiter(arbiter, settings=settings)
     if settings.method in CLASSICAL:
         return Refiner(NoModel(), settings)
     backend = load_backend(
@@ -326,8 +328,9 @@ def load_refiner(
 
 
 def refuse_unused_arbiter(arbiter: Path, *, settings: RefineSettings) -> None:
-    """Raise UsageError if resolved settings would not use an arbiter."""
-    if not (settings.competition.weight and settings.competition.arbitrate and settings.method == "prompts"):
+    """Raise UsageError if settings would not use an arbiter; where the model is to say, only resolved ones tell."""
+    competition = settings.competition
+    if competition.weight == 0 or not competition.arbitrate or settings.method != "prompts":
         raise UsageError(
             f"{arbiter}: with these settings the arbiter has nothing to settle, because the objects of an image don't "
             "compete, or it is left out; give --competition 0.35 without --no-arbiter, or leave --arbiter out"

@@ -184,12 +184,20 @@ def test_the_embedded_model_has_an_arbiter(tmp_path: Path) -> None:
         RefineSettings(competition=CompetitionSettings(weight=0.0)),
         RefineSettings(competition=CompetitionSettings(arbitrate=False)),
         RefineSettings(method="grid-merge"),
+        RefineSettings(method="grabcut"),
     ],
 )
 def test_an_arbiter_that_would_settle_nothing_is_refused(settings: RefineSettings, tmp_path: Path) -> None:
+    """Even if it can't be read: the contradiction is what the user should hear of."""
+    with pytest.raises(UsageError, match="nothing to settle"):
+        load("embedded", device="cpu", settings=settings, arbiter=tmp_path / "missing.safetensors")
+
+
+def test_an_arbiter_for_a_model_whose_objects_do_not_compete_is_refused(tmp_path: Path) -> None:
+    """Only the model's defaults tell, once it is loaded."""
     write_arbiter(tmp_path / "mine.safetensors")
     with pytest.raises(UsageError, match="nothing to settle"):
-        load("embedded", device="cpu", settings=settings, arbiter=tmp_path / "mine.safetensors")
+        load("sam2.1-hiera-t", checkpoint="random:0", device="cpu", arbiter=tmp_path / "mine.safetensors")
 
 
 # --- what it is asked, and what becomes of its answers
