@@ -546,6 +546,7 @@ class ArbiterTrainSettings:
     """How much more it counts if a mask loses IoU, compared with no competition or with the weight alone."""
     contests: int = 10_000
     validation_contests: int = 600
+    """Contests to measure on; never more than there are to learn from."""
     min_object_px: int = 200
     flat_share: float = 0.3
     """Fraction of the images without overlaps in which none are made."""

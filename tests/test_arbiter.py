@@ -39,7 +39,14 @@ from refinetool.train.arbiter.contests import (
     share_pixels,
     stacked,
 )
-from refinetool.train.arbiter.run import ArbiterRun, contest_loss, read_record, settled_logits, train_arbiter
+from refinetool.train.arbiter.run import (
+    ArbiterRun,
+    contest_loss,
+    gathered,
+    read_record,
+    settled_logits,
+    train_arbiter,
+)
 from refinetool.train.data.pictures import AnnotatedPicture
 from refinetool.train.data.sources import list_pictures
 from refinetool.train.steps import TrainProgress
@@ -365,6 +372,14 @@ def test_contests_depend_on_seed_and_images_alone(tmp_path: Path) -> None:
     assert not torch.equal(few.coarse, others.coarse)
 
 
+def test_no_more_contests_are_measured_on_than_learnt_from(tmp_path: Path) -> None:
+    run = quick_run(touching_folder(tmp_path))
+    few = replace(run, settings=replace(run.settings, contests=2, validation_contests=600))
+    totals: set[int] = set()
+    training, validation = gathered(few, device="cpu", on_progress=lambda _, total: totals.add(total))
+    assert (len(training), len(validation), totals) == (2, 2, {4})
+
+
 def test_images_without_objects_are_refused(tmp_path: Path) -> None:
     pictures = list_pictures(touching_folder(tmp_path), images=None, validation_share=0.1, max_pixels=10**6)
     refiner = load_refiner("embedded", checkpoint="random:1", device="cpu", precision="fp32", settings=RefineSettings())
@@ -401,14 +416,14 @@ def test_overlaps_of_the_source_are_learnt_as_they_are(shared: int) -> None:
     made = replace(QUICK, flat_share=0, sparse_share=0)
     flat = replace(QUICK, flat_share=1, told_share=1, sparse_share=0)
 
-    def gathered(settings: ArbiterTrainSettings) -> list[Case]:
+    def cases(settings: ArbiterTrainSettings) -> list[Case]:
         rows = (contests_in("x", picture, refiner, np.random.default_rng(n), settings=settings) for n in range(8))
         return [found for row in rows for found in row]
 
     areas = {int(mask.sum()) for mask in objects}
-    assert all(bool(case.contest.exclusive) is (shared == 0) for case in gathered(flat))
-    assert {int(case.truth.sum()) for case in gathered(flat)} == areas
-    assert ({int(case.truth.sum()) for case in gathered(made)} == areas) is (shared > 0)
+    assert all(bool(case.contest.exclusive) is (shared == 0) for case in cases(flat))
+    assert {int(case.truth.sum()) for case in cases(flat)} == areas
+    assert ({int(case.truth.sum()) for case in cases(made)} == areas) is (shared > 0)
 
 
 def test_a_mirrored_contest_is_seen_in_a_mirror() -> None:

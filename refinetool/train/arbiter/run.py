@@ -115,7 +115,8 @@ def gathered(run: ArbiterRun, *, device: str, on_progress: Callable[[int, int], 
             max_pixels=settings.max_pixels,
         )
     ]
-    total = settings.contests + settings.validation_contests
+    measured = min(settings.validation_contests, settings.contests)
+    total = settings.contests + measured
 
     def gather(validation: bool, count: int, before: int) -> Contests:
         return gather_contests(
@@ -127,7 +128,7 @@ def gathered(run: ArbiterRun, *, device: str, on_progress: Callable[[int, int], 
         )
 
     training = gather(False, settings.contests, 0)
-    return training, gather(True, settings.validation_contests, settings.contests)
+    return training, gather(True, measured, settings.contests)
 
 
 def network_arguments(contests: Contests) -> dict[str, Tensor]:
