@@ -544,6 +544,8 @@ class ArbiterTrainSettings:
     """How much more a cell counts in the cross-entropy if log(1 - p), summed over its rivals, is below that bound."""
     harm_weight: float = 3.0
     """How much more it counts if a mask loses IoU, compared with no competition or with the weight alone."""
+    coarse_harm_weight: float = 1.0
+    """How much more it counts if a mask has a lower IoU than the coarse one."""
     contests: int = 10_000
     validation_contests: int = 600
     """Contests to measure on; never more than there are to learn from."""

@@ -470,7 +470,7 @@ def test_the_loss_is_that_of_the_definition() -> None:
     rows = stacked([Case(contest(n), draw[0] < 0.4, draw[1] < 0.2) for n, draw in enumerate(draws)])
     settings = ArbiterTrainSettings()
     moved = rows.logits.float() + torch.randn(rows.logits.shape, generator=torch.Generator().manual_seed(0))
-    expected, harmed = 0.0, 0
+    expected, harmed, below_coarse = 0.0, 0, 0
     for n in range(6):
         truth, known = draws[n][0] < 0.4, draws[n][1] >= 0.2
         denied = rows.denied[n].float().numpy()
@@ -486,8 +486,12 @@ def test_the_loss_is_that_of_the_definition() -> None:
         expected += (heavy * -np.log(np.where(truth, p, 1 - p)) * known).mean() + 1 - soft(p)
         before = max(soft(chances(alone)), soft(chances(alone + settings.competition * rows.denied[n].float())))
         expected += settings.harm_weight * max(0.0, before - soft(p))
+        coarse = soft((rows.coarse[n] > 127).numpy().astype(np.float32))
+        expected += settings.coarse_harm_weight * max(0.0, coarse - soft(p))
         harmed += before > soft(p)
+        below_coarse += coarse > soft(p)
     assert 0 < harmed < 6
+    assert 0 < below_coarse < 6
     assert contest_loss(moved, rows, settings=settings).total.item() == pytest.approx(expected / 6, rel=1e-4)
 
 

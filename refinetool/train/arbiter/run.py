@@ -32,6 +32,8 @@ from refinetool.train.steps import CountedRun, Pace, TrainProgress, take_steps
 
 WEIGHTS_FILE = "arbiter.safetensors"
 MEASURED_AT_ONCE = 32
+HALF_A_CELL = 127
+"""Cells of which a coarse mask covers more, of 255, are its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -158,22 +160,28 @@ def contest_loss(logits: Tensor, contests: Contests, *, settings: ArbiterTrainSe
     """Return what settled logits cost, and the mean IoU of their masks.
 
     The loss is cross-entropy, higher where others claim a cell, plus 1 - IoU of probabilities, plus by how much that
-    IoU is lower than it was before, or would be by the weight alone, times `settings.harm_weight`. Void does not count.
+    IoU is lower than it was before, or would be by the weight alone, times `settings.harm_weight`, and lower than that
+    of the coarse mask, times `settings.coarse_harm_weight`. Void does not count.
     """
     truth, known = contests.truth.float() / 255, contests.known
     weights = 1 + settings.contested_weight * (contests.denied.float() < settings.contested_below)
     entropy = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weights * known).mean()
-    found = soft_ious(logits, truth, known=known)
+
+    def overlap(chances: Tensor) -> Tensor:
+        return soft_ious(chances, truth, known=known)
+
+    found = overlap(logits.sigmoid())
     before, lowered = (
-        soft_ious(lowered_logits(contests, weight=weight), truth, known=known) for weight in (0.0, settings.competition)
+        overlap(lowered_logits(contests, weight=weight).sigmoid()) for weight in (0.0, settings.competition)
     )
     harm = settings.harm_weight * (torch.maximum(before, lowered) - found).relu()
+    harm += settings.coarse_harm_weight * (overlap((contests.coarse > HALF_A_CELL).float()) - found).relu()
     return Loss(entropy + (1 - found + harm).mean(), hard_iou(logits > 0, truth > 0.5, known=known).mean())
 
 
-def soft_ious(logits: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
+def soft_ious(chances: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
     """Return the IoU of probabilities with fractions in 0..1 in the known cells, (n,)."""
-    chances, truth = logits.sigmoid() * known, truth * known
+    chances, truth = chances * known, truth * known
     shared = (chances * truth).sum((1, 2))
     either = (chances + truth - chances * truth).sum((1, 2))
     return shared / either.clamp(min=1)
