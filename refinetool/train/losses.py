@@ -53,15 +53,13 @@ def harm_loss(logits: Tensor, *, coarse: Tensor, target: Tensor, weight: Tensor)
 
     Args:
         logits: (N, S/2, S/2), of the refined masks.
-        coarse: (N, S/2, S/2), 1 inside the coarse mask and -1 outside, or 0 everywhere if the prompt has no mask.
+        coarse: (N, S/2, S/2), above 0 inside the coarse mask and below outside, or 0 everywhere if there is none.
         target, weight: (N, S/2, S/2), as for `mask_loss`.
     """
     known = weight > 0
     truth = (target >= 0.5) & known
     before = hard_iou(coarse > 0, truth, known=known)
-    probability = logits.float().sigmoid() * known
-    overlap = (probability * truth).sum((1, 2))
-    after = overlap / (probability.sum((1, 2)) + truth.sum((1, 2)) - overlap).clamp(min=1)
+    after = soft_iou(logits.float().sigmoid(), truth.float(), known=known)
     return (F.relu(before - after) * (coarse != 0).any(2).any(1)).mean()
 
 
@@ -83,6 +81,14 @@ def hard_iou(prediction: Tensor, target: Tensor, *, known: Tensor) -> Tensor:
     """Compute the IoU of bool masks over the known cells: (..., h, w) → float (...)."""
     either = ((prediction | target) & known).sum((-2, -1))
     return (prediction & target & known).sum((-2, -1)) / either.clamp(min=1)
+
+
+def soft_iou(probability: Tensor, target: Tensor, *, known: Tensor) -> Tensor:
+    """Compute the IoU of probabilities with fractions in 0..1 over the known cells: (..., h, w) → float (...)."""
+    probability, target = probability * known, target * known
+    shared = (probability * target).sum((-2, -1))
+    either = (probability + target - probability * target).sum((-2, -1))
+    return shared / either.clamp(min=1)
 
 
 def edge_loss(logits: Tensor, edges: Tensor) -> Tensor:

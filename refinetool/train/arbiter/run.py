@@ -24,7 +24,7 @@ from refinetool.train.arbiter.contests import Contests, gather_contests
 from refinetool.train.data.sources import fingerprint, list_pictures
 from refinetool.train.files import CHECKPOINT_FILE, METRICS_FILE, RUN_FILE, Position, read_arguments, write_arguments
 from refinetool.train.kernels import mixed_precision
-from refinetool.train.losses import hard_iou
+from refinetool.train.losses import hard_iou, harm_loss, soft_iou
 from refinetool.train.ranks import ALONE
 from refinetool.train.schedule import learning_rate_at
 from refinetool.train.step import Loss
@@ -32,8 +32,6 @@ from refinetool.train.steps import CountedRun, Pace, TrainProgress, take_steps
 
 WEIGHTS_FILE = "arbiter.safetensors"
 MEASURED_AT_ONCE = 32
-HALF_A_CELL = 127
-"""Cells of which a coarse mask covers more, of 255, are its own."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,25 +164,18 @@ def contest_loss(logits: Tensor, contests: Contests, *, settings: ArbiterTrainSe
     truth, known = contests.truth.float() / 255, contests.known
     weights = 1 + settings.contested_weight * (contests.denied.float() < settings.contested_below)
     entropy = (F.binary_cross_entropy_with_logits(logits, truth, reduction="none") * weights * known).mean()
-
-    def overlap(chances: Tensor) -> Tensor:
-        return soft_ious(chances, truth, known=known)
-
-    found = overlap(logits.sigmoid())
+    found = soft_iou(logits.sigmoid(), truth, known=known)
     before, lowered = (
-        overlap(lowered_logits(contests, weight=weight).sigmoid()) for weight in (0.0, settings.competition)
+        soft_iou(lowered_logits(contests, weight=weight).sigmoid(), truth, known=known)
+        for weight in (0.0, settings.competition)
     )
     harm = settings.harm_weight * (torch.maximum(before, lowered) - found).relu()
-    harm += settings.coarse_harm_weight * (overlap((contests.coarse > HALF_A_CELL).float()) - found).relu()
-    return Loss(entropy + (1 - found + harm).mean(), hard_iou(logits > 0, truth > 0.5, known=known).mean())
-
-
-def soft_ious(chances: Tensor, truth: Tensor, *, known: Tensor) -> Tensor:
-    """Return the IoU of probabilities with fractions in 0..1 in the known cells, (n,)."""
-    chances, truth = chances * known, truth * known
-    shared = (chances * truth).sum((1, 2))
-    either = (chances + truth - chances * truth).sum((1, 2))
-    return shared / either.clamp(min=1)
+    inside = contests.coarse.float() / 255 - 0.5
+    below_coarse = settings.coarse_harm_weight * harm_loss(logits, coarse=inside, target=truth, weight=known)
+    return Loss(
+        entropy + (1 - found + harm).mean() + below_coarse,
+        hard_iou(logits > 0, truth > 0.5, known=known).mean(),
+    )
 
 
 class _Trainer(CountedRun):
