@@ -412,7 +412,7 @@ def test_overlaps_of_the_source_are_learnt_as_they_are(shared: int) -> None:
     objects[0][15:70, 10 : 60 + shared], objects[1][15:70, 60:110] = True, True
     image = np.random.default_rng(0).integers(0, 256, (90, 120, 3), dtype=np.uint8)
     picture = AnnotatedPicture(image, tuple(objects), np.zeros((90, 120), np.bool_))
-    refiner = load_refiner("embedded", checkpoint="random:1", device="cpu", precision="fp32", settings=RefineSettings())
+    refiner = Refiner(BrightBackend(), RefineSettings())
     made = replace(QUICK, flat_share=0, sparse_share=0)
     flat = replace(QUICK, flat_share=1, told_share=1, sparse_share=0)
 
