@@ -194,11 +194,11 @@ def interrupted(samples: Sequence[Sample], gatherer: Gatherer, path: Path, *, af
 
 @pytest.mark.parametrize("shared", [False, True])
 def test_a_stop_keeps_what_was_answered(data: Path, refiner: Refiner, tmp_path: Path, shared: bool) -> None:
-    samples = [replace(sample, key=f"{turn} {sample.key}") for turn in range(6) for sample in samples_in(data)]
+    samples = [replace(sample, key=f"{turn} {sample.key}") for turn in range(4) for sample in samples_in(data)]
     whole = collect(samples, local(refiner), tmp_path / "whole")
     crew = FakeCrew(FeatureUnits(local(refiner)))
     path = tmp_path / "f"
-    interrupted(samples, crewed(crew) if shared else local(refiner), path, after=20)
+    interrupted(samples, crewed(crew) if shared else local(refiner), path, after=12)
     kept = keys_in(path)
     assert len(kept) >= 5
     if shared:
