@@ -10,7 +10,8 @@ With two objects and a weight of 1 this is exact; with 0 each mask is left as it
 smaller one's coarse mask are no rivals: one of them is probably part of the other, or stands before it.
 
 A model can have an arbiter besides: a small network that also sees the image and all coarse masks, and moves the logits
-of every mask further, even where no other object claims any of it.
+of every mask further, even where no other object claims any of it. It is not asked for coarse masks that are smaller
+than those it learnt from.
 """
 
 import math
@@ -76,16 +77,17 @@ def compete(
     ]
     every_part = [part for job in jobs for part in job.parts]
     for number, row, denied in denials(jobs, answers, max_shared=settings.max_shared):
-        if arbiter is None and not denied.any():
-            continue
         job, own, made = jobs[number], answers[number].logits, settled[number]
+        asked = arbiter if arbiter and np.count_nonzero(job.coarse[row]) >= arbiter.least_px else None
+        if asked is None and not denied.any():
+            continue
         assert own is not None and made.logits is not None
         before = spread(own[row], job.view.size)
         after = before + weight * denied
         made.logits[row] += on_grid(weight * denied, own[row].shape)
-        if arbiter is not None:
+        if asked is not None:
             contest = contest_of(job, row, own[row], denied, every_part, exclusive=exclusive)
-            moved = arbiter.settle(contest)
+            moved = asked.settle(contest)
             made.logits[row] += moved
             after += spread(moved, job.view.size)
         made.masks[row] = np.where((before > 0) == (after > 0), made.masks[row], after > 0)

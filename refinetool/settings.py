@@ -550,6 +550,7 @@ class ArbiterTrainSettings:
     validation_contests: int = 600
     """Contests to measure on; never more than there are to learn from."""
     min_object_px: int = 200
+    """Objects with fewer pixels are left out, and the arbiter is asked for coarse masks from half as many on."""
     flat_share: float = 0.3
     """Fraction of the images without overlaps in which none are made."""
     told_share: float = 0.6

@@ -57,8 +57,9 @@ SIDE = 32
 class Bold:
     """An arbiter that raises all logits, and keeps what it is asked."""
 
-    def __init__(self, moved: float) -> None:
+    def __init__(self, moved: float, *, least_px: int = 0) -> None:
         self.moved = moved
+        self.least_px = least_px
         self.asked: list[Contest] = []
 
     def settle(self, contest: Contest) -> FloatMap:
@@ -111,9 +112,12 @@ def test_the_network_sees_everything(name: str) -> None:
     assert (answers[0] - answers[1]).abs().max() > 1e-2
 
 
+ABOUT: dict[str, Any] = {"steps": 7, "settings": {"min_object_px": 31}}
+
+
 def write_arbiter(path: Path, seed: int = 3) -> ArbiterNet:
     network = shaken(seed)
-    path.write_bytes(serialise_arbiter(network, {"steps": 7}))
+    path.write_bytes(serialise_arbiter(network, ABOUT))
     return network
 
 
@@ -124,7 +128,7 @@ def test_a_file_gives_the_network_back(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = network(**network_inputs([contest(4)]))[0]
     np.testing.assert_allclose(found.settle(contest(4)), expected, atol=1e-4)
-    assert found.about == {"steps": 7}
+    assert (found.about, found.least_px) == (ABOUT, 16)
     write_arbiter(path, seed=4)
     assert read_arbiter(path).digest != found.digest
 
@@ -239,6 +243,21 @@ def test_a_mask_that_nobody_contests_is_settled_too() -> None:
     assert found.logits is not None
     np.testing.assert_allclose(found.logits[0], ramp(rising=False) + 3, atol=1e-5)
     assert (found.masks == (found.logits > 0)).all()
+
+
+def test_masks_smaller_than_those_it_learnt_from_are_left_to_the_rule() -> None:
+    boxes, logits = [(0, 0, 12, HEIGHT), (18, 0, WIDTH, HEIGHT)], [ramp(rising=False) - 1, ramp(rising=True)]
+    jobs, answers = separate(boxes, logits)
+    small, large = (int(job.coarse.sum()) for job in jobs)
+    assert small < large
+    plain = compete(jobs, answers, settings=HALF)
+    arbiter = Bold(3.0, least_px=large)
+    settled = compete(jobs, answers, settings=HALF, arbiter=arbiter)
+    assert len(arbiter.asked) == 1
+    for before, after, moved in zip(plain, settled, (0, 3), strict=True):
+        assert before.logits is not None and after.logits is not None
+        np.testing.assert_allclose(after.logits, before.logits + moved, atol=1e-5)
+        assert (after.masks == (after.logits > 0)).all()
 
 
 def test_a_contest_shows_the_image_and_all_other_masks() -> None:
@@ -497,11 +516,12 @@ def test_the_loss_is_that_of_the_definition() -> None:
 
 def test_the_command_writes_what_refine_takes(command: Command, tmp_path: Path) -> None:
     data, out = touching_folder(tmp_path / "data"), tmp_path / "run"
-    options = ("--checkpoint", "random:1", "--contests", 4, "--steps", 2, "--batch", 2)
+    options = ("--checkpoint", "random:1", "--contests", 4, "--steps", 2, "--batch", 2, "--min-object-px", 150)
     made = command("train", "arbiter", "--data", data, "-o", out, *options)
     assert made.code == 0, made.err
     assert "arbiter.safetensors" in made.out
     file = out / "arbiter.safetensors"
+    assert read_arbiter(file).least_px == 75
     refiner = load("embedded", checkpoint="random:1", device="cpu", arbiter=file)
     masks = np.stack([np.arange(80)[None].repeat(60, 0) // 40 == n for n in range(2)])
     assert len(refiner.refine_image(np.zeros((60, 80, 3), np.uint8), masks)) == 2

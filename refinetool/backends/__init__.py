@@ -65,6 +65,10 @@ class Prediction(Protocol):
 class Arbiter(Protocol):
     """Settles what each object of an image keeps and gains once all masks are predicted; see `competition`."""
 
+    @property
+    def least_px(self) -> int:
+        """It is not asked for coarse masks of fewer pixels."""
+
     def settle(self, contest: Contest) -> FloatMap:
         """Return by how much the logits of the mask should move: float32 (h, w)."""
 

@@ -35,6 +35,15 @@ def train_an_arbiter(
         float | None,
         setting("--learning-rate", "Learning rate before it decays.", default=f"{TRAIN.learning_rate:g}", min=1e-9),
     ] = None,
+    min_object_px: Annotated[
+        int | None,
+        setting(
+            "--min-object-px",
+            "Objects with fewer pixels are left out; refine asks the arbiter for coarse masks from half as many on.",
+            default=TRAIN.min_object_px,
+            min=1,
+        ),
+    ] = None,
     flat_share: Annotated[
         float | None,
         setting(
@@ -70,6 +79,7 @@ def train_an_arbiter(
         steps=steps,
         contests_per_step=batch,
         learning_rate=learning_rate,
+        min_object_px=min_object_px,
         flat_share=flat_share,
         seed=seed,
     )

@@ -7,6 +7,7 @@ the logits.
 """
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -31,6 +32,9 @@ INPUTS = 10
 LOGIT_BOUND, LOGIT_SCALE = 16.0, 4.0
 DENIED_BOUND, DENIED_SCALE = -10.0, 2.0
 """Logits and what is denied are clamped and divided, so that they have the scale of the other inputs."""
+LEAST_OF_AN_OBJECT = 0.5
+"""A coarse mask of a smaller fraction of the smallest objects it learnt from is no question for an arbiter; those it
+learnt from cover about half of their object or more."""
 METADATA = "refinetool_arbiter"
 """The entry of a file's metadata that describes the arbiter, as JSON."""
 
@@ -94,11 +98,13 @@ class Arbiter:
 
     digest: SHA-256 of its weights.
     about: The recipe of its training, in JSON types.
+    least_px: Pixels of the smallest coarse masks that it is asked for.
     """
 
     network: ArbiterNet
     digest: str
     about: Mapping[str, Any]
+    least_px: int
 
     def settle(self, contest: Contest) -> FloatMap:
         """Return by how much the logits of a mask should move: float32 (h, w)."""
@@ -123,12 +129,12 @@ def read_arbiter(path: Path) -> Arbiter:
     network = ArbiterNet()
     expected = {name: tensor.shape for name, tensor in network.state_dict().items()}
     match described:
-        case {"format": 1, "about": dict() as about} if {
+        case {"format": 1, "about": {"settings": {"min_object_px": int(smallest)}} as about} if {
             name: tensor.shape for name, tensor in tensors.items()
         } == expected and all(tensor.isfinite().all() for tensor in tensors.values()):
             network.load_state_dict(tensors)
             ready = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-            return Arbiter(ready, state_digest(tensors), about)
+            return Arbiter(ready, state_digest(tensors), about, math.ceil(LEAST_OF_AN_OBJECT * smallest))
     raise WeightsError(
         f"{path}: this is not an arbiter, or one of another version, or a damaged one; "
         "refinetool train arbiter writes one"
