@@ -115,9 +115,9 @@ def test_the_network_sees_everything(name: str) -> None:
 ABOUT: dict[str, Any] = {"steps": 7, "settings": {"min_object_px": 31}}
 
 
-def write_arbiter(path: Path, seed: int = 3) -> ArbiterNet:
+def write_arbiter(path: Path, seed: int = 3, about: dict[str, Any] = ABOUT) -> ArbiterNet:
     network = shaken(seed)
-    path.write_bytes(serialise_arbiter(network, ABOUT))
+    path.write_bytes(serialise_arbiter(network, about))
     return network
 
 
@@ -163,7 +163,11 @@ def incomplete(path: Path) -> None:
     changed(path, lambda tensors: tensors.pop("leave.bias"))
 
 
-@pytest.mark.parametrize("spoil", [text, foreign, cut, not_finite, incomplete])
+def for_unknown_sizes(path: Path) -> None:
+    write_arbiter(path, about={"steps": 7})
+
+
+@pytest.mark.parametrize("spoil", [text, foreign, cut, not_finite, incomplete, for_unknown_sizes])
 def test_damaged_files_are_refused_in_one_sentence(spoil: Callable[[Path], None], tmp_path: Path) -> None:
     path = tmp_path / "arbiter.safetensors"
     spoil(path)
@@ -187,6 +191,8 @@ def test_the_embedded_model_has_an_arbiter(tmp_path: Path) -> None:
     mine = backend(arbiter=tmp_path / "mine.safetensors")
     assert mine.fingerprint != own.fingerprint
     assert mine.base_fingerprint == own.base_fingerprint
+    write_arbiter(tmp_path / "mine.safetensors", about={"settings": {"min_object_px": 400}})
+    assert backend(arbiter=tmp_path / "mine.safetensors").fingerprint != mine.fingerprint, "asked for other masks"
 
 
 @pytest.mark.parametrize(

@@ -169,7 +169,7 @@ def load_backend(
         from refinetool.modules.arbiter import read_arbiter
 
         settles = read_arbiter(weights.user_path(arbiter))
-        fingerprint = _hash(f"{fingerprint} {settles.digest}")
+        fingerprint = _hash(f"{fingerprint} {settles.digest} {settles.least_px}")
     correction = None
     if iou_adapter is not None:
         from refinetool.modules.iou_adapter import read_adapter
