@@ -33,8 +33,8 @@ LOGIT_BOUND, LOGIT_SCALE = 16.0, 4.0
 DENIED_BOUND, DENIED_SCALE = -10.0, 2.0
 """Logits and what is denied are clamped and divided, so that they have the scale of the other inputs."""
 LEAST_OF_AN_OBJECT = 0.5
-"""A coarse mask of a smaller fraction of the smallest objects it learnt from is no question for an arbiter; those it
-learnt from cover about half of their object or more."""
+"""An arbiter is asked for coarse masks of at least this fraction of the smallest object it learnt from, because the
+coarse masks of its training cover about half of their object or more."""
 METADATA = "refinetool_arbiter"
 """The entry of a file's metadata that describes the arbiter, as JSON."""
 
