@@ -47,7 +47,7 @@ from refinetool.train.arbiter.run import (
     settled_logits,
     train_arbiter,
 )
-from refinetool.train.data.pictures import AnnotatedPicture
+from refinetool.train.data.pictures import AnnotatedPicture, SourcePicture
 from refinetool.train.data.sources import list_pictures
 from refinetool.train.steps import TrainProgress
 
@@ -381,8 +381,12 @@ def test_a_resumed_run_equals_an_uninterrupted_one(tmp_path: Path) -> None:
         train(run, tmp_path / "halves", resume=True)
 
 
+def listed(folder: Path, *, min_object_px: int) -> list[SourcePicture]:
+    return list_pictures(folder, images=None, validation_share=0.1, max_pixels=10**6, min_object_px=min_object_px)
+
+
 def test_contests_depend_on_seed_and_images_alone(tmp_path: Path) -> None:
-    pictures = list_pictures(touching_folder(tmp_path), images=None, validation_share=0.1, max_pixels=10**6)
+    pictures = listed(touching_folder(tmp_path), min_object_px=50)
     refiner = load_refiner("embedded", checkpoint="random:1", device="cpu", precision="fp32", settings=RefineSettings())
 
     def gather(count: int, seed: int = 0) -> Contests:
@@ -406,7 +410,7 @@ def test_no_more_contests_are_measured_on_than_learnt_from(tmp_path: Path) -> No
 
 
 def test_images_without_objects_are_refused(tmp_path: Path) -> None:
-    pictures = list_pictures(touching_folder(tmp_path), images=None, validation_share=0.1, max_pixels=10**6)
+    pictures = listed(touching_folder(tmp_path), min_object_px=10**6)
     refiner = load_refiner("embedded", checkpoint="random:1", device="cpu", precision="fp32", settings=RefineSettings())
     huge = replace(QUICK, min_object_px=10**6)
     with pytest.raises(DataError, match="no image holds an object of at least 1000000 px"):

@@ -566,7 +566,7 @@ def test_hqseg_is_read_from_hq_sams_folders(tmp_path: Path) -> None:
             grey[5 : 20 + number, 10:30] = 255
             grey[5, 10] = 127
             Image.fromarray(grey).save(tmp_path / masks / f"{stem}.png")
-    found = list_pictures(tmp_path, images=None, validation_share=0.5, max_pixels=10_000)
+    found = list_pictures(tmp_path, images=None, validation_share=0.5, max_pixels=10_000, min_object_px=1)
     assert [(picture.key, picture.validation) for picture in found] == [
         ("DIS-TR/im/a", False),
         ("DIS-TR/im/b", False),
@@ -581,4 +581,4 @@ def test_hqseg_is_read_from_hq_sams_folders(tmp_path: Path) -> None:
     assert annotated.image.shape == (40, 50, 3)
     (tmp_path / TRAINING[0][1] / "b.png").unlink()
     with pytest.raises(DataError, match=r"b\.jpg has no mask; expected .*b\.png"):
-        list_pictures(tmp_path, images=None, validation_share=0.5, max_pixels=10_000)
+        list_pictures(tmp_path, images=None, validation_share=0.5, max_pixels=10_000, min_object_px=1)

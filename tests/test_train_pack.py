@@ -15,7 +15,7 @@ from refinetool.errors import DataError, StorageError, UsageError
 from refinetool.settings import PackSettings
 from refinetool.train.data.objects import find_objects, read_ids
 from refinetool.train.data.pack import Pack, is_pack, pack, packed, pictures_of, read_pack
-from refinetool.train.data.sources import LAST_ID, AnnotatedPicture, drawn_for_validation, id_map
+from refinetool.train.data.sources import LAST_ID, AnnotatedPicture, drawn_for_validation, id_map, list_pictures
 
 
 def silent(_done: int, _total: int) -> None:
@@ -36,9 +36,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_ids_are_objects_and_classes_are_split(folder: Path, tmp_path: Path) -> None:
     for mask in (folder / "masks").iterdir():
-        assert len(find_objects(read_ids(mask), by_class=False)) == 2
+        assert len(find_objects(read_ids(mask), by_class=False, min_px=1)) == 2
     last = sorted((paint_folder(tmp_path / "classes", classes=True) / "masks").iterdir())[-1]
-    by_class = find_objects(read_ids(last), by_class=True)
+    by_class = find_objects(read_ids(last), by_class=True, min_px=1)
     assert [(thing.value, thing.box, thing.seed) for thing in by_class] == [
         (1, (10, 15, 110, 85), None),
         (1, (10, 15, 60, 50), (10, 15)),
@@ -49,7 +49,9 @@ def test_ids_are_objects_and_classes_are_split(folder: Path, tmp_path: Path) -> 
 def test_specks_are_no_objects() -> None:
     ids = np.zeros((50, 50), np.uint8)
     ids[:5, :5] = 3
-    assert find_objects(ids, by_class=False) == []
+    for by_class in (False, True):
+        assert find_objects(ids, by_class=by_class, min_px=26) == []
+        assert len(find_objects(ids, by_class=by_class, min_px=25)) == 1
 
 
 # --- what goes in comes out
@@ -232,6 +234,29 @@ def test_voc_roots_bring_their_lists(tmp_path: Path) -> None:
     made = packed_up(root, output=tmp_path / "pack")
     assert [(source.train, source.validation) for source in made.sources] == [(2, 1)]
     assert made.tensors["areas"].tolist() == [500, 500] * 3
+
+
+def hqseg_folder(root: Path) -> Path:
+    for kind in ("im", "gt"):
+        (root / "DIS5K/DIS-TR" / kind).mkdir(parents=True)
+    grey = np.zeros((40, 50), np.uint8)
+    grey[:20, :20] = 255
+    Image.fromarray(grey).save(root / "DIS5K/DIS-TR/gt/0.png")
+    Image.fromarray(np.full((40, 50, 3), 90, np.uint8)).save(root / "DIS5K/DIS-TR/im/0.jpg")
+    return root
+
+
+def test_small_objects_of_any_source_are_left_out(tmp_path: Path) -> None:
+    sizes = {
+        paint_folder(tmp_path / "folder", classes=False): [1200, 1750],
+        coco_file(tmp_path / "coco", count=2): [400, 400],
+        hqseg_folder(tmp_path / "hqseg"): [400],
+    }
+    for source, expected in sizes.items():
+        for floor in (400, 401, 1201):
+            pictures = list_pictures(source, images=None, validation_share=0.5, max_pixels=10**5, min_object_px=floor)
+            found = sorted(int(mask.sum()) for mask in pictures[0].read().objects)
+            assert found == [size for size in expected if size >= floor]
 
 
 # --- one folder, used again or not

@@ -136,7 +136,7 @@ def contests_in(
 
     Objects that overlap in the source are taken as they are; others are often made to overlap.
     """
-    own = distinct([mask for mask in picture.objects if np.count_nonzero(mask) >= settings.min_object_px])
+    own = distinct(picture.objects)
     crossing = share_pixels(own)
     flat, told = rng.random() < settings.flat_share, rng.random() < settings.told_share
     objects = annotated(own, rng, made=not (crossing or flat), settings=settings)

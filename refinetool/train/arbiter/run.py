@@ -113,6 +113,7 @@ def gathered(run: ArbiterRun, *, device: str, on_progress: Callable[[int, int], 
             images=run.images,
             validation_share=settings.validation_share,
             max_pixels=settings.max_pixels,
+            min_object_px=settings.min_object_px,
         )
     ]
     measured = min(settings.validation_contests, settings.contests)

@@ -4,7 +4,7 @@ Six sets for training and four for measuring, all of one object per image, with 
 that are not there are left out.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from pathlib import Path
 
@@ -13,6 +13,7 @@ from PIL import Image, UnidentifiedImageError
 
 from refinetool.errors import DataError
 from refinetool.images import read_image
+from refinetool.train.data.objects import large_ones
 from refinetool.train.data.pictures import AnnotatedPicture, SourcePicture
 
 OBJECT = 128
@@ -39,35 +40,37 @@ def is_hqseg(root: Path) -> bool:
     return any((root / images).is_dir() for images, _ in (*TRAINING, *MEASURING))
 
 
-def list_hqseg(root: Path, *, max_pixels: int) -> list[SourcePicture]:
+def list_hqseg(root: Path, *, max_pixels: int, min_object_px: int) -> list[SourcePicture]:
     """List the images of the sets that are there.
 
     Raises:
         DataError: An image has no mask.
     """
+    read = partial(_read, max_pixels=max_pixels, min_object_px=min_object_px)
     return [
         picture
         for folders, validation in ((TRAINING, False), (MEASURING, True))
         for images, masks in folders
-        for picture in _of_set(root / images, root / masks, validation=validation, max_pixels=max_pixels)
+        for picture in _of_set(root / images, root / masks, read, validation=validation)
     ]
 
 
-def _of_set(images: Path, masks: Path, *, validation: bool, max_pixels: int) -> Iterator[SourcePicture]:
+def _of_set(
+    images: Path, masks: Path, read: Callable[[Path, Path], AnnotatedPicture], *, validation: bool
+) -> Iterator[SourcePicture]:
     found = sorted(path for path in images.iterdir() if path.suffix.lower() == ".jpg") if images.is_dir() else []
     for image in found:
         mask = masks / f"{image.stem}.png"
         if not mask.is_file():
             raise DataError(f"{image} has no mask; expected {mask}, or the image left out.")
-        read = partial(_read, image, mask, max_pixels=max_pixels)
-        yield SourcePicture(f"{images.parent.name}/{images.name}/{image.stem}", validation, read)
+        yield SourcePicture(f"{images.parent.name}/{images.name}/{image.stem}", validation, partial(read, image, mask))
 
 
-def _read(image: Path, mask: Path, *, max_pixels: int) -> AnnotatedPicture:
+def _read(image: Path, mask: Path, *, max_pixels: int, min_object_px: int) -> AnnotatedPicture:
     try:
         with Image.open(mask) as picture:
             grey = np.asarray(picture.convert("L"))
     except (OSError, UnidentifiedImageError) as error:
         raise DataError(f"{mask}: the mask can't be read ({error}); replace the file.") from error
     pixels = read_image(image, size=(grey.shape[0], grey.shape[1]), max_pixels=max_pixels)
-    return AnnotatedPicture(pixels, (grey >= OBJECT,), np.zeros(grey.shape, np.bool_))
+    return AnnotatedPicture(pixels, large_ones((grey >= OBJECT,), min_px=min_object_px), np.zeros(grey.shape, np.bool_))

@@ -4,6 +4,7 @@ An id map is a PNG whose values are ids: 0 is background, 255 is ignored. Ids ar
 connected component counts as an object.
 """
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -16,8 +17,6 @@ from refinetool.errors import DataError
 from refinetool.masks import bounding_box
 from refinetool.records import VOID, Mask
 
-MIN_OBJECT_PX = 150
-
 
 @dataclass(frozen=True, slots=True)
 class TrainObject:
@@ -28,8 +27,11 @@ class TrainObject:
     seed: tuple[int, int] | None
 
 
-def find_objects(ids: NDArray[np.uint8], *, by_class: bool) -> list[TrainObject]:
-    """Find the objects of an id map, uint8 (H, W); ids that are classes are also split into connected components."""
+def find_objects(ids: NDArray[np.uint8], *, by_class: bool, min_px: int) -> list[TrainObject]:
+    """Find the objects of an id map, uint8 (H, W), that have at least `min_px` pixels.
+
+    Ids that are classes are also split into connected components.
+    """
     objects = []
     for value in np.unique(ids):
         if value in (0, VOID):
@@ -37,12 +39,12 @@ def find_objects(ids: NDArray[np.uint8], *, by_class: bool) -> list[TrainObject]
         whole = ids == value
         box = bounding_box(whole)
         count, labels, stats, _ = cv2.connectedComponentsWithStats(whole.view(np.uint8), connectivity=8)
-        if box is not None and (not by_class or count <= 4) and stats[1:, cv2.CC_STAT_AREA].sum() >= MIN_OBJECT_PX:
+        if box is not None and (not by_class or count <= 4) and stats[1:, cv2.CC_STAT_AREA].sum() >= min_px:
             objects.append(TrainObject(int(value), box, None))
         if by_class and count > 2:
             for part in range(1, count):
                 x, y, w, h, area = (int(number) for number in stats[part])
-                if area >= MIN_OBJECT_PX:
+                if area >= min_px:
                     column = int(np.flatnonzero(labels[y, x : x + w] == part)[0]) + x
                     objects.append(TrainObject(int(value), (x, y, x + w, y + h), (column, y)))
     return objects
@@ -56,6 +58,11 @@ def object_mask(ids: NDArray[np.uint8], thing: TrainObject) -> Mask:
     _, labels = cv2.connectedComponents(mask.view(np.uint8), connectivity=8)
     part: Mask = labels == labels[thing.seed[1], thing.seed[0]]
     return part
+
+
+def large_ones(objects: Iterable[Mask], *, min_px: int) -> tuple[Mask, ...]:
+    """Return the masks that have at least `min_px` pixels."""
+    return tuple(mask for mask in objects if np.count_nonzero(mask) >= min_px)
 
 
 def read_ids(path: Path) -> NDArray[np.uint8]:

@@ -121,7 +121,11 @@ def pack(
         (number, picture)
         for number, path in enumerate(data)
         for picture in list_pictures(
-            path, images=images, validation_share=settings.validation_share, max_pixels=settings.max_pixels
+            path,
+            images=images,
+            validation_share=settings.validation_share,
+            max_pixels=settings.max_pixels,
+            min_object_px=settings.min_object_px,
         )
     ]
     coded, side, quality = _fitted(pictures, settings=settings, on_progress=on_progress)

@@ -21,7 +21,7 @@ from refinetool.formats import VOC_OBJECT, open_dataset
 from refinetool.images import read_image, read_sample
 from refinetool.records import VOID, Mask, Sample
 from refinetool.train.data.hqseg import is_hqseg, list_hqseg
-from refinetool.train.data.objects import find_objects, object_mask, read_ids
+from refinetool.train.data.objects import find_objects, large_ones, object_mask, read_ids
 from refinetool.train.data.pictures import AnnotatedPicture, SourcePicture
 
 SPLIT_FILE = "split.json"
@@ -29,13 +29,16 @@ LARGEST_WHOLE_CLASS = 3
 """A class with more components than this is not used as a whole object, only in parts."""
 
 
-def list_pictures(path: Path, *, images: Path | None, validation_share: float, max_pixels: int) -> list[SourcePicture]:
+def list_pictures(
+    path: Path, *, images: Path | None, validation_share: float, max_pixels: int, min_object_px: int
+) -> list[SourcePicture]:
     """List the images of a folder with `split.json`, HQSeg-44K, a COCO file, a VOC root, or a folder of mask PNGs.
 
     Args:
         images: Folder of the images; None looks in the usual places beside the annotations.
         validation_share: If the data have no split, the fraction of images for validation, chosen by their keys.
         max_pixels: Larger images are refused.
+        min_object_px: Objects with fewer pixels are left out.
 
     Raises:
         DataError: The path does not exist, or does not hold what was expected.
@@ -44,12 +47,14 @@ def list_pictures(path: Path, *, images: Path | None, validation_share: float, m
     if not path.exists():
         raise DataError(f"{path}: no such file or folder; expected a data folder, a COCO file or a VOC root.")
     if (path / SPLIT_FILE).is_file():
-        return _of_folder(path, max_pixels=max_pixels)
+        return _of_folder(path, max_pixels=max_pixels, min_object_px=min_object_px)
     if path.is_dir() and is_hqseg(path):
-        return list_hqseg(path, max_pixels=max_pixels)
+        return list_hqseg(path, max_pixels=max_pixels, min_object_px=min_object_px)
     if path.is_dir() and (path / "images").is_dir() and (path / "masks").is_dir():
         raise DataError(f"{path}: has no {SPLIT_FILE}; expected {{'train': [names], 'val': [names]}} in it.")
-    return _of_dataset(path, images=images, validation_share=validation_share, max_pixels=max_pixels)
+    return _of_dataset(
+        path, images=images, validation_share=validation_share, max_pixels=max_pixels, min_object_px=min_object_px
+    )
 
 
 def fingerprint(path: Path) -> str:
@@ -66,7 +71,7 @@ def fingerprint(path: Path) -> str:
 # --- data folders
 
 
-def _of_folder(folder: Path, *, max_pixels: int) -> list[SourcePicture]:
+def _of_folder(folder: Path, *, max_pixels: int, min_object_px: int) -> list[SourcePicture]:
     listing = folder / SPLIT_FILE
     try:
         split = json.loads(listing.read_text())
@@ -80,22 +85,33 @@ def _of_folder(folder: Path, *, max_pixels: int) -> list[SourcePicture]:
         mask = folder / "masks" / f"{stem}.png"
         if stem not in images or not mask.is_file():
             raise DataError(f"{listing} names {stem}, but {folder} lacks its image or its mask {mask.name}")
-        read = partial(_read_folder_picture, images[stem], mask, by_class=by_class, max_pixels=max_pixels)
+        read = partial(
+            _read_folder_picture,
+            images[stem],
+            mask,
+            by_class=by_class,
+            max_pixels=max_pixels,
+            min_object_px=min_object_px,
+        )
         pictures.append(SourcePicture(stem, validation, read))
     return pictures
 
 
-def _read_folder_picture(image: Path, mask: Path, *, by_class: bool, max_pixels: int) -> AnnotatedPicture:
+def _read_folder_picture(
+    image: Path, mask: Path, *, by_class: bool, max_pixels: int, min_object_px: int
+) -> AnnotatedPicture:
     ids = read_ids(mask)
     pixels = read_image(image, size=(ids.shape[0], ids.shape[1]), max_pixels=max_pixels)
-    things = find_objects(ids, by_class=by_class)
+    things = find_objects(ids, by_class=by_class, min_px=min_object_px)
     return AnnotatedPicture(pixels, tuple(object_mask(ids, thing) for thing in things), ids == VOID)
 
 
 # --- COCO, VOC, mask folders
 
 
-def _of_dataset(path: Path, *, images: Path | None, validation_share: float, max_pixels: int) -> list[SourcePicture]:
+def _of_dataset(
+    path: Path, *, images: Path | None, validation_share: float, max_pixels: int, min_object_px: int
+) -> list[SourcePicture]:
     listed = voc_split(path)
     objects = VOC_OBJECT if (path / "SegmentationObject").is_dir() else None
     samples = [s for s in open_dataset(path, images=images, format=objects).samples() if s.regions]
@@ -104,10 +120,8 @@ def _of_dataset(path: Path, *, images: Path | None, validation_share: float, max
         validating = {key for key, validation in listed.items() if validation}
     else:
         validating = drawn_for_validation([sample.key for sample in samples], share=validation_share)
-    return [
-        SourcePicture(sample.key, sample.key in validating, partial(_read_sample, sample, max_pixels=max_pixels))
-        for sample in samples
-    ]
+    read = partial(_read_sample, max_pixels=max_pixels, min_object_px=min_object_px)
+    return [SourcePicture(sample.key, sample.key in validating, partial(read, sample)) for sample in samples]
 
 
 def drawn_for_validation(keys: Sequence[str], *, share: float) -> set[str]:
@@ -128,7 +142,7 @@ def voc_split(root: Path) -> dict[str, bool] | None:
     return {key: name == "val" for name, path in lists.items() for key in path.read_text().split()}
 
 
-def _read_sample(sample: Sample, *, max_pixels: int) -> AnnotatedPicture:
+def _read_sample(sample: Sample, *, max_pixels: int, min_object_px: int) -> AnnotatedPicture:
     pixels = read_sample(sample, max_pixels=max_pixels)
     void = np.zeros(sample.size, np.bool_) if sample.void is None else masks.decode(sample.void)
     objects: list[Mask] = []
@@ -142,7 +156,7 @@ def _read_sample(sample: Sample, *, max_pixels: int) -> AnnotatedPicture:
             objects += _parts(mask)
         else:
             objects.append(mask)
-    return AnnotatedPicture(pixels, tuple(objects), void)
+    return AnnotatedPicture(pixels, large_ones(objects, min_px=min_object_px), void)
 
 
 def _parts(mask: Mask) -> Iterator[Mask]:
