@@ -381,7 +381,7 @@ class EmbedOnce:
         self._backend = backend
         self._seen: dict[tuple[int, ...], Embedding] = {}
         self.name, self.defaults, self.fingerprint = backend.name, backend.defaults, backend.fingerprint
-        self.arbiter = backend.arbiter
+        self.arbiters = backend.arbiters
 
     @property
     def views_at_once(self) -> int:

@@ -9,9 +9,9 @@ those of the model times the probability that the pixel is not in the other mask
 With two objects and a weight of 1 this is exact; with 0 each mask is left as it is. Objects that share most of the
 smaller one's coarse mask are no rivals: one of them is probably part of the other, or stands before it.
 
-A model can have an arbiter besides: a small network that also sees the image and all coarse masks, and moves the logits
-of every mask further, even where no other object claims any of it. It is not asked for coarse masks that are smaller
-than those it learnt from.
+A model can have arbiters besides: small networks that also see the image and all coarse masks, and move the logits of
+every mask further, even where no other object claims any of it. Each is asked for coarse masks at least as large as the
+smallest objects it learnt from, down to those that the next one takes.
 """
 
 import math
@@ -53,10 +53,10 @@ def compete(
     answers: Sequence[Answer],
     *,
     settings: CompetitionSettings,
-    arbiter: Arbiter | None = None,
+    arbiters: Sequence[Arbiter] = (),
     exclusive: bool = False,
 ) -> list[Answer]:
-    """Return the answers for the parts of an image, changed by what other objects claim and by the arbiter.
+    """Return the answers for the parts of an image, changed by what other objects claim and by an arbiter.
 
     Without an arbiter masks only lose pixels, and where no other object claims any, they stay as they are. So do those
     without logits.
@@ -65,7 +65,7 @@ def compete(
         jobs: All of one image.
         answers: One per job.
         settings: Resolved: the weight is not None.
-        arbiter: That of the model, None if it has none or is not to be asked.
+        arbiters: Those of the model, none if it has none or they are not to be asked.
         exclusive: Whether no pixel belongs to two objects; only an arbiter makes use of it.
     """
     weight = settings.weight or 0.0
@@ -78,7 +78,7 @@ def compete(
     every_part = [part for job in jobs for part in job.parts]
     for number, row, denied in denials(jobs, answers, max_shared=settings.max_shared):
         job, own, made = jobs[number], answers[number].logits, settled[number]
-        asked = arbiter if arbiter and np.count_nonzero(job.coarse[row]) >= arbiter.least_px else None
+        asked = arbiter_for(int(np.count_nonzero(job.coarse[row])), arbiters)
         if asked is None and not denied.any():
             continue
         assert own is not None and made.logits is not None
@@ -92,6 +92,12 @@ def compete(
             after += spread(moved, job.view.size)
         made.masks[row] = np.where((before > 0) == (after > 0), made.masks[row], after > 0)
     return settled
+
+
+def arbiter_for(pixels: int, arbiters: Sequence[Arbiter]) -> Arbiter | None:
+    """Return the arbiter to ask for a coarse mask: that for the largest masks of those whose `least_px` it reaches."""
+    ready = [arbiter for arbiter in arbiters if pixels >= arbiter.least_px]
+    return max(ready, key=lambda arbiter: arbiter.least_px, default=None)
 
 
 def denials(

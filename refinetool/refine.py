@@ -164,7 +164,7 @@ class Refiner:
             prepared.jobs,
             answers,
             settings=self.settings.competition,
-            arbiter=self.backend.arbiter if self.settings.competition.arbitrate else None,
+            arbiters=self.backend.arbiters if self.settings.competition.arbitrate else (),
             exclusive=prepared.sample.layout != "instances" or self.settings.exclusive.enabled,
         )
         verdicts = [

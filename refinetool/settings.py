@@ -178,7 +178,7 @@ class CompetitionSettings:
     max_shared: float = 0.5
     """Objects whose coarse masks share more than this fraction of the smaller one don't compete."""
     arbitrate: bool = True
-    """Whether the arbiter of a model that has one moves the logits, too. It was trained for the model's own weight."""
+    """Whether the model's arbiters, if it has any, move the logits, too. They were trained for its own weight."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -550,7 +550,7 @@ class ArbiterTrainSettings:
     validation_contests: int = 600
     """Contests to measure on; never more than there are to learn from."""
     min_object_px: int = 200
-    """Objects with fewer pixels are left out, and the arbiter is asked for coarse masks from half as many on."""
+    """Objects with fewer pixels are left out, and the arbiter is not asked for coarse masks with fewer."""
     flat_share: float = 0.3
     """Fraction of the images without overlaps in which none are made."""
     told_share: float = 0.6

@@ -69,7 +69,7 @@ class BrightBackend:
     views_at_once: int = 8
     fingerprint: str = "0" * 64
     score: float = 0.9
-    arbiter: Arbiter | None = None
+    arbiters: Sequence[Arbiter] = ()
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:
         return [BrightEmbedding(image.min(axis=2) > BRIGHT) for image in images]

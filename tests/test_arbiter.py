@@ -10,6 +10,8 @@ import pytest
 import torch
 from commands import Command
 from fakes import BrightBackend
+from hypothesis import given
+from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from test_competition import HALF, HEIGHT, WIDTH, asked, part_of, ramp, separate
@@ -17,7 +19,7 @@ from training_data import paint_folder
 
 from refinetool import load
 from refinetool.backends.models import load_backend
-from refinetool.competition import compete, contest_of, denials
+from refinetool.competition import arbiter_for, compete, contest_of, denials
 from refinetool.errors import DataError, Interrupted, UsageError, WeightsError
 from refinetool.masks import encode
 from refinetool.modules.arbiter import ArbiterNet, network_inputs, read_arbiter, serialise_arbiter
@@ -128,7 +130,7 @@ def test_a_file_gives_the_network_back(tmp_path: Path) -> None:
     with torch.inference_mode():
         expected = network(**network_inputs([contest(4)]))[0]
     np.testing.assert_allclose(found.settle(contest(4)), expected, atol=1e-4)
-    assert (found.about, found.least_px) == (ABOUT, 16)
+    assert (found.about, found.least_px) == (ABOUT, 31)
     write_arbiter(path, seed=4)
     assert read_arbiter(path).digest != found.digest
 
@@ -179,16 +181,17 @@ def test_damaged_files_are_refused_in_one_sentence(spoil: Callable[[Path], None]
 # --- which model has one
 
 
-def test_the_embedded_model_has_an_arbiter(tmp_path: Path) -> None:
+def test_the_embedded_model_has_arbiters(tmp_path: Path) -> None:
     def backend(checkpoint: str | None = None, **more: Any) -> Any:
         return load_backend("embedded", checkpoint=checkpoint, device="cpu", precision="fp32", **more)
 
     own = backend()
-    assert own.arbiter is not None
+    assert {arbiter.least_px for arbiter in own.arbiters} == {36, 200}
     for other in (backend("random:0"), backend(head="none"), backend(head="sam2refiner")):
-        assert other.arbiter is None
+        assert not other.arbiters
     write_arbiter(tmp_path / "mine.safetensors")
     mine = backend(arbiter=tmp_path / "mine.safetensors")
+    assert [arbiter.least_px for arbiter in mine.arbiters] == [31]
     assert mine.fingerprint != own.fingerprint
     assert mine.base_fingerprint == own.base_fingerprint
     write_arbiter(tmp_path / "mine.safetensors", about={"settings": {"min_object_px": 400}})
@@ -224,27 +227,27 @@ def test_its_moves_are_added_to_what_competition_does() -> None:
     jobs, answers = separate([(0, 0, 12, HEIGHT), (18, 0, WIDTH, HEIGHT)], [ramp(rising=False), ramp(rising=True)])
     plain = compete(jobs, answers, settings=HALF)
     arbiter = Bold(3.0)
-    bold = compete(jobs, answers, settings=HALF, arbiter=arbiter)
+    bold = compete(jobs, answers, settings=HALF, arbiters=[arbiter])
     assert len(arbiter.asked) == 2
-    for before, after, given in zip(plain, bold, answers, strict=True):
+    for before, after, answer in zip(plain, bold, answers, strict=True):
         assert before.logits is not None and after.logits is not None
         np.testing.assert_allclose(after.logits, before.logits + 3, atol=1e-5)
         assert (after.masks == (after.logits > 0)).all()
-        assert (after.masks & ~given.masks).any(), "it may add pixels"
+        assert (after.masks & ~answer.masks).any(), "it may add pixels"
 
 
 def test_an_arbiter_is_left_out_where_objects_do_not_compete_or_logits_are_unknown() -> None:
     jobs, answers = separate([(0, 0, 12, HEIGHT)], [ramp(rising=False)])
     arbiter = Bold(3.0)
-    compete(jobs, answers, settings=CompetitionSettings(weight=0.0), arbiter=arbiter)
-    compete(jobs, [replace(answers[0], logits=None)], settings=HALF, arbiter=arbiter)
+    compete(jobs, answers, settings=CompetitionSettings(weight=0.0), arbiters=[arbiter])
+    compete(jobs, [replace(answers[0], logits=None)], settings=HALF, arbiters=[arbiter])
     assert arbiter.asked == []
 
 
 def test_a_mask_that_nobody_contests_is_settled_too() -> None:
     jobs, answers = separate([(0, 0, 12, HEIGHT)], [ramp(rising=False)])
     arbiter = Bold(3.0)
-    (found,) = compete(jobs, answers, settings=HALF, arbiter=arbiter)
+    (found,) = compete(jobs, answers, settings=HALF, arbiters=[arbiter])
     assert [(one.denied == 0).all() and (one.others == 0).all() for one in arbiter.asked] == [True]
     assert found.logits is not None
     np.testing.assert_allclose(found.logits[0], ramp(rising=False) + 3, atol=1e-5)
@@ -258,12 +261,19 @@ def test_masks_smaller_than_those_it_learnt_from_are_left_to_the_rule() -> None:
     assert small < large
     plain = compete(jobs, answers, settings=HALF)
     arbiter = Bold(3.0, least_px=large)
-    settled = compete(jobs, answers, settings=HALF, arbiter=arbiter)
+    settled = compete(jobs, answers, settings=HALF, arbiters=[arbiter])
     assert len(arbiter.asked) == 1
     for before, after, moved in zip(plain, settled, (0, 3), strict=True):
         assert before.logits is not None and after.logits is not None
         np.testing.assert_allclose(after.logits, before.logits + moved, atol=1e-5)
         assert (after.masks == (after.logits > 0)).all()
+
+
+@given(least=st.lists(st.integers(0, 50), unique=True), pixels=st.integers(0, 60))
+def test_the_arbiter_for_the_largest_masks_that_are_not_larger_is_asked(least: list[int], pixels: int) -> None:
+    asked = arbiter_for(pixels, [Bold(0.0, least_px=each) for each in least])
+    below = [each for each in sorted(least) if each <= pixels]
+    assert (asked.least_px if asked else None) == (below[-1] if below else None)
 
 
 def test_a_contest_shows_the_image_and_all_other_masks() -> None:
@@ -317,7 +327,7 @@ def test_it_is_told_where_objects_cannot_overlap(
     settings = RefineSettings(
         competition=CompetitionSettings(weight=1.0, arbitrate=arbitrate), exclusive=ExclusiveSettings(enabled=exclusive)
     )
-    refiner = Refiner(BrightBackend(arbiter=arbiter), settings)
+    refiner = Refiner(BrightBackend(arbiters=[arbiter]), settings)
     image = np.full((60, 80, 3), 255, np.uint8)
     halves = [np.arange(80)[None].repeat(60, 0) // 40 == n for n in range(2)]
     regions = tuple(Region(n + 1, None, encode(mask)) for n, mask in enumerate(halves))
@@ -531,7 +541,7 @@ def test_the_command_writes_what_refine_takes(command: Command, tmp_path: Path) 
     assert made.code == 0, made.err
     assert "arbiter.safetensors" in made.out
     file = out / "arbiter.safetensors"
-    assert read_arbiter(file).least_px == 75
+    assert read_arbiter(file).least_px == 150
     refiner = load("embedded", checkpoint="random:1", device="cpu", arbiter=file)
     masks = np.stack([np.arange(80)[None].repeat(60, 0) // 40 == n for n in range(2)])
     assert len(refiner.refine_image(np.zeros((60, 80, 3), np.uint8), masks)) == 2

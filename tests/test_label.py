@@ -432,7 +432,7 @@ def test_an_image_is_embedded_once_for_labelling_and_refining(job: Path) -> None
         """SAM, with labels by colour."""
 
         name, defaults, fingerprint, views_at_once = "sam", backend.defaults, "-", 1
-        arbiter = None
+        arbiters = ()
 
         def embed(self, images: Sequence[ImageArray]) -> Any:
             seen.extend(image.shape for image in images)

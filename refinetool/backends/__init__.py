@@ -81,8 +81,8 @@ class Backend(Protocol):
     """The model's defaults, used where the user chose nothing."""
     fingerprint: str
     """Hash of architecture and weights, written into journals and outputs."""
-    arbiter: Arbiter | None
-    """What corrects the masks of an image together, if the model has one."""
+    arbiters: Sequence[Arbiter]
+    """What corrects the masks of an image together, each for masks of another size."""
 
     @property
     def views_at_once(self) -> int:

@@ -38,7 +38,7 @@ class Model:
     variant: The name of the model within that backend.
     defaults: The settings used where the user chose nothing.
     head: The head used where the user chose nothing, which is part of the weights; `none` for none.
-    has_arbiter: Whether an arbiter for the model and this head comes with refinetool.
+    arbiters: The arbiters for the model and this head that come with refinetool, each for masks of another size.
     """
 
     name: str
@@ -47,7 +47,7 @@ class Model:
     variant: str
     defaults: ModelDefaults = field(default_factory=ModelDefaults)
     head: str = NO_HEAD
-    has_arbiter: bool = False
+    arbiters: tuple[str, ...] = ()
 
     def backend_class(self) -> "type[SquareBackend]":
         """Import the class of the backend, and torch with it."""
@@ -90,7 +90,7 @@ MODELS: dict[str, Model] = {
                 single_threaded=True,
             ),
             head="detail",
-            has_arbiter=True,
+            arbiters=("arbiter", "arbiter-small"),
         ),
         Model("sam-vit-b", "SAM, ViT-B encoder, 94 M parameters", SAM, "vit_b"),
         Model("sam-vit-l", "SAM, ViT-L encoder, 312 M parameters", SAM, "vit_l"),
@@ -136,7 +136,7 @@ def load_backend(
             or `auto` for the model's default. Heads other than that become part of the fingerprint.
         iou_adapter: A file that `adapt-iou` wrote for this model, these weights and this head; it becomes part of the
             fingerprint.
-        arbiter: A file that `train arbiter` wrote, or None for the model's own; it becomes part of the
+        arbiter: A file that `train arbiter` wrote, or None for the model's own ones; it becomes part of the
             fingerprint.
         image_batch, prompt_batch: Views per encoder call and regions per decoder call; None for the device's default.
 
@@ -162,14 +162,16 @@ def load_backend(
             defaults = _with_another_head(defaults)
     elif head not in (DEFAULT_HEAD, NO_HEAD):
         raise UsageError(f"{name} can't have a head: heads are for SAM 2 models; drop --head {head}")
-    if arbiter is None and model.has_arbiter and head in (DEFAULT_HEAD, model.head) and not is_random(checkpoint):
-        arbiter = arbiter_weights(model)
-    settles = None
-    if arbiter is not None:
-        from refinetool.modules.arbiter import read_arbiter
+    from refinetool.modules.arbiter import read_arbiter
 
-        settles = read_arbiter(weights.user_path(arbiter))
-        fingerprint = _hash(f"{fingerprint} {settles.digest} {settles.least_px}")
+    arbiter_files: list[Path] = []
+    if arbiter is not None:
+        arbiter_files = [weights.user_path(arbiter)]
+    elif head in (DEFAULT_HEAD, model.head) and not is_random(checkpoint):
+        arbiter_files = arbiter_weights(model)
+    arbiters = [read_arbiter(path) for path in arbiter_files]
+    for each in arbiters:
+        fingerprint = _hash(f"{fingerprint} {each.digest} {each.least_px}")
     correction = None
     if iou_adapter is not None:
         from refinetool.modules.iou_adapter import read_adapter
@@ -189,7 +191,7 @@ def load_backend(
         prompt_batch=prompt_batch or prompts,
         **options,
     )
-    backend.arbiter = settles
+    backend.arbiters = arbiters
     if correction is not None:
         backend.adapt(correction)
     return backend
@@ -236,9 +238,10 @@ def head_weights(model: Model, kind: str) -> Path:
     return Path(str(files("refinetool").joinpath("assets", f"{model.name}-{kind}.safetensors")))
 
 
-def arbiter_weights(model: Model) -> Path:
-    """Return the path of the arbiter that comes with refinetool."""
-    return Path(str(files("refinetool").joinpath("assets", f"{model.name}-arbiter.safetensors")))
+def arbiter_weights(model: Model) -> list[Path]:
+    """Return the paths of the arbiters that come with refinetool."""
+    assets = files("refinetool").joinpath("assets")
+    return [Path(str(assets.joinpath(f"{model.name}-{name}.safetensors"))) for name in model.arbiters]
 
 
 def _with_another_head(defaults: ModelDefaults) -> ModelDefaults:

@@ -43,7 +43,7 @@ class SquareBackend(ABC):
 
     mixes_images = True
     """Whether a decoder call may hold rows of several images."""
-    arbiter: Arbiter | None = None
+    arbiters: Sequence[Arbiter] = ()
 
     def __init__(
         self,

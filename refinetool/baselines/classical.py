@@ -85,7 +85,7 @@ class NoModel:
     name: str = "none"
     defaults: ModelDefaults = field(default_factory=lambda: ModelDefaults(view="crop", selection="single"))
     views_at_once: int = 1
-    arbiter: Arbiter | None = None
+    arbiters: Sequence[Arbiter] = ()
     fingerprint: str = hashlib.sha256(f"opencv {cv2.__version__}".encode()).hexdigest()
 
     def embed(self, images: Sequence[ImageArray]) -> list[Embedding]:

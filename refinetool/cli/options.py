@@ -152,7 +152,7 @@ Arbiter: TypeAlias = Annotated[
     optional(
         "--arbiter",
         metavar="PATH",
-        text="File that refinetool train arbiter wrote, instead of the model's own.",
+        text="File that refinetool train arbiter wrote, instead of the model's own ones.",
         panel=MODEL,
     ),
 ]

@@ -123,7 +123,7 @@ SETTINGS = (
         "competition.arbitrate",
         "--no-arbiter",
         METHOD,
-        "Leave out the model's arbiter, a small network that sees all masks of an image and corrects each.",
+        "Leave out the model's arbiters, small networks that see all masks of an image and correct each.",
         value=False,
     ),
     Setting(

@@ -39,7 +39,7 @@ def train_an_arbiter(
         int | None,
         setting(
             "--min-object-px",
-            "Objects with fewer pixels are left out; refine asks the arbiter for coarse masks from half as many on.",
+            "Objects with fewer pixels are left out, and refine does not ask the arbiter for coarse masks with fewer.",
             default=TRAIN.min_object_px,
             min=1,
         ),

@@ -7,7 +7,6 @@ the logits.
 """
 
 import json
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -32,9 +31,6 @@ INPUTS = 10
 LOGIT_BOUND, LOGIT_SCALE = 16.0, 4.0
 DENIED_BOUND, DENIED_SCALE = -10.0, 2.0
 """Logits and what is denied are clamped and divided, so that they have the scale of the other inputs."""
-LEAST_OF_AN_OBJECT = 0.5
-"""An arbiter is asked for coarse masks of at least this fraction of the smallest object it learnt from, because the
-coarse masks of its training cover about half of their object or more."""
 METADATA = "refinetool_arbiter"
 """The entry of a file's metadata that describes the arbiter, as JSON."""
 
@@ -98,7 +94,7 @@ class Arbiter:
 
     digest: SHA-256 of its weights.
     about: The recipe of its training, in JSON types.
-    least_px: Pixels of the smallest coarse masks that it is asked for.
+    least_px: Pixels of the smallest objects that it learnt from, and of the smallest coarse masks it is asked for.
     """
 
     network: ArbiterNet
@@ -134,7 +130,7 @@ def read_arbiter(path: Path) -> Arbiter:
         } == expected and all(tensor.isfinite().all() for tensor in tensors.values()):
             network.load_state_dict(tensors)
             ready = network.eval().requires_grad_(False).to(memory_format=torch.channels_last)
-            return Arbiter(ready, state_digest(tensors), about, math.ceil(LEAST_OF_AN_OBJECT * smallest))
+            return Arbiter(ready, state_digest(tensors), about, smallest)
     raise WeightsError(
         f"{path}: this is not an arbiter, or one of another version, or a damaged one; "
         "refinetool train arbiter writes one"
