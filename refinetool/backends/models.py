@@ -38,7 +38,8 @@ class Model:
     variant: The name of the model within that backend.
     defaults: The settings used where the user chose nothing.
     head: The head used where the user chose nothing, which is part of the weights; `none` for none.
-    arbiters: The arbiters for the model and this head that come with refinetool, each for masks of another size.
+    arbiters: The arbiters for the model and this head that come with refinetool, each for masks of another size, by how
+        the names of their files end.
     """
 
     name: str
@@ -162,6 +163,7 @@ def load_backend(
             defaults = _with_another_head(defaults)
     elif head not in (DEFAULT_HEAD, NO_HEAD):
         raise UsageError(f"{name} can't have a head: heads are for SAM 2 models; drop --head {head}")
+
     from refinetool.modules.arbiter import read_arbiter
 
     arbiter_files: list[Path] = []
